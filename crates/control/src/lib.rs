@@ -1,0 +1,1 @@
+//! The control plane: sources feed an index, services answer from it.

@@ -1,0 +1,314 @@
+//! Which rule of which route a request matches.
+//!
+//! The most specific match wins: host, then path (exact over prefix over regex, longer first), then
+//! number of headers, number of query parameters, then method. The first rule wins a tie. Prefixes
+//! match whole segments; regular expressions must match the whole value.
+
+use http::Uri;
+use http::request::Parts;
+
+use crate::route::{
+    GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, Route, Rule, ValueMatch,
+};
+
+/// A regular expression that must match a whole value. Compares by its source.
+#[derive(Clone, Debug)]
+pub struct Pattern {
+    source: String,
+    regex: regex::bytes::Regex,
+}
+
+/// Upper bound on a compiled expression, so that a route cannot exhaust a proxy. Bytes.
+const REGEX_SIZE_LIMIT: usize = 1 << 20;
+
+impl Pattern {
+    /// Compiles `source`.
+    ///
+    /// # Errors
+    /// When it is not a regular expression, or one that compiles to more than 1 MiB.
+    pub fn new(source: &str) -> Result<Self, InvalidPattern> {
+        let regex = regex::bytes::RegexBuilder::new(&format!("^(?:{source})$"))
+            .size_limit(REGEX_SIZE_LIMIT)
+            .build()
+            .map_err(|error| InvalidPattern { pattern: source.into(), error: Box::new(error) })?;
+        Ok(Self { source: source.into(), regex })
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.source
+    }
+
+    pub fn matches(&self, value: &[u8]) -> bool {
+        self.regex.is_match(value)
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source
+    }
+}
+
+/// A route's regular expression that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the regular expression `{pattern}` is not valid: {error}")]
+pub struct InvalidPattern {
+    pattern: String,
+    error: Box<regex::Error>,
+}
+
+/// How specific a match is; greater is more specific.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Specificity {
+    host: (u8, usize),
+    path: (u8, usize),
+    headers: usize,
+    query: usize,
+    method: bool,
+}
+
+/// A kind of match: HTTP or gRPC.
+pub trait MatchRequest {
+    /// Whether the request matches, and how specifically (the host is left to the route).
+    fn match_request(&self, req: &Parts) -> Option<Specificity>;
+    /// The prefix that a `ReplacePrefixMatch` would replace.
+    fn prefix(&self) -> Option<&str>;
+}
+
+/// The rule a request goes by.
+#[derive(Debug)]
+pub struct Found<'a, M, R> {
+    /// Index into the routes given.
+    pub route: usize,
+    /// Index into that route's rules.
+    pub rule: usize,
+    pub rule_ref: &'a Rule<M, R>,
+    /// The matched path prefix, when the match was one.
+    pub prefix: Option<&'a str>,
+}
+
+/// Finds the most specific rule for a request.
+pub fn find<'a, M: MatchRequest, R>(
+    routes: &'a [Route<M, R>],
+    req: &Parts,
+) -> Option<Found<'a, M, R>> {
+    let host = request_host(req);
+    let mut best: Option<(Specificity, Found<'a, M, R>)> = None;
+    for (route_index, route) in routes.iter().enumerate() {
+        let Some(host) = match_hosts(&route.hosts, host) else { continue };
+        for (rule_index, rule) in route.rules.iter().enumerate() {
+            let Some((specificity, prefix)) = match_rule(rule, req) else { continue };
+            let specificity = Specificity { host, ..specificity };
+            if best.as_ref().is_none_or(|(found, _)| specificity > *found) {
+                let found = Found { route: route_index, rule: rule_index, rule_ref: rule, prefix };
+                best = Some((specificity, found));
+            }
+        }
+    }
+    best.map(|(_, found)| found)
+}
+
+fn match_rule<'a, M: MatchRequest, R>(
+    rule: &'a Rule<M, R>,
+    req: &Parts,
+) -> Option<(Specificity, Option<&'a str>)> {
+    if rule.matches.is_empty() {
+        return Some((Specificity::default(), Some("/")));
+    }
+    let mut best = None;
+    for candidate in &rule.matches {
+        let Some(specificity) = candidate.match_request(req) else { continue };
+        if best.as_ref().is_none_or(|(found, _)| specificity > *found) {
+            best = Some((specificity, candidate.prefix()));
+        }
+    }
+    best
+}
+
+/// The host a request is for: the URI's, else the `Host` header's, without port.
+pub fn request_host(req: &Parts) -> &str {
+    let authority = req.uri.authority().map(http::uri::Authority::as_str).or_else(|| {
+        req.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
+    });
+    host_of(authority.unwrap_or_default())
+}
+
+/// `host:port` without its port; brackets of an IPv6 address stay.
+pub fn host_of(authority: &str) -> &str {
+    match authority.rfind(':') {
+        Some(colon) if !authority[colon..].contains(']') => &authority[..colon],
+        _ => authority,
+    }
+}
+
+fn match_hosts(hosts: &[HostMatch], host: &str) -> Option<(u8, usize)> {
+    if hosts.is_empty() {
+        return Some((0, 0));
+    }
+    hosts.iter().filter_map(|pattern| pattern.match_host(host)).max()
+}
+
+impl HostMatch {
+    /// Specificity of the match of a host or SNI, `None` without one.
+    pub fn match_host(&self, host: &str) -> Option<(u8, usize)> {
+        let host = host.strip_suffix('.').unwrap_or(host);
+        match self {
+            Self::Exact(exact) => exact.eq_ignore_ascii_case(host).then_some((2, exact.len())),
+            Self::Suffix(labels) => {
+                let mut rest = host.rsplit('.');
+                for label in labels.iter().rev() {
+                    if !rest.next().is_some_and(|have| have.eq_ignore_ascii_case(label)) {
+                        return None;
+                    }
+                }
+                rest.next().is_some_and(|more| !more.is_empty()).then_some((1, labels.len()))
+            }
+        }
+    }
+}
+
+impl MatchRequest for HttpMatch {
+    fn match_request(&self, req: &Parts) -> Option<Specificity> {
+        let mut specificity = Specificity::default();
+        if let Some(path) = &self.path {
+            specificity.path = path.match_path(&req.uri)?;
+        }
+        if let Some(method) = &self.method {
+            if *method != req.method {
+                return None;
+            }
+            specificity.method = true;
+        }
+        if !self.headers.iter().all(|header| header.matches(req)) {
+            return None;
+        }
+        for param in &self.query {
+            let value = query_param(&req.uri, &param.name)?;
+            if !param.value.matches(value.as_bytes()) {
+                return None;
+            }
+        }
+        specificity.headers = self.headers.len();
+        specificity.query = self.query.len();
+        Some(specificity)
+    }
+
+    fn prefix(&self) -> Option<&str> {
+        match &self.path {
+            None => Some("/"),
+            Some(PathMatch::Prefix(prefix)) => Some(prefix),
+            Some(_) => None,
+        }
+    }
+}
+
+impl MatchRequest for GrpcMatch {
+    fn match_request(&self, req: &Parts) -> Option<Specificity> {
+        let mut specificity = Specificity::default();
+        let mut segments = req.uri.path().strip_prefix('/')?.splitn(2, '/');
+        let (service, method) = (segments.next()?, segments.next()?);
+        if let Some(wanted) = self.service.as_deref().filter(|s| !s.is_empty()) {
+            if wanted != service {
+                return None;
+            }
+            specificity.path.1 += wanted.len();
+        }
+        if let Some(wanted) = self.method.as_deref().filter(|m| !m.is_empty()) {
+            if wanted != method {
+                return None;
+            }
+            specificity.path.1 += wanted.len();
+        }
+        if !self.headers.iter().all(|header| header.matches(req)) {
+            return None;
+        }
+        specificity.headers = self.headers.len();
+        Some(specificity)
+    }
+
+    fn prefix(&self) -> Option<&str> {
+        None
+    }
+}
+
+impl PathMatch {
+    fn match_path(&self, uri: &Uri) -> Option<(u8, usize)> {
+        let path = uri.path();
+        match self {
+            Self::Exact(exact) => (path == exact).then_some((3, exact.len())),
+            Self::Prefix(prefix) => {
+                let bare = prefix.trim_end_matches('/');
+                let rest = path.strip_prefix(bare)?;
+                (rest.is_empty() || rest.starts_with('/')).then_some((2, bare.len()))
+            }
+            Self::Regex(pattern) => {
+                pattern.matches(path.as_bytes()).then_some((1, pattern.as_str().len()))
+            }
+        }
+    }
+}
+
+impl HeaderMatch {
+    fn matches(&self, req: &Parts) -> bool {
+        if self.name == http::header::HOST {
+            // HTTP/2 carries it as the URI's authority.
+            let host = req.uri.authority().map(|authority| authority.as_str().as_bytes());
+            let header = || req.headers.get(&self.name).map(http::HeaderValue::as_bytes);
+            return host.or_else(header).is_some_and(|value| self.value.matches(value));
+        }
+        let mut values = req.headers.get_all(&self.name).iter();
+        let Some(first) = values.next() else { return false };
+        let Some(second) = values.next() else { return self.value.matches(first.as_bytes()) };
+        // Repeated fields mean their comma-separated list (RFC 9110, 5.3).
+        let mut joined = first.as_bytes().to_vec();
+        for value in std::iter::once(second).chain(values) {
+            joined.push(b',');
+            joined.extend_from_slice(value.as_bytes());
+        }
+        self.value.matches(&joined)
+    }
+}
+
+impl ValueMatch {
+    fn matches(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(exact) => exact == value,
+            Self::Regex(pattern) => pattern.matches(value),
+        }
+    }
+}
+
+/// The first value of a query parameter, percent-decoded where it needs to be.
+fn query_param<'a>(uri: &'a Uri, name: &str) -> Option<std::borrow::Cow<'a, str>> {
+    uri.query()?.split('&').find_map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decode(key) == name).then(|| decode(value))
+    })
+}
+
+fn decode(text: &str) -> std::borrow::Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return text.into();
+    }
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |i: usize| bytes.get(i).and_then(|b| char::from(*b).to_digit(16));
+        match (bytes[at], hex(at + 1), hex(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push((high * 16 + low) as u8);
+                at += 3;
+            }
+            (b'+', ..) => {
+                decoded.push(b' ');
+                at += 1;
+            }
+            (byte, ..) => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&decoded).into_owned().into()
+}

@@ -1,0 +1,227 @@
+//! Routes, shared by both directions: matches, filters, timeouts, retries.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+
+use crate::matching::Pattern;
+use crate::meta::Meta;
+
+/// A route: hosts it answers for, and its rules. `M` is [`HttpMatch`] or [`GrpcMatch`].
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route<M, R> {
+    pub meta: Meta,
+    /// Empty: any host.
+    pub hosts: Vec<HostMatch>,
+    pub rules: Vec<Rule<M, R>>,
+}
+
+/// One rule: when any of `matches` holds (or there are none), `action` applies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rule<M, R> {
+    pub matches: Vec<M>,
+    pub filters: Vec<Filter>,
+    pub action: R,
+}
+
+/// A host pattern of a route. Hosts compare without port and without case.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HostMatch {
+    Exact(String),
+    /// `*.example.com` is `["example", "com"]`; at least one more label must stand before it.
+    Suffix(Vec<String>),
+}
+
+/// Conditions on one HTTP request; all must hold.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct HttpMatch {
+    pub path: Option<PathMatch>,
+    pub headers: Vec<HeaderMatch>,
+    pub query: Vec<QueryMatch>,
+    pub method: Option<Method>,
+}
+
+/// A condition on the path.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PathMatch {
+    Exact(String),
+    /// Whole segments: `/a` matches `/a` and `/a/b`, not `/ab`.
+    Prefix(String),
+    Regex(Pattern),
+}
+
+/// A condition on one header.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeaderMatch {
+    pub name: HeaderName,
+    pub value: ValueMatch,
+}
+
+/// A condition on one query parameter; the first occurrence counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct QueryMatch {
+    pub name: String,
+    pub value: ValueMatch,
+}
+
+/// Equality, or a regular expression that must match the whole value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ValueMatch {
+    Exact(Vec<u8>),
+    Regex(Pattern),
+}
+
+/// Conditions on one gRPC call; all must hold. An empty name matches any.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GrpcMatch {
+    pub service: Option<String>,
+    pub method: Option<String>,
+    pub headers: Vec<HeaderMatch>,
+}
+
+/// What a rule does to a request or its response.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Filter {
+    /// Answers a share of the requests itself.
+    Fail(FailureInjector),
+    RequestHeaders(HeaderModifier),
+    ResponseHeaders(HeaderModifier),
+    Redirect(Redirect),
+}
+
+/// Answers `ratio` of the requests with a failure.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FailureInjector {
+    pub failure: InjectedFailure,
+    pub message: String,
+    pub ratio: Ratio,
+}
+
+/// The failure to answer with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InjectedFailure {
+    Http(StatusCode),
+    /// A gRPC status code.
+    Grpc(u16),
+}
+
+/// A share, `numerator / denominator`, with `denominator` > 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ratio {
+    pub numerator: u32,
+    pub denominator: u32,
+}
+
+impl Ratio {
+    /// Whether a uniformly random `draw` falls into the share.
+    pub fn covers(self, draw: u32) -> bool {
+        // Scales the draw to the denominator instead of taking it modulo, which would be biased.
+        (u64::from(draw) * u64::from(self.denominator)) >> 32 < u64::from(self.numerator)
+    }
+}
+
+/// Changes to a message's headers, applied in the order set, add, remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderModifier {
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    pub remove: Vec<HeaderName>,
+}
+
+impl HeaderModifier {
+    /// Applies the changes.
+    pub fn apply(&self, headers: &mut http::HeaderMap) {
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+        for name in &self.remove {
+            headers.remove(name);
+        }
+    }
+}
+
+/// Answers with a redirection; parts left `None` stay those of the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    pub scheme: Option<String>,
+    pub host: Option<String>,
+    pub port: Option<u16>,
+    pub path: Option<PathModifier>,
+    pub status: StatusCode,
+}
+
+/// A replacement of the whole path, or of the prefix that the rule matched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PathModifier {
+    Full(String),
+    Prefix(String),
+}
+
+/// Time limits of a request; `None` is unlimited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the request's first byte to the response's last.
+    pub request: Option<Duration>,
+    /// From the request's last byte to the response's last.
+    pub response: Option<Duration>,
+    /// Without a frame in either direction.
+    pub idle: Option<Duration>,
+}
+
+/// When and how often a request may be tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retry {
+    /// Tries after the first.
+    pub max_retries: u32,
+    /// Larger request bodies are not kept for another try. Bytes.
+    pub max_request_bytes: u32,
+    /// HTTP statuses that call for another try.
+    pub statuses: Vec<RangeInclusive<u16>>,
+    pub grpc: GrpcCodes,
+    /// Limit of one try until its response's head.
+    pub timeout: Option<Duration>,
+    pub backoff: Option<Backoff>,
+}
+
+/// A set of gRPC status codes 0…31.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GrpcCodes(pub u32);
+
+impl GrpcCodes {
+    /// The set with `code` added; codes above 31 do not exist and are ignored.
+    #[must_use]
+    pub fn with(self, code: u16) -> Self {
+        Self(self.0 | 1u32.checked_shl(u32::from(code)).unwrap_or(0))
+    }
+
+    pub fn contains(self, code: u16) -> bool {
+        1u32.checked_shl(u32::from(code)).is_some_and(|bit| self.0 & bit != 0)
+    }
+}
+
+/// Exponential backoff with jitter.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    pub min: Duration,
+    pub max: Duration,
+    /// Share of the base that may be added at random, ≥ 0.
+    pub jitter: f32,
+    /// Take a `Retry-After` of the response as the first backoff.
+    pub respect_retry_after: bool,
+}
+
+/// How a rule's traffic is spread over its backends.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Distribution<B> {
+    /// No backend: 503 for HTTP, close for TCP.
+    Empty,
+    /// The first one that has an endpoint ready.
+    FirstAvailable(Vec<Arc<B>>),
+    /// At random by weight; at least one weight is > 0.
+    Random(Vec<(Arc<B>, u32)>),
+}

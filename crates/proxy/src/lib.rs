@@ -1,0 +1,1 @@
+//! The sidecar: two stacks, and what feeds them.

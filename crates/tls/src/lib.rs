@@ -1,0 +1,1 @@
+//! TLS for the mesh: reading a ClientHello, identities, certificates.

@@ -1,0 +1,1 @@
+//! The harness, scenarios and benches that run the real programs.

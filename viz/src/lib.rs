@@ -1,0 +1,1 @@
+//! The dashboard: a server over the statistics API, and its page.
