@@ -1,0 +1,51 @@
+//! The command line as clap sees it: global flags and the list of commands.
+//!
+//! A command's own flags are in its file in `commands/`.
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::commands;
+
+/// A service mesh you can read: see who talks to whom, how well, and live.
+#[derive(Debug, Parser)]
+#[command(
+    name = "meshctl",
+    version,
+    max_term_width = 100,
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Commands,
+}
+
+/// Which mesh is meant, for every command that reads one.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Mesh")]
+pub struct Global {
+    /// The local mesh of this name instead of a cluster
+    #[arg(long, global = true, value_name = "NAME", num_args = 0..=1, require_equals = true,
+          default_missing_value = "default", conflicts_with_all = ["context", "kubeconfig"])]
+    pub local: Option<String>,
+    /// The cluster of this kubeconfig context
+    #[arg(long, global = true, value_name = "NAME")]
+    pub context: Option<String>,
+    /// The kubeconfig file to take the context from
+    #[arg(long, global = true, value_name = "FILE")]
+    pub kubeconfig: Option<std::path::PathBuf>,
+    /// Say which mesh is asked, and more about errors
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+/// Every command, in the order of the help.
+#[derive(Debug, Subcommand)]
+pub enum Commands {
+    Demo(commands::demo::Args),
+    Local(commands::local::Args),
+    Run(commands::run::Args),
+    /// Show the version of meshctl and of the control plane
+    Version(commands::version::VersionArgs),
+}

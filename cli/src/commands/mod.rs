@@ -1,0 +1,21 @@
+//! One file a command. [`run`] sends each to its own.
+
+pub mod demo;
+pub mod local;
+pub mod run;
+pub mod version;
+
+use std::process::ExitCode;
+
+use crate::args::Commands;
+use crate::context::Context;
+use crate::error::CliError;
+
+/// Runs a command that asks the mesh.
+pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliError> {
+    match command {
+        Commands::Version(args) => version::run(args, cx).await,
+        // These own the process and its runtime; `program.rs` has run them.
+        Commands::Demo(_) | Commands::Local(_) | Commands::Run(_) => Ok(ExitCode::SUCCESS),
+    }
+}

@@ -1,0 +1,104 @@
+//! How a command fails: the kind decides the exit code, the message names the object, the hint the next command.
+
+use std::io;
+use std::process::ExitCode;
+
+use crate::output::Ui;
+
+/// The kinds of failure a script can tell apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The command failed, or found what it was asked to look for.
+    Failed,
+    /// The command line makes no sense.
+    Usage,
+    /// The mesh can't be reached, or does not let us.
+    Unreachable,
+    /// What was waited for did not come.
+    TimedOut,
+    /// The user stopped it.
+    Interrupted,
+    /// Who read our output has gone: nobody is left to be told.
+    OutputClosed,
+}
+
+impl Kind {
+    fn exit_code(self) -> u8 {
+        match self {
+            Self::OutputClosed => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Unreachable => 3,
+            Self::TimedOut => 4,
+            Self::Interrupted => 130,
+        }
+    }
+}
+
+/// Why a command failed. The message is one line without a full stop at its end.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct CliError {
+    pub kind: Kind,
+    pub message: String,
+    /// What to do now, usually a command.
+    pub hint: Option<String>,
+}
+
+impl CliError {
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self::new(Kind::Failed, message)
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    pub fn unreachable(message: impl Into<String>) -> Self {
+        Self::new(Kind::Unreachable, message)
+    }
+
+    pub fn timed_out(message: impl Into<String>) -> Self {
+        Self::new(Kind::TimedOut, message)
+    }
+
+    pub fn interrupted() -> Self {
+        Self::new(Kind::Interrupted, "interrupted")
+    }
+
+    /// Adds the next step.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Tells the user on stderr and returns the exit code.
+    pub fn report(&self, ui: &mut Ui) -> ExitCode {
+        if !matches!(self.kind, Kind::OutputClosed | Kind::Interrupted) {
+            let label = ui.err_style().red("error:");
+            ui.note(&format!("{label} {}", self.message));
+            if let Some(hint) = &self.hint {
+                ui.note(&format!("  try: {hint}"));
+            }
+        }
+        ExitCode::from(self.kind.exit_code())
+    }
+}
+
+impl From<io::Error> for CliError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::new(Kind::OutputClosed, "the output was closed"),
+            _ => Self::failed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! meshctl, the command line of the mesh.
+//!
+//! A command is one file in [`commands`]. It gets its arguments and a [`Context`], asks the control plane over the
+//! connection of [`connect`], and prints through [`output`]. Read [`args`] next for what there is, then
+//! `commands/stat.rs` as the example of a command.
+
+pub mod args;
+pub mod commands;
+pub mod connect;
+pub mod context;
+pub mod error;
+pub mod output;
+pub mod program;
+pub mod state_dir;
+pub mod units;
+
+pub use context::Context;
+pub use error::CliError;
+pub use program::main;
