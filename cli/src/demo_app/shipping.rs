@@ -172,3 +172,56 @@ fn within_deadline<T>(message: T) -> Request<T> {
     request.set_timeout(CALL_DEADLINE);
     request
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::Response;
+    use http_body_util::Empty;
+    use hyper::service::service_fn;
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tonic::Code;
+
+    use super::*;
+
+    /// Refuses one connection's calls, with the `:authority` they came with as the message.
+    async fn echo_authority(listener: TcpListener) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let service = service_fn(|request: http::Request<hyper::body::Incoming>| async move {
+            let reply = Response::builder()
+                .header("content-type", "application/grpc")
+                .header("grpc-status", "9")
+                .header("grpc-message", request.uri().authority().unwrap().as_str())
+                .body(Empty::<Bytes>::new());
+            Ok::<_, Infallible>(reply.unwrap())
+        });
+        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await
+            .unwrap();
+    }
+
+    #[tokio::test]
+    async fn calls_name_the_service_wherever_they_connect_to() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = ShippingClient::new(&Upstream {
+            authority: "shipping:7000".parse().unwrap(),
+            connect: listener.local_addr().unwrap().to_string(),
+        })
+        .unwrap();
+        tokio::spawn(echo_authority(listener));
+        let parcel = Parcel {
+            order_id: "order-1",
+            quantity: 1,
+        };
+        let refused = client.quote(&parcel).await.unwrap_err();
+        assert_eq!(
+            (refused.code(), refused.message()),
+            (Code::FailedPrecondition, "shipping:7000")
+        );
+        let refused = client.track(&parcel).await.unwrap_err();
+        assert_eq!(refused.message(), "shipping:7000");
+    }
+}
