@@ -1,1 +1,2 @@
 //! The sidecar: two stacks, and what feeds them.
+pub mod telemetry;

@@ -1,0 +1,61 @@
+//! A table of metrics by label set that never grows past its bound.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::labels::Pairs;
+
+/// Metrics by label set. Past `max` sets, those nobody holds a handle of are dropped; if that
+/// frees nothing, new sets share one metric that is shown with `overflow="true"`.
+#[derive(Debug)]
+pub(super) struct Bounded<L, M> {
+    max: usize,
+    table: Mutex<BTreeMap<L, Arc<M>>>,
+    overflow: Arc<M>,
+}
+
+impl<L: Ord + Clone, M: Default> Bounded<L, M> {
+    pub(super) fn new(max: usize) -> Self {
+        Self { max, table: Mutex::default(), overflow: Arc::default() }
+    }
+
+    pub(super) fn get(&self, labels: &L) -> Arc<M> {
+        let mut table = self.table.lock();
+        if let Some(found) = table.get(labels) {
+            return found.clone();
+        }
+        if table.len() >= self.max {
+            table.retain(|_, metric| Arc::strong_count(metric) > 1);
+        }
+        if table.len() >= self.max {
+            return self.overflow.clone();
+        }
+        table.entry(labels.clone()).or_default().clone()
+    }
+
+    /// Every set with its metric, in the order of the labels; the overflow last, with `None`.
+    pub(super) fn all(&self) -> Vec<(Option<L>, Arc<M>)> {
+        let table = self.table.lock();
+        let mut all: Vec<_> =
+            table.iter().map(|(labels, metric)| (Some(labels.clone()), metric.clone())).collect();
+        if table.len() >= self.max {
+            all.push((None, self.overflow.clone()));
+        }
+        all
+    }
+}
+
+/// The labels of an entry, or those of the overflow.
+#[derive(Clone, Copy)]
+pub(super) struct OrOverflow<'a, L>(pub(super) Option<&'a L>);
+
+impl<L: Pairs> Pairs for OrOverflow<'_, L> {
+    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
+        match self.0 {
+            Some(labels) => labels.pairs(visit),
+            None => visit("overflow", "true"),
+        }
+    }
+}

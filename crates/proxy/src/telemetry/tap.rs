@@ -1,0 +1,217 @@
+//! Live requests, for those who ask: filtered, limited, redacted, and dropped rather than waited for.
+//!
+//! With nobody listening a request pays one relaxed load ([`TapHub::active`]).
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Context, Poll};
+
+use http::HeaderMap;
+use mesh_model::tap::{Record, TapFilter};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::{Duration, Instant};
+
+/// Events that wait for one reader.
+const QUEUE: usize = 1_000;
+/// What a limit of 0 means.
+const DEFAULT_RPS: u32 = 100;
+/// Headers whose value is a credential.
+const SENSITIVE: [&str; 5] =
+    ["authorization", "cookie", "set-cookie", "proxy-authorization", "x-api-key"];
+const REDACTED: &str = "[redacted]";
+
+/// Where finished requests are published and listened to.
+#[derive(Debug)]
+pub struct TapHub {
+    active: Arc<AtomicBool>,
+    next_id: AtomicU64,
+    max: usize,
+    sessions: Arc<Mutex<Vec<Session>>>,
+}
+
+/// One event of a tap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TapEvent {
+    pub record: Record,
+    /// Events left out just before this one, because of the limit or a slow reader.
+    pub skipped: u64,
+}
+
+/// As many taps run as are allowed.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("{max} taps of this proxy are running already, which is its limit; end one of them first")]
+pub struct TooManyTaps {
+    pub max: usize,
+}
+
+struct Session {
+    id: u64,
+    matches: Box<dyn Fn(&Record, Option<&HeaderMap>) -> bool + Send>,
+    with_headers: bool,
+    show_secrets: bool,
+    per_second: u32,
+    /// Of the running second: when it began, and what was sent in it.
+    second: (Instant, u32),
+    skipped: u64,
+    events: mpsc::Sender<TapEvent>,
+}
+
+impl TapHub {
+    pub(super) fn new(max: usize) -> Self {
+        let (active, next_id, sessions) = Default::default();
+        Self { active, next_id, max, sessions }
+    }
+
+    /// Whether anybody listens. Without, records need not even be made.
+    pub fn active(&self) -> bool {
+        self.active.load(Relaxed)
+    }
+
+    /// A number for [`Record::id`], unique within the process.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Relaxed)
+    }
+}
+
+impl TapHub {
+    /// Shows a finished request to those who want to see it. Never waits.
+    pub fn publish(
+        &self,
+        record: Record,
+        request_headers: Option<HeaderMap>,
+        response_headers: Option<HeaderMap>,
+    ) {
+        let (request, response) = (request_headers.as_ref(), response_headers.as_ref());
+        for session in self.sessions.lock().iter_mut() {
+            session.offer(&record, request, response);
+        }
+    }
+
+    /// Starts a tap. More than `max_rps` events a second (0 means 100) are left out and counted.
+    /// Credentials in headers are replaced unless `show_secrets`.
+    pub fn subscribe(
+        &self,
+        filter: TapFilter,
+        max_rps: u32,
+        show_secrets: bool,
+    ) -> Result<TapReceiver, TooManyTaps> {
+        let with_headers = filter.with_headers;
+        let matches = move |record: &Record, headers: Option<&HeaderMap>| {
+            filter.matches(record) && has_headers(headers, &filter.headers)
+        };
+        self.subscribe_matching(matches, with_headers, max_rps, show_secrets)
+    }
+
+    /// The same with any predicate on the record and its request's headers.
+    pub fn subscribe_matching(
+        &self,
+        matches: impl Fn(&Record, Option<&HeaderMap>) -> bool + Send + 'static,
+        with_headers: bool,
+        max_rps: u32,
+        show_secrets: bool,
+    ) -> Result<TapReceiver, TooManyTaps> {
+        let mut sessions = self.sessions.lock();
+        if sessions.len() >= self.max {
+            return Err(TooManyTaps { max: self.max });
+        }
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let id = self.next_id();
+        sessions.push(Session {
+            id,
+            matches: Box::new(matches),
+            with_headers,
+            show_secrets,
+            per_second: if max_rps == 0 { DEFAULT_RPS } else { max_rps },
+            second: (Instant::now(), 0),
+            skipped: 0,
+            events,
+        });
+        self.active.store(true, Relaxed);
+        let (active, sessions) = (self.active.clone(), self.sessions.clone());
+        Ok(TapReceiver { id, events: receiver, active, sessions })
+    }
+}
+
+/// The reading end of a tap; dropping it ends the tap.
+#[derive(Debug)]
+pub struct TapReceiver {
+    id: u64,
+    events: mpsc::Receiver<TapEvent>,
+    active: Arc<AtomicBool>,
+    sessions: Arc<Mutex<Vec<Session>>>,
+}
+
+impl TapReceiver {
+    /// The next event; never `None` as long as the hub exists.
+    pub async fn recv(&mut self) -> Option<TapEvent> {
+        self.events.recv().await
+    }
+
+    /// For use as a stream.
+    pub fn poll_recv(&mut self, cx: &mut Context<'_>) -> Poll<Option<TapEvent>> {
+        self.events.poll_recv(cx)
+    }
+}
+
+impl Drop for TapReceiver {
+    fn drop(&mut self) {
+        let mut sessions = self.sessions.lock();
+        sessions.retain(|session| session.id != self.id);
+        self.active.store(!sessions.is_empty(), Relaxed);
+    }
+}
+
+impl Session {
+    fn offer(&mut self, record: &Record, request: Option<&HeaderMap>, response: Option<&HeaderMap>) {
+        if !(self.matches)(record, request) {
+            return;
+        }
+        let now = Instant::now();
+        if now.duration_since(self.second.0) >= Duration::from_secs(1) {
+            self.second = (now, 0);
+        }
+        if self.second.1 >= self.per_second {
+            self.skipped += 1;
+            return;
+        }
+        let Ok(slot) = self.events.try_reserve() else {
+            self.skipped += 1;
+            return;
+        };
+        self.second.1 += 1;
+        let mut record = record.clone();
+        if self.with_headers {
+            record.request_headers = shown(request, self.show_secrets);
+            record.response_headers = shown(response, self.show_secrets);
+        }
+        slot.send(TapEvent { record, skipped: std::mem::take(&mut self.skipped) });
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+fn has_headers(headers: Option<&HeaderMap>, wanted: &[(String, String)]) -> bool {
+    wanted.iter().all(|(name, value)| {
+        let mut values = headers.into_iter().flat_map(|h| h.get_all(name.as_str()));
+        values.any(|have| have.as_bytes() == value.as_bytes())
+    })
+}
+
+fn shown(headers: Option<&HeaderMap>, show_secrets: bool) -> Vec<(String, String)> {
+    let pairs = headers.into_iter().flat_map(HeaderMap::iter);
+    let show = |(name, value): (&http::HeaderName, &http::HeaderValue)| {
+        let hide = !show_secrets && (value.is_sensitive() || SENSITIVE.contains(&name.as_str()));
+        let value = match hide {
+            true => REDACTED.into(),
+            false => String::from_utf8_lossy(value.as_bytes()).into_owned(),
+        };
+        (name.as_str().to_owned(), value)
+    };
+    pairs.map(show).collect()
+}
