@@ -1,0 +1,255 @@
+//! A [`Balancer`] as a service: acquire, call, and tell the lease how it went.
+//!
+//! The latency is that of the response's head; the request is pending until the response's body
+//! ends. The outcome is the classification of the response, for gRPC by its trailers; an error is a
+//! failure unless it is the client's; and a request that was given up is a failure only if its
+//! deadline had passed, else the client went away.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use pin_project_lite::pin_project;
+use tokio::time::Instant;
+use tower::Service;
+
+use super::retry_after::retry_after;
+use super::{Balancer, Lease};
+use crate::{
+    BoxError, End, HashKey, Outcome, Request, RequestDeadline, Response, ResponseFuture, Track,
+    Tried, TryDeadline, is_request_body_error, response_outcome, track, trailers_outcome,
+};
+
+impl<S> Service<Request> for Balancer<S>
+where
+    S: Service<Request, Response = Response, Error = BoxError> + Clone + Send + Sync + 'static,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = BoxError;
+    type Future = BalancerFuture<S>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        let hash = request.extensions().get::<HashKey>().map(|key| key.0);
+        let acquired = match request.extensions().get::<Tried>() {
+            Some(tried) => self.try_acquire(hash, &tried.0.lock()),
+            None => self.try_acquire(hash, &[]),
+        };
+        let state = match acquired {
+            Ok(lease) => State::Calling {
+                exchange: Exchange::begin(lease, request),
+            },
+            Err(_) => State::Waiting {
+                rest: Box::pin(wait_and_call(self.clone(), hash, request)),
+            },
+        };
+        BalancerFuture { state }
+    }
+}
+
+/// The path of a request that finds no endpoint available at once.
+async fn wait_and_call<S>(
+    balancer: Balancer<S>,
+    hash: Option<u64>,
+    request: Request,
+) -> Result<Response, BoxError>
+where
+    S: Service<Request, Response = Response, Error = BoxError> + Clone + Send + Sync + 'static,
+{
+    let tried = request
+        .extensions()
+        .get::<Tried>()
+        .map(Tried::addrs)
+        .unwrap_or_default();
+    let lease = balancer.acquire(hash, &tried).await?;
+    Exchange::begin(lease, request).await
+}
+
+pin_project! {
+    /// The future of a balanced call.
+    pub struct BalancerFuture<S: Service<Request>> {
+        #[pin]
+        state: State<S>,
+    }
+}
+
+pin_project! {
+    #[project = Projected]
+    enum State<S: Service<Request>> {
+        Calling { #[pin] exchange: Exchange<S> },
+        Waiting { rest: ResponseFuture },
+    }
+}
+
+impl<S> Future for BalancerFuture<S>
+where
+    S: Service<Request, Response = Response, Error = BoxError> + Send + Sync + 'static,
+{
+    type Output = Result<Response, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        match self.project().state.project() {
+            Projected::Calling { exchange } => exchange.poll(cx),
+            Projected::Waiting { rest } => rest.as_mut().poll(cx),
+        }
+    }
+}
+
+impl<S: Service<Request>> std::fmt::Debug for BalancerFuture<S> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("BalancerFuture")
+    }
+}
+
+pin_project! {
+    /// A call to an endpoint, until the head of its response.
+    struct Exchange<S: Service<Request>> {
+        #[pin]
+        call: S::Future,
+        unanswered: Unanswered<S>,
+        request_deadline: Option<Instant>,
+    }
+}
+
+/// A lease whose request has no answer yet.
+struct Unanswered<S> {
+    lease: Option<Lease<S>>,
+    deadline: Option<Instant>,
+}
+
+impl<S> Exchange<S>
+where
+    S: Service<Request, Response = Response, Error = BoxError> + Clone,
+{
+    fn begin(lease: Lease<S>, request: Request) -> Self {
+        let extensions = request.extensions();
+        if let Some(tried) = extensions.get::<Tried>() {
+            tried.push(lease.addr());
+        }
+        let request_deadline = extensions
+            .get::<RequestDeadline>()
+            .map(|deadline| deadline.0);
+        let try_deadline = extensions.get::<TryDeadline>().map(|deadline| deadline.0);
+        let call = lease.service().clone().call(request);
+        let deadline = try_deadline.or(request_deadline);
+        Self {
+            call,
+            unanswered: Unanswered {
+                lease: Some(lease),
+                deadline,
+            },
+            request_deadline,
+        }
+    }
+}
+
+impl<S> Future for Exchange<S>
+where
+    S: Service<Request, Response = Response, Error = BoxError> + Send + Sync + 'static,
+{
+    type Output = Result<Response, BoxError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let result = ready!(this.call.poll(cx));
+        let Some(mut lease) = this.unanswered.lease.take() else {
+            return Poll::Ready(result);
+        };
+        Poll::Ready(match result {
+            Ok(response) => Ok(answered(lease, response, *this.request_deadline)),
+            Err(error) => {
+                if !is_request_body_error(&error) {
+                    lease.failure(None);
+                }
+                Err(error)
+            }
+        })
+    }
+}
+
+/// Tells what the head of a response says, and follows its body for the rest.
+fn answered<S>(mut lease: Lease<S>, response: Response, deadline: Option<Instant>) -> Response
+where
+    S: Send + Sync + 'static,
+{
+    let now = Instant::now();
+    let rtt = now.saturating_duration_since(lease.started());
+    let hint = || retry_after(response.headers(), SystemTime::now());
+    let outcome = response_outcome(response.status(), response.headers());
+    if outcome == Some(Outcome::Failure) {
+        lease.observe_at_least(now);
+        lease.settle_failure(hint());
+    } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
+        lease.observe_at_least(now);
+        lease.penalize(hint(), now);
+    } else {
+        lease.observe(rtt, now);
+    }
+    // A body may last for ever; a probe can't wait for that.
+    if outcome == Some(Outcome::Success) && lease.awaits_verdict() {
+        lease.settle_success(rtt, now);
+    }
+    let status_in_trailers = outcome.is_none();
+    let rest = Answered {
+        lease,
+        rtt,
+        status_in_trailers,
+        deadline,
+    };
+    response.map(|body| track(body, rest))
+}
+
+/// A lease whose response's body is under way.
+struct Answered<S> {
+    lease: Lease<S>,
+    rtt: Duration,
+    status_in_trailers: bool,
+    deadline: Option<Instant>,
+}
+
+impl<S: Send + Sync + 'static> Track for Answered<S> {
+    fn data(&mut self, _: usize) {
+        if self.lease.awaits_verdict() {
+            self.lease.settle_success(self.rtt, Instant::now());
+        }
+    }
+
+    fn end(mut self, end: End<'_>) {
+        let now = Instant::now();
+        let outcome = match end {
+            End::Complete { trailers } if self.status_in_trailers => trailers_outcome(trailers),
+            End::Complete { .. } => Outcome::Success,
+            End::Error(error) if is_request_body_error(error) => return,
+            End::Error(_) => Outcome::Failure,
+            // If nobody was waiting for it, it was the client that took too long.
+            End::Dropped { waiting } if waiting && passed(self.deadline, now) => Outcome::Failure,
+            End::Dropped { .. } => return,
+        };
+        match outcome {
+            Outcome::Success => self.lease.settle_success(self.rtt, now),
+            Outcome::Failure => self.lease.settle_failure(None),
+        }
+    }
+}
+
+impl<S> Drop for Unanswered<S> {
+    fn drop(&mut self) {
+        let Some(lease) = &mut self.lease else { return };
+        let now = Instant::now();
+        if passed(self.deadline, now) {
+            lease.failure(None);
+        } else {
+            // Not to its discredit, but it can't be faster than that.
+            lease.observe_at_least(now);
+        }
+    }
+}
+
+fn passed(deadline: Option<Instant>, now: Instant) -> bool {
+    deadline.is_some_and(|deadline| deadline <= now)
+}
