@@ -306,7 +306,11 @@ impl Collector for IdentityMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let families = [
             ("expiration", "When the certificate in use ends", self.times.0.load(Relaxed)),
-            ("refresh", "When the certificate in use was taken into use", self.times.1.load(Relaxed)),
+            (
+                "refresh",
+                "When the certificate in use was taken into use",
+                self.times.1.load(Relaxed),
+            ),
         ];
         for (what, help, seconds) in families {
             let name = format!("control_identity_cert_{what}_timestamp_seconds");

@@ -248,8 +248,12 @@ pub(super) fn encode(
     endpoint_level(&mut encoder, all)?;
     route_level(&mut encoder, all)?;
     let help = "Series that found no place in the proxy's table and were counted together";
-    let mut family =
-        encoder.encode_descriptor("telemetry_overflowed_series", help, None, MetricType::Counter)?;
+    let mut family = encoder.encode_descriptor(
+        "telemetry_overflowed_series",
+        help,
+        None,
+        MetricType::Counter,
+    )?;
     family.encode_counter(&overflowed, None::<&Exemplar<NoLabelSet, u64>>)
 }
 

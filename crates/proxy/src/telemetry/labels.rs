@@ -141,12 +141,7 @@ pub(super) fn server(srv: &Labels, addr: Option<SocketAddr>, visit: &mut dyn FnM
 }
 
 /// `PREFIX_group`, `PREFIX_kind`, `PREFIX_name`, and for resources outbound the rest.
-pub(super) fn meta(
-    prefix: &str,
-    meta: &Meta,
-    whole: bool,
-    visit: &mut dyn FnMut(&str, &str),
-) {
+pub(super) fn meta(prefix: &str, meta: &Meta, whole: bool, visit: &mut dyn FnMut(&str, &str)) {
     let mut name = String::with_capacity(prefix.len() + 13);
     let mut put = |part: &str, value: &str| {
         name.clear();

@@ -25,8 +25,8 @@ use prometheus_client::registry::Registry;
 
 pub use self::access_log::{AccessLog, AccessLogFormat};
 pub use self::counters::{
-    AuthzCounters, AuthzLabels, AuthzMetrics, BalancerView, Balancers, ConfigRejected, Detected,
-    DetectMetrics, EndpointState, IdentityMetrics, RetryCounters, RetryMetrics,
+    AuthzCounters, AuthzLabels, AuthzMetrics, BalancerView, Balancers, ConfigRejected,
+    DetectMetrics, Detected, EndpointState, IdentityMetrics, RetryCounters, RetryMetrics,
 };
 pub use self::expose::Exposition;
 pub use self::labels::{HttpLabels, Tls};

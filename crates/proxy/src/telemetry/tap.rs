@@ -46,9 +46,12 @@ pub struct TooManyTaps {
     pub max: usize,
 }
 
+/// On the record and its request's headers.
+type Predicate = dyn Fn(&Record, Option<&HeaderMap>) -> bool + Send;
+
 struct Session {
     id: u64,
-    matches: Box<dyn Fn(&Record, Option<&HeaderMap>) -> bool + Send>,
+    matches: Box<Predicate>,
     with_headers: bool,
     show_secrets: bool,
     per_second: u32,
@@ -164,7 +167,12 @@ impl Drop for TapReceiver {
 }
 
 impl Session {
-    fn offer(&mut self, record: &Record, request: Option<&HeaderMap>, response: Option<&HeaderMap>) {
+    fn offer(
+        &mut self,
+        record: &Record,
+        request: Option<&HeaderMap>,
+        response: Option<&HeaderMap>,
+    ) {
         if !(self.matches)(record, request) {
             return;
         }

@@ -208,9 +208,13 @@ impl Collector for TransportMetrics {
             let closed = series.closed.load(Relaxed);
             series.opened.load(Relaxed).saturating_sub(closed)
         })?;
-        totals(&mut encoder, ("tcp_read_bytes", "Bytes read from peers"), counter, &all, |series| {
-            series.read.load(Relaxed)
-        })?;
+        totals(
+            &mut encoder,
+            ("tcp_read_bytes", "Bytes read from peers"),
+            counter,
+            &all,
+            |series| series.read.load(Relaxed),
+        )?;
         let help = ("tcp_write_bytes", "Bytes written to peers");
         totals(&mut encoder, help, counter, &all, |series| series.written.load(Relaxed))?;
         closes(&mut encoder, &all)
