@@ -1,0 +1,150 @@
+//! The proxy's side: watches on the control plane, in terms of the model.
+//!
+//! A watch ends with an error or without one; to watch again is the caller's business, as it knows
+//! how long to wait and what to go on with meanwhile.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+use linkerd2_proxy_api::destination::GetDestination;
+use linkerd2_proxy_api::destination::destination_client::DestinationClient;
+use linkerd2_proxy_api::inbound::PortSpec;
+use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
+use linkerd2_proxy_api::outbound::TrafficSpec;
+use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClient;
+use mesh_model::inbound::ServerPolicy;
+use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use crate::convert::meta::{write_key, write_target};
+use crate::ext::extensions_client::ExtensionsClient;
+use crate::{BackendExtension, Update, Wire, Workload};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// 10 000 endpoints with their labels are about half of it.
+const MAX_MESSAGE_BYTES: usize = 16 << 20;
+
+/// What a control plane says, until it or the connection ends.
+pub type UpdateStream<T> = BoxStream<'static, Result<Update<T>, Status>>;
+
+/// Asks one control plane on behalf of one workload. Clones share the connection.
+#[derive(Clone, Debug)]
+pub struct ControlClient {
+    channel: Channel,
+    workload: Workload,
+}
+
+impl ControlClient {
+    pub fn new(channel: Channel, workload: Workload) -> Self {
+        Self { channel, workload }
+    }
+
+    /// A plaintext channel that connects when it is used, and again after every failure. It notices
+    /// within 13 s that the other side went silent. Needs a tokio runtime.
+    pub fn lazy_channel(addr: SocketAddr) -> Channel {
+        let endpoint =
+            Endpoint::try_from(format!("http://{addr}")).expect("a socket address is an authority");
+        endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .tcp_nodelay(true)
+            .connect_lazy()
+    }
+
+    /// Routes, backends and breaker of a target.
+    ///
+    /// # Errors
+    /// `NotFound` when the control plane knows nothing of the target; otherwise it failed to answer.
+    pub async fn watch_outbound(
+        &self,
+        target: &Target,
+    ) -> Result<UpdateStream<OutboundPolicy>, Status> {
+        let request = TrafficSpec {
+            source_workload: self.workload.encode(),
+            target: Some(write_target(target)),
+        };
+        let mut client = OutboundPoliciesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.watch(request).await?))
+    }
+
+    /// Endpoints of a balancer's `name:port`. The first `Add` of each watch replaces what was
+    /// known before.
+    ///
+    /// # Errors
+    /// As [`Self::watch_outbound`].
+    pub async fn watch_destination(&self, path: &str) -> Result<UpdateStream<Destination>, Status> {
+        let mut client = DestinationClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.get(self.destination(path)).await?))
+    }
+
+    /// What else is known of a target.
+    ///
+    /// # Errors
+    /// As [`Self::watch_outbound`].
+    pub async fn watch_profile(&self, target: &Target) -> Result<UpdateStream<Profile>, Status> {
+        let request = self.destination(&target.to_string());
+        let mut client = DestinationClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.get_profile(request).await?))
+    }
+
+    /// The policy of one of the workload's own ports.
+    ///
+    /// # Errors
+    /// As [`Self::watch_outbound`].
+    pub async fn watch_port(&self, port: u16) -> Result<UpdateStream<ServerPolicy>, Status> {
+        let request = PortSpec {
+            workload: self.workload.encode(),
+            port: u32::from(port),
+        };
+        let mut client = InboundServerPoliciesClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.watch_port(request).await?))
+    }
+
+    /// What linkerd2-proxy-api cannot say of a backend.
+    ///
+    /// # Errors
+    /// `Unimplemented` when the control plane has no extensions; otherwise as
+    /// [`Self::watch_outbound`].
+    pub async fn watch_backend(
+        &self,
+        key: &ResourceRef,
+    ) -> Result<UpdateStream<BackendExtension>, Status> {
+        let request = write_key(key, self.workload.to_string());
+        let mut client = ExtensionsClient::new(self.channel.clone());
+        Ok(updates(client.watch_backend(request).await?))
+    }
+
+    fn destination(&self, path: &str) -> GetDestination {
+        GetDestination {
+            scheme: "k8s".into(),
+            path: path.into(),
+            context_token: self.workload.encode(),
+        }
+    }
+}
+
+fn updates<T>(response: tonic::Response<Streaming<T::Proto>>) -> UpdateStream<T>
+where
+    T: Wire + 'static,
+    T::Proto: Send + 'static,
+{
+    let read = |proto| match T::from_proto(proto) {
+        Ok(value) => Update::Valid(value),
+        Err(error) => Update::Invalid(error),
+    };
+    response
+        .into_inner()
+        .map(move |message| message.map(read))
+        .boxed()
+}

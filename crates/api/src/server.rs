@@ -1,0 +1,260 @@
+//! The control plane's side: gRPC services over a [`ControlPlane`] that speaks the model.
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use linkerd2_proxy_api::destination::destination_server::{self, DestinationServer};
+use linkerd2_proxy_api::destination::{DestinationProfile, GetDestination, Update};
+use linkerd2_proxy_api::inbound::inbound_server_policies_server::{
+    InboundServerPolicies, InboundServerPoliciesServer,
+};
+use linkerd2_proxy_api::inbound::{PortSpec, Server};
+use linkerd2_proxy_api::outbound::outbound_policies_server::{
+    OutboundPolicies, OutboundPoliciesServer,
+};
+use linkerd2_proxy_api::outbound::{OutboundPolicy as PbOutboundPolicy, TrafficSpec};
+use mesh_model::inbound::ServerPolicy;
+use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::convert::meta::{read_key, read_path, read_target};
+use crate::convert::net::read_port;
+use crate::error::ConversionError;
+use crate::ext::extensions_server::{Extensions, ExtensionsServer};
+use crate::ext::{self, ResourceKey};
+use crate::{BackendExtension, Wire, Workload};
+
+/// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
+/// readers take by default.
+const ENDPOINTS_A_MESSAGE: usize = 4_000;
+
+/// What a control plane knows. Every stream yields its first item at once, and ends only with the
+/// control plane or with what it is about; to send only changes is the control plane's business.
+pub trait ControlPlane: Clone + Send + Sync + 'static {
+    /// Endpoints of a `name:port`.
+    ///
+    /// # Errors
+    /// See [`Refusal`]; so for all of these.
+    fn destination(
+        &self,
+        path: &str,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, Destination>, Refusal>;
+
+    fn profile(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, Profile>, Refusal>;
+
+    fn outbound(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, OutboundPolicy>, Refusal>;
+
+    /// The policy of one of the workload's own ports.
+    fn server_policy(
+        &self,
+        workload: &Workload,
+        port: u16,
+    ) -> Result<BoxStream<'static, ServerPolicy>, Refusal>;
+
+    fn backend_extension(
+        &self,
+        key: &ResourceRef,
+    ) -> Result<BoxStream<'static, BackendExtension>, Refusal>;
+}
+
+/// Why a control plane does not answer a request. The texts are for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Nothing is known of the target: a proxy goes on to its original destination.
+    NotFound(String),
+    /// The request is malformed. Foreign proxies reset client connections on it.
+    InvalidArgument(String),
+}
+
+impl From<Refusal> for Status {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotFound(message) => Self::not_found(message),
+            Refusal::InvalidArgument(message) => Self::invalid_argument(message),
+        }
+    }
+}
+
+/// Destination, outbound and inbound policy, and our extensions.
+pub fn control_plane_routes(control_plane: impl ControlPlane) -> Routes {
+    let service = Service(control_plane);
+    Routes::new(DestinationServer::new(service.clone()))
+        .add_service(OutboundPoliciesServer::new(service.clone()))
+        .add_service(InboundServerPoliciesServer::new(service.clone()))
+        .add_service(ExtensionsServer::new(service))
+}
+
+#[derive(Clone)]
+struct Service<C>(C);
+
+type Messages<T> = BoxStream<'static, Result<T, Status>>;
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl<C: ControlPlane> destination_server::Destination for Service<C> {
+    type GetStream = Messages<Update>;
+    type GetProfileStream = Messages<DestinationProfile>;
+
+    async fn get(&self, request: Request<GetDestination>) -> Answer<Self::GetStream> {
+        let GetDestination {
+            path,
+            context_token,
+            ..
+        } = request.into_inner();
+        if path.is_empty() {
+            return Err(malformed(&ConversionError::missing("path")));
+        }
+        let updates = self.0.destination(&path, &asking(&context_token))?;
+        let parts = updates.flat_map(|update| stream::iter(split(update)));
+        Ok(Response::new(messages(
+            parts.boxed(),
+            format!("destination {path}"),
+        )))
+    }
+
+    async fn get_profile(
+        &self,
+        request: Request<GetDestination>,
+    ) -> Answer<Self::GetProfileStream> {
+        let GetDestination {
+            path,
+            context_token,
+            ..
+        } = request.into_inner();
+        let target = read_path(&path, "path").map_err(|e| malformed(&e))?;
+        let profiles = self.0.profile(&target, &asking(&context_token))?;
+        Ok(Response::new(messages(profiles, format!("profile {path}"))))
+    }
+}
+
+impl<C: ControlPlane> Service<C> {
+    fn outbound(&self, spec: TrafficSpec) -> Result<Messages<PbOutboundPolicy>, Status> {
+        let target = read_target(spec.target).map_err(|e| malformed(&e))?;
+        let policies = self.0.outbound(&target, &asking(&spec.source_workload))?;
+        Ok(messages(policies, format!("outbound policy {target}")))
+    }
+
+    fn inbound(&self, spec: &PortSpec) -> Result<Messages<Server>, Status> {
+        let port = read_port(spec.port, "port").map_err(|e| malformed(&e))?;
+        let workload = Workload::parse(&spec.workload)
+            .ok_or_else(|| malformed(&ConversionError::invalid("workload", "names no pod")))?;
+        let policies = self.0.server_policy(&workload, port)?;
+        Ok(messages(
+            policies,
+            format!("inbound policy {workload}:{port}"),
+        ))
+    }
+}
+
+#[tonic::async_trait]
+impl<C: ControlPlane> OutboundPolicies for Service<C> {
+    type WatchStream = Messages<PbOutboundPolicy>;
+
+    async fn get(&self, request: Request<TrafficSpec>) -> Answer<PbOutboundPolicy> {
+        first(self.outbound(request.into_inner())?).await
+    }
+
+    async fn watch(&self, request: Request<TrafficSpec>) -> Answer<Self::WatchStream> {
+        self.outbound(request.into_inner()).map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl<C: ControlPlane> InboundServerPolicies for Service<C> {
+    type WatchPortStream = Messages<Server>;
+
+    async fn get_port(&self, request: Request<PortSpec>) -> Answer<Server> {
+        first(self.inbound(request.get_ref())?).await
+    }
+
+    async fn watch_port(&self, request: Request<PortSpec>) -> Answer<Self::WatchPortStream> {
+        self.inbound(request.get_ref()).map(Response::new)
+    }
+}
+
+#[tonic::async_trait]
+impl<C: ControlPlane> Extensions for Service<C> {
+    type WatchBackendStream = Messages<ext::BackendExtension>;
+
+    async fn watch_backend(
+        &self,
+        request: Request<ResourceKey>,
+    ) -> Answer<Self::WatchBackendStream> {
+        let key = read_key(request.into_inner()).map_err(|e| malformed(&e))?;
+        let extensions = self.0.backend_extension(&key)?;
+        Ok(Response::new(messages(
+            extensions,
+            format!("extension of {key}"),
+        )))
+    }
+}
+
+fn malformed(error: &ConversionError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Who asks, as far as it says so: it only decides what names without a namespace mean.
+fn asking(context: &str) -> Workload {
+    Workload::parse(context).unwrap_or_default()
+}
+
+/// What goes out. A value that breaks the rules of the API is logged and withheld, and the reader
+/// keeps the last good one. If there is none yet, the stream fails instead: a silent one would hang
+/// the reader.
+fn messages<T>(values: BoxStream<'static, T>, about: String) -> Messages<T::Proto>
+where
+    T: Wire + Send + 'static,
+    T::Proto: Send + 'static,
+{
+    let mut sent = false;
+    values
+        .filter_map(move |value| {
+            let message = match value.encode() {
+                Ok(proto) => {
+                    sent = true;
+                    Some(Ok(proto))
+                }
+                Err(error) => {
+                    tracing::error!(%about, %error, sent, "withheld a message that cannot be sent");
+                    (!sent).then(|| Err(Status::internal(format!("{about} {error}"))))
+                }
+            };
+            std::future::ready(message)
+        })
+        .boxed()
+}
+
+async fn first<T>(mut messages: Messages<T>) -> Answer<T> {
+    match messages.next().await {
+        Some(message) => message.map(Response::new),
+        None => Err(Status::unavailable("the control plane is shutting down")),
+    }
+}
+
+/// Large additions go in parts.
+fn split(update: Destination) -> Vec<Destination> {
+    match update {
+        Destination::Add { endpoints, labels } if endpoints.len() > ENDPOINTS_A_MESSAGE => {
+            endpoints
+                .chunks(ENDPOINTS_A_MESSAGE)
+                .map(|part| Destination::Add {
+                    endpoints: part.to_vec(),
+                    labels: labels.clone(),
+                })
+                .collect()
+        }
+        Destination::Remove(addrs) if addrs.len() > ENDPOINTS_A_MESSAGE => addrs
+            .chunks(ENDPOINTS_A_MESSAGE)
+            .map(|part| Destination::Remove(part.to_vec()))
+            .collect(),
+        other => vec![other],
+    }
+}
