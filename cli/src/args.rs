@@ -8,12 +8,7 @@ use crate::commands;
 
 /// A service mesh you can read: see who talks to whom, how well, and live.
 #[derive(Debug, Parser)]
-#[command(
-    name = "meshctl",
-    version,
-    max_term_width = 100,
-    disable_help_subcommand = true
-)]
+#[command(name = "meshctl", version, max_term_width = 100, disable_help_subcommand = true)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,
@@ -46,6 +41,9 @@ pub enum Commands {
     Demo(commands::demo::Args),
     Local(commands::local::Args),
     Run(commands::run::Args),
-    /// Show the version of meshctl and of the control plane
+    Stat(commands::stat::StatArgs),
+    Tap(commands::tap::TapArgs),
+    Top(commands::top::TopArgs),
+    Edges(commands::edges::EdgesArgs),
     Version(commands::version::VersionArgs),
 }

@@ -1,1 +1,192 @@
-//! The connection to the control plane.
+//! The connection to the control plane: which mesh is meant, how it is reached, and what its refusals mean.
+//!
+//! Every answer has a deadline, so that no command hangs.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use mesh_api::ext::mesh_client::MeshClient;
+use mesh_api::ext::{self, Selector};
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::{Code, Response, Status, Streaming};
+
+use crate::args::Global;
+use crate::context::Context;
+use crate::error::{CliError, Kind};
+use crate::state_dir::{StateDir, StateRoot};
+
+/// How long an answer may take. The control plane gives each proxy 2 s, so this is never the first to give up.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Answers about large meshes are larger than gRPC's usual 4 MiB.
+const MAX_MESSAGE: usize = 64 << 20;
+
+impl Context {
+    /// Connects to the mesh that the global flags name.
+    pub async fn connect(&mut self) -> Result<Mesh, CliError> {
+        let dir = locate(&self.global, &self.state)?;
+        let socket = dir.control_socket();
+        if self.global.verbose {
+            self.ui.note(&format!("mesh: local \"{}\" at {}", dir.name, socket.display()));
+        }
+        Mesh::at(dir).await
+    }
+}
+
+/// Finds the local mesh that is meant.
+pub fn locate(global: &Global, state: &StateRoot) -> Result<StateDir, CliError> {
+    if global.context.is_some() || global.kubeconfig.is_some() {
+        return Err(CliError::unreachable(
+            "this version of meshctl knows local meshes only; --context and --kubeconfig come with Kubernetes support",
+        )
+        .hint("meshctl demo, then the same command without them"));
+    }
+    let running = state.running();
+    let names: Vec<&str> = running.iter().map(|dir| dir.name.as_str()).collect();
+    let Some(name) = &global.local else {
+        return match running.as_slice() {
+            [] => Err(CliError::unreachable("no local mesh is running").hint("meshctl demo")),
+            [only] => Ok(only.clone()),
+            _ => Err(CliError::usage(format!(
+                "several local meshes are running: {}",
+                names.join(", ")
+            ))
+            .hint(format!("--local={} says which is meant", names[0]))),
+        };
+    };
+    let dir = state.mesh(name)?;
+    if dir.is_running() {
+        return Ok(dir);
+    }
+    let error = CliError::unreachable(format!("the local mesh \"{name}\" is not running"));
+    Err(match names.first() {
+        Some(other) => error.hint(format!("--local={other}, which is")),
+        None => error.hint("meshctl demo, or meshctl local up -f FILE"),
+    })
+}
+
+async fn unix_channel(socket: PathBuf) -> Result<Channel, tonic::transport::Error> {
+    let connector = tower::service_fn(move |_: Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The name in the URI goes into the `:authority` header only.
+    Endpoint::from_static("http://control.mesh").connect_with_connector(connector).await
+}
+
+fn silent(dir: &StateDir, error: &tonic::transport::Error) -> CliError {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    CliError::unreachable(format!(
+        "the control plane of the local mesh \"{}\" does not answer: {cause}",
+        dir.name
+    ))
+    .hint(format!("tail {}", dir.logs().join("control.log").display()))
+}
+
+/// A mesh that answered.
+#[derive(Clone, Debug)]
+pub struct Mesh {
+    client: MeshClient<Channel>,
+    pub dir: StateDir,
+}
+
+impl Mesh {
+    /// Connects to the control plane of this local mesh.
+    pub async fn at(dir: StateDir) -> Result<Self, CliError> {
+        let connected = unix_channel(dir.control_socket()).await;
+        let channel = connected.map_err(|error| silent(&dir, &error))?;
+        Ok(Self::new(channel, dir))
+    }
+
+    fn new(channel: Channel, dir: StateDir) -> Self {
+        let client = MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        Self { client, dir }
+    }
+
+    pub async fn info(&self) -> Result<ext::InfoReply, CliError> {
+        answer(self.client.clone().info(ext::InfoRequest {})).await
+    }
+
+    pub async fn resources(&self, selector: Selector) -> Result<Vec<ext::Workload>, CliError> {
+        Ok(answer(self.client.clone().resources(selector)).await?.workloads)
+    }
+
+    pub async fn stat(&self, request: ext::StatRequest) -> Result<ext::StatReply, CliError> {
+        answer(self.client.clone().stat(request)).await
+    }
+
+    pub async fn edges(&self, request: ext::EdgesRequest) -> Result<ext::EdgesReply, CliError> {
+        answer(self.client.clone().edges(request)).await
+    }
+
+    /// The stream lasts until it is dropped or the control plane ends.
+    pub async fn tap(
+        &self,
+        request: ext::MeshTapRequest,
+    ) -> Result<Streaming<ext::MeshTapEvent>, CliError> {
+        answer(self.client.clone().tap(request)).await
+    }
+
+    pub async fn endpoints(
+        &self,
+        request: ext::EndpointsRequest,
+    ) -> Result<ext::EndpointsReply, CliError> {
+        answer(self.client.clone().endpoints(request)).await
+    }
+
+    pub async fn routes(&self, selector: Selector) -> Result<Vec<ext::RouteRow>, CliError> {
+        Ok(answer(self.client.clone().routes(selector)).await?.routes)
+    }
+
+    pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
+        Ok(answer(self.client.clone().proxies(selector)).await?.proxies)
+    }
+
+    /// One proxy's own account of itself, a JSON document.
+    pub async fn proxy_config(&self, namespace: &str, pod: &str) -> Result<String, CliError> {
+        let request =
+            ext::ProxyConfigRequest { pod: pod.to_owned(), namespace: namespace.to_owned() };
+        Ok(answer(self.client.clone().proxy_config(request)).await?.json)
+    }
+}
+
+async fn answer<T>(
+    asked: impl Future<Output = Result<Response<T>, Status>>,
+) -> Result<T, CliError> {
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(refusal(&status)),
+        Err(_) => Err(CliError::timed_out(format!(
+            "the control plane did not answer within {} s",
+            DEADLINE.as_secs()
+        ))
+        .hint("meshctl check")),
+    }
+}
+
+/// What a gRPC status of the control plane means for the user.
+pub fn refusal(status: &Status) -> CliError {
+    let text = status.message();
+    match status.code() {
+        Code::Unavailable | Code::Cancelled => {
+            CliError::unreachable(format!("lost the control plane: {text}")).hint("meshctl check")
+        }
+        Code::PermissionDenied | Code::Unauthenticated => {
+            CliError::unreachable(format!("the control plane does not allow this: {text}"))
+        }
+        Code::DeadlineExceeded => CliError::timed_out(text).hint("meshctl check"),
+        Code::InvalidArgument => CliError::new(Kind::Usage, text),
+        Code::Unimplemented => CliError::failed("the control plane does not know this request")
+            .hint("meshctl version, to compare its version with this one's"),
+        Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
+            CliError::failed(text)
+        }
+        other => CliError::failed(format!("the control plane failed: {text} ({other:?})"))
+            .hint("meshctl check"),
+    }
+}

@@ -1,24 +1,22 @@
 //! What every command gets besides its arguments.
 
+use jiff::tz::TimeZone;
+
 use crate::args::Global;
-use crate::error::CliError;
 use crate::output::Ui;
 use crate::state_dir::StateRoot;
 
-/// Which mesh is meant, where local meshes live, and where to print.
+/// Which mesh is meant, where local meshes live, where to print, and in which time zone.
 #[derive(Debug)]
 pub struct Context {
     pub global: Global,
     pub state: StateRoot,
     pub ui: Ui,
+    pub zone: TimeZone,
 }
 
 impl Context {
-    pub(crate) fn of_process(global: Global, ui: Ui) -> Result<Self, CliError> {
-        Ok(Self {
-            global,
-            state: StateRoot::of_process(),
-            ui,
-        })
+    pub fn of_process(global: Global, ui: Ui) -> Self {
+        Self { global, state: StateRoot::of_process(), ui, zone: TimeZone::system() }
     }
 }

@@ -47,11 +47,7 @@ pub struct CliError {
 
 impl CliError {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            hint: None,
-        }
+        Self { kind, message: message.into(), hint: None }
     }
 
     pub fn failed(message: impl Into<String>) -> Self {
@@ -84,7 +80,7 @@ impl CliError {
     /// Tells the user on stderr and returns the exit code.
     pub fn report(&self, ui: &mut Ui) -> ExitCode {
         if !matches!(self.kind, Kind::OutputClosed | Kind::Interrupted) {
-            let label = ui.err_style().red("error:");
+            let label = ui.err_style.red("error:");
             ui.note(&format!("{label} {}", self.message));
             if let Some(hint) = &self.hint {
                 ui.note(&format!("  try: {hint}"));

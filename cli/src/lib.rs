@@ -6,13 +6,17 @@
 
 pub mod args;
 pub mod commands;
+mod completing;
 pub mod connect;
 pub mod context;
 pub mod demo_app;
 pub mod error;
 pub mod output;
 pub mod program;
+pub mod selector;
 pub mod state_dir;
+#[cfg(test)]
+mod testing;
 pub mod units;
 
 pub use context::Context;

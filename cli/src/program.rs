@@ -22,17 +22,13 @@ fn meshctl() -> ExitCode {
         Commands::Demo(args) => commands::demo::run(args),
         Commands::Local(args) => commands::local::run(args),
         Commands::Run(args) => commands::run::run(args),
-        command => {
-            Context::of_process(cli.global, ui.clone()).and_then(|cx| on_runtime(command, cx))
-        }
+        command => on_runtime(command, Context::of_process(cli.global, ui.clone())),
     };
     ended.unwrap_or_else(|error| error.report(&mut ui))
 }
 
 /// A single thread is plenty: commands wait for others most of the time.
 fn on_runtime(command: Commands, mut cx: Context) -> Result<ExitCode, CliError> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(commands::run(command, &mut cx))
 }

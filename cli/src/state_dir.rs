@@ -31,10 +31,7 @@ impl StateRoot {
     pub fn of_process() -> Self {
         let base = match std::env::var_os("XDG_RUNTIME_DIR") {
             Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-            _ => PathBuf::from(format!(
-                "/tmp/meshctl-{}",
-                rustix::process::getuid().as_raw()
-            )),
+            _ => PathBuf::from(format!("/tmp/meshctl-{}", rustix::process::getuid().as_raw())),
         };
         Self(base.join("meshctl"))
     }
@@ -55,10 +52,7 @@ impl StateRoot {
         for dir in [&self.0, &path] {
             reject_foreign(dir)?;
         }
-        Ok(StateDir {
-            name: name.to_owned(),
-            path,
-        })
+        Ok(StateDir { name: name.to_owned(), path })
     }
 
     /// The meshes whose supervisor lives, by name.
@@ -68,10 +62,8 @@ impl StateRoot {
             .flatten()
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok());
-        let mut running: Vec<_> = names
-            .filter_map(|name| self.mesh(&name).ok())
-            .filter(StateDir::is_running)
-            .collect();
+        let mut running: Vec<_> =
+            names.filter_map(|name| self.mesh(&name).ok()).filter(StateDir::is_running).collect();
         running.sort_by(|a, b| a.name.cmp(&b.name));
         running
     }
@@ -109,8 +101,6 @@ fn reject_foreign(dir: &Path) -> Result<(), CliError> {
     if found.is_dir() && found.uid() == rustix::process::getuid().as_raw() {
         return Ok(());
     }
-    Err(
-        CliError::unreachable(format!("{} is not a directory of yours", dir.display()))
-            .hint("set XDG_RUNTIME_DIR to a directory that only you can write"),
-    )
+    Err(CliError::unreachable(format!("{} is not a directory of yours", dir.display()))
+        .hint("set XDG_RUNTIME_DIR to a directory that only you can write"))
 }

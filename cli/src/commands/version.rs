@@ -7,6 +7,7 @@ use clap::Args;
 use crate::context::Context;
 use crate::error::CliError;
 
+/// Show the version of meshctl and of the control plane
 #[derive(Args, Debug)]
 pub struct VersionArgs {
     /// Don't ask the control plane
@@ -15,7 +16,6 @@ pub struct VersionArgs {
 }
 
 pub(super) async fn run(_args: VersionArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
-    cx.ui
-        .line(&format!("client: {}", env!("CARGO_PKG_VERSION")))?;
+    cx.ui.line(&format!("client: {}", env!("CARGO_PKG_VERSION")))?;
     Ok(ExitCode::SUCCESS)
 }
