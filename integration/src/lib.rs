@@ -1,1 +1,3 @@
 //! The harness, scenarios and benches that run the real programs.
+
+pub mod load;
