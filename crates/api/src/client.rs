@@ -102,10 +102,7 @@ impl ControlClient {
     /// # Errors
     /// As [`Self::watch_outbound`].
     pub async fn watch_port(&self, port: u16) -> Result<UpdateStream<ServerPolicy>, Status> {
-        let request = PortSpec {
-            workload: self.workload.encode(),
-            port: u32::from(port),
-        };
+        let request = PortSpec { workload: self.workload.encode(), port: u32::from(port) };
         let mut client = InboundServerPoliciesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(updates(client.watch_port(request).await?))
@@ -143,8 +140,5 @@ where
         Ok(value) => Update::Valid(value),
         Err(error) => Update::Invalid(error),
     };
-    response
-        .into_inner()
-        .map(move |message| message.map(read))
-        .boxed()
+    response.into_inner().map(move |message| message.map(read)).boxed()
 }

@@ -47,11 +47,7 @@ pub(crate) fn list<P, T, C: FromIterator<T>>(
     mut read: impl FnMut(P) -> Result<T>,
 ) -> Result<C> {
     bounded(items.len(), field, max)?;
-    items
-        .into_iter()
-        .enumerate()
-        .map(|(index, item)| read(item).at_index(field, index))
-        .collect()
+    items.into_iter().enumerate().map(|(index, item)| read(item).at_index(field, index)).collect()
 }
 
 /// Converts a slice the other way.
@@ -60,11 +56,7 @@ pub(crate) fn write_list<T, P>(
     field: &str,
     mut write: impl FnMut(&T) -> Result<P>,
 ) -> Result<Vec<P>> {
-    items
-        .iter()
-        .enumerate()
-        .map(|(index, item)| write(item).at_index(field, index))
-        .collect()
+    items.iter().enumerate().map(|(index, item)| write(item).at_index(field, index)).collect()
 }
 
 /// Refuses what is more than `max`.

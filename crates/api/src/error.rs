@@ -25,32 +25,20 @@ enum Problem {
 impl ConversionError {
     /// A required field, or a `oneof` whose variant is unset or unknown.
     pub(crate) fn missing(field: &str) -> Self {
-        Self {
-            field: field.into(),
-            problem: Problem::Missing,
-        }
+        Self { field: field.into(), problem: Problem::Missing }
     }
 
     pub(crate) fn invalid(field: &str, why: impl fmt::Display) -> Self {
-        Self {
-            field: field.into(),
-            problem: Problem::Invalid(why.to_string()),
-        }
+        Self { field: field.into(), problem: Problem::Invalid(why.to_string()) }
     }
 
     pub(crate) fn too_many(field: &str, have: usize, max: usize) -> Self {
-        Self {
-            field: field.into(),
-            problem: Problem::TooMany { have, max },
-        }
+        Self { field: field.into(), problem: Problem::TooMany { have, max } }
     }
 
     /// Meaningful, but the other side has no words for it.
     pub(crate) fn unsupported(field: &str, why: impl fmt::Display) -> Self {
-        Self {
-            field: field.into(),
-            problem: Problem::Unsupported(why.to_string()),
-        }
+        Self { field: field.into(), problem: Problem::Unsupported(why.to_string()) }
     }
 
     /// A label for metrics, one of four.
@@ -114,11 +102,7 @@ impl<T, E: HasField> At for std::result::Result<T, E> {
     }
 
     fn at_index(self, field: &str, index: usize) -> Self {
-        if self.is_ok() {
-            self
-        } else {
-            self.at(&format!("{field}[{index}]"))
-        }
+        if self.is_ok() { self } else { self.at(&format!("{field}[{index}]")) }
     }
 }
 
@@ -132,10 +116,6 @@ mod tests {
         let error = error.at("backend").at_index("rules", 2).unwrap_err();
         assert_eq!(error.field(), "rules[2].backend.queue");
         assert_eq!(error.reason(), "missing");
-        assert!(
-            error
-                .to_string()
-                .starts_with("rules[2].backend.queue: is missing")
-        );
+        assert!(error.to_string().starts_with("rules[2].backend.queue: is missing"));
     }
 }

@@ -104,31 +104,20 @@ impl<C: ControlPlane> destination_server::Destination for Service<C> {
     type GetProfileStream = Messages<DestinationProfile>;
 
     async fn get(&self, request: Request<GetDestination>) -> Answer<Self::GetStream> {
-        let GetDestination {
-            path,
-            context_token,
-            ..
-        } = request.into_inner();
+        let GetDestination { path, context_token, .. } = request.into_inner();
         if path.is_empty() {
             return Err(malformed(&ConversionError::missing("path")));
         }
         let updates = self.0.destination(&path, &asking(&context_token))?;
         let parts = updates.flat_map(|update| stream::iter(split(update)));
-        Ok(Response::new(messages(
-            parts.boxed(),
-            format!("destination {path}"),
-        )))
+        Ok(Response::new(messages(parts.boxed(), format!("destination {path}"))))
     }
 
     async fn get_profile(
         &self,
         request: Request<GetDestination>,
     ) -> Answer<Self::GetProfileStream> {
-        let GetDestination {
-            path,
-            context_token,
-            ..
-        } = request.into_inner();
+        let GetDestination { path, context_token, .. } = request.into_inner();
         let target = read_path(&path, "path").map_err(|e| malformed(&e))?;
         let profiles = self.0.profile(&target, &asking(&context_token))?;
         Ok(Response::new(messages(profiles, format!("profile {path}"))))
@@ -147,10 +136,7 @@ impl<C: ControlPlane> Service<C> {
         let workload = Workload::parse(&spec.workload)
             .ok_or_else(|| malformed(&ConversionError::invalid("workload", "names no pod")))?;
         let policies = self.0.server_policy(&workload, port)?;
-        Ok(messages(
-            policies,
-            format!("inbound policy {workload}:{port}"),
-        ))
+        Ok(messages(policies, format!("inbound policy {workload}:{port}")))
     }
 }
 
@@ -190,10 +176,7 @@ impl<C: ControlPlane> Extensions for Service<C> {
     ) -> Answer<Self::WatchBackendStream> {
         let key = read_key(request.into_inner()).map_err(|e| malformed(&e))?;
         let extensions = self.0.backend_extension(&key)?;
-        Ok(Response::new(messages(
-            extensions,
-            format!("extension of {key}"),
-        )))
+        Ok(Response::new(messages(extensions, format!("extension of {key}"))))
     }
 }
 
@@ -245,10 +228,7 @@ fn split(update: Destination) -> Vec<Destination> {
         Destination::Add { endpoints, labels } if endpoints.len() > ENDPOINTS_A_MESSAGE => {
             endpoints
                 .chunks(ENDPOINTS_A_MESSAGE)
-                .map(|part| Destination::Add {
-                    endpoints: part.to_vec(),
-                    labels: labels.clone(),
-                })
+                .map(|part| Destination::Add { endpoints: part.to_vec(), labels: labels.clone() })
                 .collect()
         }
         Destination::Remove(addrs) if addrs.len() > ENDPOINTS_A_MESSAGE => addrs

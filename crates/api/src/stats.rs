@@ -17,11 +17,8 @@ const MAX_TEXT: usize = 16 << 10;
 
 impl From<&Histogram> for ext::Histogram {
     fn from(histogram: &Histogram) -> Self {
-        let (buckets, counts) = histogram
-            .buckets()
-            .iter()
-            .map(|(bucket, count)| (u32::from(*bucket), *count))
-            .unzip();
+        let (buckets, counts) =
+            histogram.buckets().iter().map(|(bucket, count)| (u32::from(*bucket), *count)).unzip();
         Self { buckets, counts }
     }
 }
@@ -31,10 +28,7 @@ impl TryFrom<ext::Histogram> for Histogram {
 
     fn try_from(proto: ext::Histogram) -> Result<Self> {
         if proto.buckets.len() != proto.counts.len() {
-            return Err(ConversionError::invalid(
-                "counts",
-                "there are not as many as buckets",
-            ));
+            return Err(ConversionError::invalid("counts", "there are not as many as buckets"));
         }
         bounded(proto.buckets.len(), "buckets", limit::ITEMS)?;
         let mut histogram = Self::default();
@@ -78,11 +72,7 @@ impl TryFrom<ext::Totals> for Totals {
             failure: proto.failure,
             classes: read_classes(&proto.classes)?,
             latency: proto.latency.unwrap_or_default().try_into().at("latency")?,
-            first_byte: proto
-                .first_byte
-                .unwrap_or_default()
-                .try_into()
-                .at("first_byte")?,
+            first_byte: proto.first_byte.unwrap_or_default().try_into().at("first_byte")?,
             retries: proto.retries,
             request_bytes: proto.request_bytes,
             response_bytes: proto.response_bytes,
@@ -119,10 +109,7 @@ pub fn write_series(key: &SeriesKey, totals: &Totals, tcp_open: u64) -> ext::Ser
         parent: key.parent.to_string(),
         route: key.route.to_string(),
         backend: key.backend.to_string(),
-        totals: Some(ext::Totals {
-            tcp_open,
-            ..totals.into()
-        }),
+        totals: Some(ext::Totals { tcp_open, ..totals.into() }),
     }
 }
 
@@ -137,10 +124,7 @@ pub fn read_series(series: ext::Series) -> Result<(SeriesKey, Totals, u64)> {
         "grpc" => StatProtocol::Grpc,
         "tcp" => StatProtocol::Tcp,
         other => {
-            return Err(ConversionError::invalid(
-                "protocol",
-                format!("`{other}` is none"),
-            ));
+            return Err(ConversionError::invalid("protocol", format!("`{other}` is none")));
         }
     };
     let key = SeriesKey {
@@ -216,16 +200,12 @@ impl TryFrom<ext::TapFilter> for TapFilter {
 fn read_status_filter(text: &str) -> Result<Option<StatusFilter>> {
     let filter = match (text, text.strip_suffix("xx")) {
         ("", _) => return Ok(None),
-        (_, Some(class)) => class
-            .parse()
-            .ok()
-            .filter(|class| (1..=5).contains(class))
-            .map(StatusFilter::Class),
-        (_, None) => text
-            .parse()
-            .ok()
-            .filter(|code| (100..1000).contains(code))
-            .map(StatusFilter::Code),
+        (_, Some(class)) => {
+            class.parse().ok().filter(|class| (1..=5).contains(class)).map(StatusFilter::Class)
+        }
+        (_, None) => {
+            text.parse().ok().filter(|code| (100..1000).contains(code)).map(StatusFilter::Code)
+        }
     };
     filter.map(Some).ok_or_else(|| {
         let why = format!("`{text}` is neither a status such as 503 nor a class such as 5xx");
@@ -243,10 +223,7 @@ impl From<&Record> for ext::TapEvent {
             started_unix_ms: record.started_unix_ms,
             direction: write_direction(Some(record.direction)),
             source: record.source.to_string(),
-            destination: record
-                .destination
-                .map(|addr| addr.to_string())
-                .unwrap_or_default(),
+            destination: record.destination.map(|addr| addr.to_string()).unwrap_or_default(),
             method: record.method.clone(),
             scheme: record.scheme.clone(),
             authority: record.authority.clone(),
@@ -256,10 +233,7 @@ impl From<&Record> for ext::TapEvent {
             backend: record.backend.clone(),
             status: u32::from(record.status),
             grpc_status: record.grpc_status.map(u32::from),
-            reason: record
-                .reason
-                .map(|reason| reason.code().to_owned())
-                .unwrap_or_default(),
+            reason: record.reason.map(|reason| reason.code().to_owned()).unwrap_or_default(),
             attempts: record.attempts,
             request_bytes: record.request_bytes,
             response_bytes: record.response_bytes,
@@ -282,9 +256,7 @@ impl TryFrom<ext::TapEvent> for Record {
             u16::try_from(value)
                 .map_err(|_| ConversionError::invalid(field, format!("{value} is none")))
         };
-        let first_byte = proto
-            .first_byte
-            .map(|d| read_duration(Some(d), "first_byte"));
+        let first_byte = proto.first_byte.map(|d| read_duration(Some(d), "first_byte"));
         Ok(Self {
             id: proto.id,
             started_unix_ms: proto.started_unix_ms,
@@ -301,10 +273,7 @@ impl TryFrom<ext::TapEvent> for Record {
             route: proto.route,
             backend: proto.backend,
             status: code(proto.status, "status")?,
-            grpc_status: proto
-                .grpc_status
-                .map(|s| code(s, "grpc_status"))
-                .transpose()?,
+            grpc_status: proto.grpc_status.map(|s| code(s, "grpc_status")).transpose()?,
             reason: Reason::from_code(&proto.reason),
             attempts: proto.attempts,
             request_bytes: proto.request_bytes,
@@ -346,15 +315,11 @@ fn read_direction(direction: i32) -> Result<Option<Direction>> {
 }
 
 fn write_headers(headers: &[(String, String)]) -> Vec<ext::Header> {
-    let header = |(name, value): &(String, String)| ext::Header {
-        name: name.clone(),
-        value: value.clone(),
-    };
+    let header =
+        |(name, value): &(String, String)| ext::Header { name: name.clone(), value: value.clone() };
     headers.iter().map(header).collect()
 }
 
 fn read_headers(headers: Vec<ext::Header>, field: &str) -> Result<Vec<(String, String)>> {
-    list(headers, field, limit::ITEMS, |header: ext::Header| {
-        Ok((header.name, header.value))
-    })
+    list(headers, field, limit::ITEMS, |header: ext::Header| Ok((header.name, header.value)))
 }

@@ -25,10 +25,7 @@ impl Workload {
             serde_json::from_str(text).ok()?
         } else {
             let (namespace, pod) = text.split_once([':', '/'])?;
-            Self {
-                namespace: namespace.into(),
-                pod: pod.into(),
-            }
+            Self { namespace: namespace.into(), pod: pod.into() }
         };
         (!parsed.namespace.is_empty()).then_some(parsed)
     }
@@ -47,10 +44,7 @@ mod tests {
 
     #[test]
     fn every_known_form_is_read() {
-        let shop = Workload {
-            namespace: "shop".into(),
-            pod: "web-1".into(),
-        };
+        let shop = Workload { namespace: "shop".into(), pod: "web-1".into() };
         assert_eq!(shop.encode(), r#"{"ns":"shop","pod":"web-1"}"#);
         for text in [
             r#"{"ns":"shop","pod":"web-1"}"#,
@@ -60,10 +54,7 @@ mod tests {
         ] {
             assert_eq!(Workload::parse(text).as_ref(), Some(&shop), "{text}");
         }
-        let nameless = Workload {
-            namespace: "shop".into(),
-            pod: String::new(),
-        };
+        let nameless = Workload { namespace: "shop".into(), pod: String::new() };
         assert_eq!(Workload::parse(r#"{"ns":"shop"}"#), Some(nameless));
         for text in ["", "{", "shop", ":web-1", r#"{"pod":"x"}"#, "[1]"] {
             assert_eq!(Workload::parse(text), None, "{text}");

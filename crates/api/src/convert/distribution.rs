@@ -87,11 +87,7 @@ pub(super) fn write_distribution<D: PbDistribution, B>(
     let kind = match distribution {
         Distribution::Empty => Kind::Empty,
         Distribution::FirstAvailable(backends) => Kind::First(
-            backends
-                .iter()
-                .enumerate()
-                .map(|(i, b)| write(i, b))
-                .collect::<Result<_>>()?,
+            backends.iter().enumerate().map(|(i, b)| write(i, b)).collect::<Result<_>>()?,
         ),
         Distribution::Random(backends) => Kind::Random(
             backends

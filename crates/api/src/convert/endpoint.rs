@@ -33,9 +33,7 @@ impl Wire for Destination {
                 })
                 .map(Self::Remove)
             }
-            Update::NoEndpoints(none) => Ok(Self::NoEndpoints {
-                exists: none.exists,
-            }),
+            Update::NoEndpoints(none) => Ok(Self::NoEndpoints { exists: none.exists }),
         }
     }
 
@@ -52,9 +50,7 @@ impl Wire for Destination {
                 Update::NoEndpoints(pb::NoEndpoints { exists: *exists })
             }
         };
-        Ok(pb::Update {
-            update: Some(update),
-        })
+        Ok(pb::Update { update: Some(update) })
     }
 
     fn validate(proto: &pb::Update) -> std::result::Result<(), Violation> {
@@ -69,22 +65,13 @@ impl Wire for Profile {
         Ok(Self {
             name: Some(proto.fully_qualified_name).filter(|name| !name.is_empty()),
             opaque: proto.opaque_protocol,
-            endpoint: proto
-                .endpoint
-                .map(read_endpoint)
-                .transpose()
-                .at("endpoint")?,
+            endpoint: proto.endpoint.map(read_endpoint).transpose().at("endpoint")?,
         })
     }
 
     /// With an endpoint, a reader ignores the name, so it is left out.
     fn to_proto(&self) -> Result<pb::DestinationProfile> {
-        let endpoint = self
-            .endpoint
-            .as_ref()
-            .map(write_endpoint)
-            .transpose()
-            .at("endpoint")?;
+        let endpoint = self.endpoint.as_ref().map(write_endpoint).transpose().at("endpoint")?;
         let name = self.name.as_ref().filter(|_| endpoint.is_none());
         Ok(pb::DestinationProfile {
             fully_qualified_name: name.cloned().unwrap_or_default(),
@@ -122,16 +109,8 @@ pub(super) fn read_endpoint(proto: pb::WeightedAddr) -> Result<Endpoint> {
         },
         opaque_transport,
         authority_override: authority.filter(|authority| !authority.is_empty()),
-        http2: proto
-            .http2
-            .map(read_http2)
-            .transpose()
-            .at("http2")?
-            .unwrap_or_default(),
-        resource: proto
-            .resource_ref
-            .map(|r| read_meta(Some(r), "resource_ref"))
-            .transpose()?,
+        http2: proto.http2.map(read_http2).transpose().at("http2")?.unwrap_or_default(),
+        resource: proto.resource_ref.map(|r| read_meta(Some(r), "resource_ref")).transpose()?,
     })
 }
 
@@ -147,10 +126,7 @@ pub(super) fn write_endpoint(endpoint: &Endpoint) -> Result<pb::WeightedAddr> {
             .clone()
             .map(|authority_override| pb::AuthorityOverride { authority_override }),
         http2: write_http2(&endpoint.http2).at("http2")?,
-        resource_ref: endpoint
-            .resource
-            .as_ref()
-            .map(|meta: &Meta| write_meta(meta)),
+        resource_ref: endpoint.resource.as_ref().map(|meta: &Meta| write_meta(meta)),
     })
 }
 
@@ -162,20 +138,13 @@ fn write_hint(endpoint: &Endpoint) -> Option<pb::ProtocolHint> {
     };
     let opaque_transport = endpoint
         .opaque_transport
-        .map(|port| protocol_hint::OpaqueTransport {
-            inbound_port: u32::from(port),
-        });
-    (protocol.is_some() || opaque_transport.is_some()).then_some(pb::ProtocolHint {
-        protocol,
-        opaque_transport,
-    })
+        .map(|port| protocol_hint::OpaqueTransport { inbound_port: u32::from(port) });
+    (protocol.is_some() || opaque_transport.is_some())
+        .then_some(pb::ProtocolHint { protocol, opaque_transport })
 }
 
 fn read_identity(proto: pb::TlsIdentity) -> Result<TlsIdentity> {
-    let server_name = proto
-        .server_name
-        .map(|s| s.name)
-        .filter(|name| !name.is_empty());
+    let server_name = proto.server_name.map(|s| s.name).filter(|name| !name.is_empty());
     let (id, server_name) = match required(proto.strategy, "tls_identity.strategy")? {
         Strategy::DnsLikeIdentity(dns) => {
             let server_name = server_name.unwrap_or_else(|| dns.name.clone());
@@ -187,28 +156,19 @@ fn read_identity(proto: pb::TlsIdentity) -> Result<TlsIdentity> {
         }
     };
     if id.is_empty() {
-        return Err(ConversionError::invalid(
-            "tls_identity.strategy",
-            "the identity is empty",
-        ));
+        return Err(ConversionError::invalid("tls_identity.strategy", "the identity is empty"));
     }
     Ok(TlsIdentity { id, server_name })
 }
 
 fn write_identity(identity: &TlsIdentity) -> pb::TlsIdentity {
     let strategy = if identity.id.contains("://") {
-        Strategy::UriLikeIdentity(UriLikeIdentity {
-            uri: identity.id.clone(),
-        })
+        Strategy::UriLikeIdentity(UriLikeIdentity { uri: identity.id.clone() })
     } else {
-        Strategy::DnsLikeIdentity(DnsLikeIdentity {
-            name: identity.id.clone(),
-        })
+        Strategy::DnsLikeIdentity(DnsLikeIdentity { name: identity.id.clone() })
     };
     pb::TlsIdentity {
-        server_name: Some(DnsLikeIdentity {
-            name: identity.server_name.clone(),
-        }),
+        server_name: Some(DnsLikeIdentity { name: identity.server_name.clone() }),
         strategy: Some(strategy),
     }
 }
@@ -263,8 +223,5 @@ fn read_labels(labels: HashMap<String, String>) -> Result<Labels> {
 }
 
 fn write_labels(labels: &BTreeMap<String, String>) -> HashMap<String, String> {
-    labels
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -25,10 +25,7 @@ impl Wire for BackendExtension {
                 ConversionError::invalid("hash_header", format!("`{name}` is no header name"))
             })?),
         };
-        Ok(Self {
-            strategy,
-            hash_header,
-        })
+        Ok(Self { strategy, hash_header })
     }
 
     fn to_proto(&self) -> Result<ext::BackendExtension> {
@@ -38,15 +35,8 @@ impl Wire for BackendExtension {
             Strategy::RoundRobin => Pb::RoundRobin,
             Strategy::RingHash => Pb::RingHash,
         };
-        let hash_header = self
-            .hash_header
-            .as_ref()
-            .map(|h| h.to_string())
-            .unwrap_or_default();
-        Ok(ext::BackendExtension {
-            strategy: strategy.into(),
-            hash_header,
-        })
+        let hash_header = self.hash_header.as_ref().map(|h| h.to_string()).unwrap_or_default();
+        Ok(ext::BackendExtension { strategy: strategy.into(), hash_header })
     }
 
     /// Our own message has no reader that its types do not already protect.

@@ -155,42 +155,23 @@ fn write_grpc_failure(injector: &FailureInjector) -> Result<grpc::GrpcFailureInj
 
 /// Unset means all.
 fn read_ratio(proto: Option<pb::Ratio>) -> Result<Ratio> {
-    let Some(pb::Ratio {
-        numerator,
-        denominator,
-    }) = proto
-    else {
-        return Ok(Ratio {
-            numerator: 1,
-            denominator: 1,
-        });
+    let Some(pb::Ratio { numerator, denominator }) = proto else {
+        return Ok(Ratio { numerator: 1, denominator: 1 });
     };
     if denominator == 0 {
-        return Err(ConversionError::invalid(
-            "ratio.denominator",
-            "must not be 0",
-        ));
+        return Err(ConversionError::invalid("ratio.denominator", "must not be 0"));
     }
-    Ok(Ratio {
-        numerator,
-        denominator,
-    })
+    Ok(Ratio { numerator, denominator })
 }
 
 fn write_ratio(ratio: Ratio) -> pb::Ratio {
-    pb::Ratio {
-        numerator: ratio.numerator,
-        denominator: ratio.denominator,
-    }
+    pb::Ratio { numerator: ratio.numerator, denominator: ratio.denominator }
 }
 
 fn read_redirect(proto: pb::RequestRedirect) -> Result<Filter> {
     let path = match proto.path {
         None => None,
-        Some(modifier) => Some(match required(modifier.replace, "path.replace")? {
-            pb::path_modifier::Replace::Full(path) => PathModifier::Full(path),
-            pb::path_modifier::Replace::Prefix(prefix) => PathModifier::Prefix(prefix),
-        }),
+        Some(modifier) => Some(read_path(required(modifier.replace, "path.replace")?)?),
     };
     let scheme = proto.scheme.map(http::uri::Scheme::try_from).transpose();
     let scheme = scheme.map_err(|error| ConversionError::invalid("scheme", error))?;
@@ -204,6 +185,18 @@ fn read_redirect(proto: pb::RequestRedirect) -> Result<Filter> {
     }))
 }
 
+fn read_path(replace: pb::path_modifier::Replace) -> Result<PathModifier> {
+    let (pb::path_modifier::Replace::Full(path) | pb::path_modifier::Replace::Prefix(path)) =
+        &replace;
+    if !path.starts_with('/') {
+        return Err(ConversionError::invalid("path", format!("`{path}` does not start with /")));
+    }
+    Ok(match replace {
+        pb::path_modifier::Replace::Full(path) => PathModifier::Full(path),
+        pb::path_modifier::Replace::Prefix(prefix) => PathModifier::Prefix(prefix),
+    })
+}
+
 fn write_redirect(redirect: &Redirect) -> pb::RequestRedirect {
     let replace = redirect.path.clone().map(|path| match path {
         PathModifier::Full(path) => pb::path_modifier::Replace::Full(path),
@@ -213,9 +206,7 @@ fn write_redirect(redirect: &Redirect) -> pb::RequestRedirect {
         scheme: redirect.scheme.as_deref().map(http_types::Scheme::from),
         host: redirect.host.clone().unwrap_or_default(),
         port: redirect.port.map(u32::from).unwrap_or_default(),
-        path: replace.map(|replace| pb::PathModifier {
-            replace: Some(replace),
-        }),
+        path: replace.map(|replace| pb::PathModifier { replace: Some(replace) }),
         status: u32::from(redirect.status.as_u16()),
     }
 }
@@ -233,18 +224,8 @@ fn read_headers(
     remove: Vec<String>,
 ) -> Result<HeaderModifier> {
     Ok(HeaderModifier {
-        set: list(
-            set.unwrap_or_default().headers,
-            "set",
-            limit::ITEMS,
-            read_header,
-        )?,
-        add: list(
-            add.unwrap_or_default().headers,
-            "add",
-            limit::ITEMS,
-            read_header,
-        )?,
+        set: list(set.unwrap_or_default().headers, "set", limit::ITEMS, read_header)?,
+        add: list(add.unwrap_or_default().headers, "add", limit::ITEMS, read_header)?,
         remove: list(remove, "remove", limit::ITEMS, |name| read_name(&name))?,
     })
 }
@@ -269,16 +250,11 @@ fn write_request_headers(modifier: &HeaderModifier) -> pb::RequestHeaderModifier
 }
 
 fn write_headers(headers: &[(HeaderName, HeaderValue)]) -> Option<http_types::Headers> {
-    let headers = headers
-        .iter()
-        .map(|(name, value)| http_types::headers::Header {
-            name: name.to_string(),
-            value: value.as_bytes().to_vec(),
-        });
-    Some(http_types::Headers {
-        headers: headers.collect(),
-    })
-    .filter(|h| !h.headers.is_empty())
+    let headers = headers.iter().map(|(name, value)| http_types::headers::Header {
+        name: name.to_string(),
+        value: value.as_bytes().to_vec(),
+    });
+    Some(http_types::Headers { headers: headers.collect() }).filter(|h| !h.headers.is_empty())
 }
 
 fn write_names(names: &[HeaderName]) -> Vec<String> {

@@ -43,11 +43,7 @@ impl Wire for ServerPolicy {
             protocol: Some(pb::ProxyProtocol { kind: Some(kind) }),
             server_ips: Vec::new(),
             authorizations: write_authorizations(&self.authorizations),
-            labels: self
-                .labels
-                .iter()
-                .map(|(k, v)| (k.clone(), v.clone()))
-                .collect(),
+            labels: self.labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect(),
         })
     }
 
@@ -71,9 +67,9 @@ fn read_protocol(kind: Kind) -> Result<ServerProtocol> {
             routes: read_http_routes(http.routes, "routes").at("http2")?,
             limit: read_limit(http.local_rate_limit).at("http2.local_rate_limit")?,
         },
-        Kind::Grpc(grpc) => ServerProtocol::Grpc {
-            routes: read_grpc_routes(grpc.routes).at("grpc")?,
-        },
+        Kind::Grpc(grpc) => {
+            ServerProtocol::Grpc { routes: read_grpc_routes(grpc.routes).at("grpc")? }
+        }
         Kind::Opaque(_) => ServerProtocol::Opaque,
         Kind::Tls(_) => ServerProtocol::Tls,
     })
@@ -81,11 +77,7 @@ fn read_protocol(kind: Kind) -> Result<ServerProtocol> {
 
 fn write_protocol(protocol: &ServerProtocol) -> Result<Kind> {
     Ok(match protocol {
-        ServerProtocol::Detect {
-            timeout,
-            routes,
-            limit,
-        } => Kind::Detect(proxy_protocol::Detect {
+        ServerProtocol::Detect { timeout, routes, limit } => Kind::Detect(proxy_protocol::Detect {
             timeout: Some(write_duration(*timeout, "detect.timeout")?),
             http_routes: write_http_routes(routes, "http_routes").at("detect")?,
             http_local_rate_limit: write_limit(limit).at("detect.http_local_rate_limit")?,
@@ -98,9 +90,9 @@ fn write_protocol(protocol: &ServerProtocol) -> Result<Kind> {
             routes: write_http_routes(routes, "routes").at("http2")?,
             local_rate_limit: write_limit(limit).at("http2.local_rate_limit")?,
         }),
-        ServerProtocol::Grpc { routes } => Kind::Grpc(proxy_protocol::Grpc {
-            routes: write_grpc_routes(routes).at("grpc")?,
-        }),
+        ServerProtocol::Grpc { routes } => {
+            Kind::Grpc(proxy_protocol::Grpc { routes: write_grpc_routes(routes).at("grpc")? })
+        }
         ServerProtocol::Opaque => Kind::Opaque(proxy_protocol::Opaque {}),
         ServerProtocol::Tls => Kind::Tls(proxy_protocol::Tls {}),
     })
@@ -115,12 +107,7 @@ fn write_limit(limit: &Option<RateLimit>) -> Result<Option<pb::HttpLocalRateLimi
 }
 
 fn read_http_routes(routes: Vec<pb::HttpRoute>, field: &str) -> Result<Arc<[ServerHttpRoute]>> {
-    bounded(
-        routes.iter().map(|route| route.rules.len()).sum(),
-        "rules",
-        limit::RULES,
-    )
-    .at(field)?;
+    bounded(routes.iter().map(|route| route.rules.len()).sum(), "rules", limit::RULES).at(field)?;
     list(routes, field, limit::ROUTES, |route| {
         let authorizations = read_authorizations(route.authorizations)?;
         Ok(Route {
@@ -130,9 +117,7 @@ fn read_http_routes(routes: Vec<pb::HttpRoute>, field: &str) -> Result<Arc<[Serv
                 Ok(Rule {
                     matches: list(rule.matches, "matches", limit::ITEMS, read_http_match)?,
                     filters: list(rule.filters, "filters", limit::ITEMS, read_inbound_http)?,
-                    action: Authorize {
-                        authorizations: authorizations.clone(),
-                    },
+                    action: Authorize { authorizations: authorizations.clone() },
                 })
             })?,
         })
@@ -161,11 +146,7 @@ fn write_http_routes(routes: &[ServerHttpRoute], field: &str) -> Result<Vec<pb::
 }
 
 fn read_grpc_routes(routes: Vec<pb::GrpcRoute>) -> Result<Arc<[ServerGrpcRoute]>> {
-    bounded(
-        routes.iter().map(|route| route.rules.len()).sum(),
-        "routes.rules",
-        limit::RULES,
-    )?;
+    bounded(routes.iter().map(|route| route.rules.len()).sum(), "routes.rules", limit::RULES)?;
     list(routes, "routes", limit::ROUTES, |route| {
         let authorizations = read_authorizations(route.authorizations)?;
         Ok(Route {
@@ -175,9 +156,7 @@ fn read_grpc_routes(routes: Vec<pb::GrpcRoute>) -> Result<Arc<[ServerGrpcRoute]>
                 Ok(Rule {
                     matches: list(rule.matches, "matches", limit::ITEMS, read_grpc_match)?,
                     filters: list(rule.filters, "filters", limit::ITEMS, read_inbound_grpc)?,
-                    action: Authorize {
-                        authorizations: authorizations.clone(),
-                    },
+                    action: Authorize { authorizations: authorizations.clone() },
                 })
             })?,
         })

@@ -19,17 +19,13 @@ use crate::error::{At, ConversionError, Result};
 
 /// One without networks lets nobody in and is left out, as the API demands.
 pub(super) fn read_authorizations(authorizations: Vec<pb::Authz>) -> Result<Arc<[Authorization]>> {
-    let read: Vec<Option<_>> = list(
-        authorizations,
-        "authorizations",
-        limit::ITEMS,
-        |authz: pb::Authz| {
+    let read: Vec<Option<_>> =
+        list(authorizations, "authorizations", limit::ITEMS, |authz: pb::Authz| {
             if authz.networks.is_empty() {
                 return Ok(None);
             }
             read_authorization(authz).map(Some)
-        },
-    )?;
+        })?;
     Ok(read.into_iter().flatten().collect())
 }
 
@@ -45,9 +41,7 @@ fn read_authorization(authz: pb::Authz) -> Result<Authorization> {
         networks: list(authz.networks, "networks", limit::ITEMS, |network| {
             Ok(Network {
                 net: read_cidr(required(network.net, "net")?, "net")?,
-                except: list(network.except, "except", limit::ITEMS, |net| {
-                    read_cidr(net, "")
-                })?,
+                except: list(network.except, "except", limit::ITEMS, |net| read_cidr(net, ""))?,
             })
         })?,
         authentication: read_permit(required(permit, "authentication.permit")?)
@@ -66,17 +60,8 @@ fn meta_of_labels(labels: &HashMap<String, String>) -> Result<Meta> {
     if kind.is_empty() || kind == "default" {
         return Ok(Meta::Default(name));
     }
-    let group = if group.is_empty() {
-        "core".into()
-    } else {
-        group
-    };
-    Ok(Meta::Resource(ResourceRef {
-        group,
-        kind,
-        name,
-        ..ResourceRef::default()
-    }))
+    let group = if group.is_empty() { "core".into() } else { group };
+    Ok(Meta::Resource(ResourceRef { group, kind, name, ..ResourceRef::default() }))
 }
 
 fn read_permit(permit: Permit) -> Result<Authentication> {
@@ -87,16 +72,16 @@ fn read_permit(permit: Permit) -> Result<Authentication> {
     match clients {
         Clients::Unauthenticated(_) => Ok(Authentication::MeshTls),
         Clients::Identities(clients) => Ok(Authentication::Identities {
-            identities: list(clients.identities, "identities", limit::ITEMS, |i| {
-                Ok(i.name)
-            })?,
+            identities: list(clients.identities, "identities", limit::ITEMS, |i| Ok(i.name))?,
             suffixes: list(clients.suffixes, "suffixes", limit::ITEMS, |s| Ok(s.parts))?,
         }),
     }
 }
 
+/// As in [`read_authorizations`], one without networks is left out: the reference proxy would reject
+/// the whole policy.
 pub(super) fn write_authorizations(authorizations: &[Authorization]) -> Vec<pb::Authz> {
-    authorizations.iter().map(write_authorization).collect()
+    authorizations.iter().filter(|a| !a.networks.is_empty()).map(write_authorization).collect()
 }
 
 fn write_authorization(authorization: &Authorization) -> pb::Authz {
@@ -120,25 +105,18 @@ fn write_permit(authentication: &Authentication) -> Permit {
             return Permit::Unauthenticated(PermitUnauthenticated {});
         }
         Authentication::MeshTls => Clients::Unauthenticated(PermitUnauthenticated {}),
-        Authentication::Identities {
-            identities,
-            suffixes,
-        } => Clients::Identities(PermitClientIdentities {
-            identities: identities
-                .iter()
-                .cloned()
-                .map(|name| pb::Identity { name })
-                .collect(),
-            suffixes: suffixes
-                .iter()
-                .cloned()
-                .map(|parts| pb::IdentitySuffix { parts })
-                .collect(),
-        }),
+        Authentication::Identities { identities, suffixes } => {
+            Clients::Identities(PermitClientIdentities {
+                identities: identities.iter().cloned().map(|name| pb::Identity { name }).collect(),
+                suffixes: suffixes
+                    .iter()
+                    .cloned()
+                    .map(|parts| pb::IdentitySuffix { parts })
+                    .collect(),
+            })
+        }
     };
-    Permit::MeshTls(PermitMeshTls {
-        clients: Some(clients),
-    })
+    Permit::MeshTls(PermitMeshTls { clients: Some(clients) })
 }
 
 pub(super) fn read_rate_limit(proto: pb::HttpLocalRateLimit) -> Result<RateLimit> {
@@ -146,9 +124,7 @@ pub(super) fn read_rate_limit(proto: pb::HttpLocalRateLimit) -> Result<RateLimit
         list(proto.overrides, "overrides", limit::ITEMS, |o: Override| {
             let identities = required(o.clients, "clients")?.identities;
             let identities: Vec<String> =
-                list(identities, "clients.identities", limit::ITEMS, |i| {
-                    Ok(i.name)
-                })?;
+                list(identities, "clients.identities", limit::ITEMS, |i| Ok(i.name))?;
             Ok(read_rate(o.limit).map(|limit| (limit, identities)))
         })?;
     Ok(RateLimit {
@@ -161,18 +137,12 @@ pub(super) fn read_rate_limit(proto: pb::HttpLocalRateLimit) -> Result<RateLimit
 
 /// A rate of 0 is no limit.
 fn read_rate(limit: Option<Limit>) -> Option<u32> {
-    limit
-        .map(|limit| limit.requests_per_second)
-        .filter(|rate| *rate > 0)
+    limit.map(|limit| limit.requests_per_second).filter(|rate| *rate > 0)
 }
 
 pub(super) fn write_rate_limit(limit: &RateLimit) -> Result<pb::HttpLocalRateLimit> {
     let overrides = write_list(&limit.overrides, "overrides", |(rate, identities)| {
-        let identities = identities
-            .iter()
-            .cloned()
-            .map(|name| pb::Identity { name })
-            .collect();
+        let identities = identities.iter().cloned().map(|name| pb::Identity { name }).collect();
         Ok(Override {
             limit: Some(write_rate(*rate, "limit")?),
             clients: Some(ClientIdentities { identities }),
@@ -180,26 +150,15 @@ pub(super) fn write_rate_limit(limit: &RateLimit) -> Result<pb::HttpLocalRateLim
     })?;
     Ok(pb::HttpLocalRateLimit {
         metadata: Some(write_meta(&limit.meta)),
-        total: limit
-            .total
-            .map(|rate| write_rate(rate, "total"))
-            .transpose()?,
-        identity: limit
-            .identity
-            .map(|rate| write_rate(rate, "identity"))
-            .transpose()?,
+        total: limit.total.map(|rate| write_rate(rate, "total")).transpose()?,
+        identity: limit.identity.map(|rate| write_rate(rate, "identity")).transpose()?,
         overrides,
     })
 }
 
 fn write_rate(requests_per_second: u32, field: &str) -> Result<Limit> {
     if requests_per_second == 0 {
-        return Err(ConversionError::unsupported(
-            field,
-            "a limit of 0 would be no limit",
-        ));
+        return Err(ConversionError::unsupported(field, "a limit of 0 would be no limit"));
     }
-    Ok(Limit {
-        requests_per_second,
-    })
+    Ok(Limit { requests_per_second })
 }

@@ -20,17 +20,10 @@ pub(crate) fn read_meta(proto: Option<pb::Metadata>, field: &str) -> Result<Meta
 
 fn read_resource(proto: pb::Resource, field: &str) -> Result<ResourceRef> {
     if proto.kind.is_empty() || proto.name.is_empty() {
-        return Err(ConversionError::invalid(
-            field,
-            "names no kind or no object",
-        ));
+        return Err(ConversionError::invalid(field, "names no kind or no object"));
     }
     Ok(ResourceRef {
-        group: if proto.group.is_empty() {
-            CORE.into()
-        } else {
-            proto.group
-        },
+        group: if proto.group.is_empty() { CORE.into() } else { proto.group },
         kind: proto.kind,
         name: proto.name,
         namespace: proto.namespace,
@@ -73,32 +66,13 @@ pub(crate) fn read_path(path: &str, field: &str) -> Result<Target> {
     if path.is_empty() {
         return Err(ConversionError::missing(field));
     }
-    Ok(path
-        .parse()
-        .map_or_else(|_| Target::Authority(path.into()), Target::Addr))
+    Ok(path.parse().map_or_else(|_| Target::Authority(path.into()), Target::Addr))
 }
 
 pub(crate) fn read_key(key: ext::ResourceKey) -> Result<ResourceRef> {
-    let ext::ResourceKey {
-        group,
-        kind,
-        name,
-        namespace,
-        port,
-        workload: _,
-    } = key;
+    let ext::ResourceKey { group, kind, name, namespace, port, workload: _ } = key;
     let section = String::new();
-    read_resource(
-        pb::Resource {
-            group,
-            kind,
-            name,
-            namespace,
-            section,
-            port,
-        },
-        "resource",
-    )
+    read_resource(pb::Resource { group, kind, name, namespace, section, port }, "resource")
 }
 
 pub(crate) fn write_key(key: &ResourceRef, workload: String) -> ext::ResourceKey {

@@ -19,9 +19,7 @@ pub(crate) fn read_addr(proto: Option<pb::TcpAddress>, field: &str) -> Result<So
 }
 
 pub(crate) fn read_ip(proto: Option<pb::IpAddress>, field: &str) -> Result<IpAddr> {
-    required(proto, field)?
-        .try_into()
-        .map_err(|_| ConversionError::missing(field))
+    required(proto, field)?.try_into().map_err(|_| ConversionError::missing(field))
 }
 
 /// A port, which may be 0.
@@ -42,10 +40,7 @@ pub(crate) fn read_cidr(proto: pb::IpNetwork, field: &str) -> Result<Cidr> {
 }
 
 pub(crate) fn write_cidr(cidr: &Cidr) -> pb::IpNetwork {
-    pb::IpNetwork {
-        ip: Some(cidr.addr.into()),
-        prefix_len: u32::from(cidr.prefix),
-    }
+    pb::IpNetwork { ip: Some(cidr.addr.into()), prefix_len: u32::from(cidr.prefix) }
 }
 
 /// A duration that must be set; 0 is one.
@@ -54,10 +49,7 @@ pub(crate) fn read_duration(proto: Option<prost_types::Duration>, field: &str) -
     let duration = Duration::try_from(proto)
         .map_err(|_| ConversionError::invalid(field, format!("{proto} is negative")))?;
     if duration > MAX_DURATION {
-        return Err(ConversionError::invalid(
-            field,
-            format!("{proto} is longer than a year"),
-        ));
+        return Err(ConversionError::invalid(field, format!("{proto} is longer than a year")));
     }
     Ok(duration)
 }
@@ -76,18 +68,13 @@ pub(crate) fn read_limit(
     proto: Option<prost_types::Duration>,
     field: &str,
 ) -> Result<Option<Duration>> {
-    let limit = proto
-        .map(|proto| read_duration(Some(proto), field))
-        .transpose()?;
+    let limit = proto.map(|proto| read_duration(Some(proto), field)).transpose()?;
     Ok(limit.filter(|limit| !limit.is_zero()))
 }
 
 pub(crate) fn write_duration(duration: Duration, field: &str) -> Result<prost_types::Duration> {
     if duration > MAX_DURATION {
-        return Err(ConversionError::invalid(
-            field,
-            format!("{duration:?} is longer than a year"),
-        ));
+        return Err(ConversionError::invalid(field, format!("{duration:?} is longer than a year")));
     }
     prost_types::Duration::try_from(duration).map_err(|e| ConversionError::invalid(field, e))
 }
@@ -96,8 +83,5 @@ pub(crate) fn write_limit(
     limit: Option<Duration>,
     field: &str,
 ) -> Result<Option<prost_types::Duration>> {
-    limit
-        .filter(|limit| !limit.is_zero())
-        .map(|limit| write_duration(limit, field))
-        .transpose()
+    limit.filter(|limit| !limit.is_zero()).map(|limit| write_duration(limit, field)).transpose()
 }

@@ -57,24 +57,21 @@ fn read_protocol(kind: Kind) -> Result<Protocol> {
 
 fn write_protocol(protocol: &Protocol) -> Result<Kind> {
     Ok(match protocol {
-        Protocol::Detect {
-            timeout,
-            http1,
-            http2,
-            opaque,
-        } => Kind::Detect(proxy_protocol::Detect {
-            timeout: Some(write_duration(*timeout, "detect.timeout")?),
-            opaque: Some(write_opaque(opaque).at("detect.opaque")?),
-            http1: Some(write_http1(http1).at("detect.http1")?),
-            http2: Some(write_http2(http2).at("detect.http2")?),
-        }),
+        Protocol::Detect { timeout, http1, http2, opaque } => {
+            Kind::Detect(proxy_protocol::Detect {
+                timeout: Some(write_duration(*timeout, "detect.timeout")?),
+                opaque: Some(write_opaque(opaque).at("detect.opaque")?),
+                http1: Some(write_http1(http1).at("detect.http1")?),
+                http2: Some(write_http2(http2).at("detect.http2")?),
+            })
+        }
         Protocol::Http1(http) => Kind::Http1(write_http1(http).at("http1")?),
         Protocol::Http2(http) => Kind::Http2(write_http2(http).at("http2")?),
         Protocol::Grpc(grpc) => Kind::Grpc(write_grpc(grpc).at("grpc")?),
         Protocol::Opaque(tcp) => Kind::Opaque(write_opaque(tcp).at("opaque")?),
-        Protocol::Tls(tcp) => Kind::Tls(proxy_protocol::Tls {
-            routes: write_tls_routes(&tcp.routes).at("tls")?,
-        }),
+        Protocol::Tls(tcp) => {
+            Kind::Tls(proxy_protocol::Tls { routes: write_tls_routes(&tcp.routes).at("tls")? })
+        }
     })
 }
 
@@ -99,15 +96,8 @@ fn read_http(
     routes: Vec<pb::HttpRoute>,
     accrual: Option<pb::FailureAccrual>,
 ) -> Result<HttpPolicy> {
-    let breaker = accrual
-        .map(read_breaker)
-        .transpose()
-        .at("failure_accrual")?
-        .flatten();
-    Ok(HttpPolicy {
-        routes: read_http_routes(routes)?.into(),
-        breaker,
-    })
+    let breaker = accrual.map(read_breaker).transpose().at("failure_accrual")?.flatten();
+    Ok(HttpPolicy { routes: read_http_routes(routes)?.into(), breaker })
 }
 
 fn write_http1(http: &HttpPolicy) -> Result<proxy_protocol::Http1> {
@@ -126,15 +116,8 @@ fn write_http2(http: &HttpPolicy) -> Result<proxy_protocol::Http2> {
 
 fn read_grpc(grpc: proxy_protocol::Grpc) -> Result<GrpcPolicy> {
     let accrual = grpc.failure_accrual;
-    let breaker = accrual
-        .map(read_breaker)
-        .transpose()
-        .at("failure_accrual")?
-        .flatten();
-    Ok(GrpcPolicy {
-        routes: read_grpc_routes(grpc.routes)?.into(),
-        breaker,
-    })
+    let breaker = accrual.map(read_breaker).transpose().at("failure_accrual")?.flatten();
+    Ok(GrpcPolicy { routes: read_grpc_routes(grpc.routes)?.into(), breaker })
 }
 
 fn write_grpc(grpc: &GrpcPolicy) -> Result<proxy_protocol::Grpc> {
@@ -147,21 +130,13 @@ fn write_grpc(grpc: &GrpcPolicy) -> Result<proxy_protocol::Grpc> {
 fn write_accrual(
     breaker: Option<mesh_model::outbound::Breaker>,
 ) -> Result<Option<pb::FailureAccrual>> {
-    breaker
-        .as_ref()
-        .map(write_breaker)
-        .transpose()
-        .at("failure_accrual")
+    breaker.as_ref().map(write_breaker).transpose().at("failure_accrual")
 }
 
 fn read_opaque(opaque: proxy_protocol::Opaque) -> Result<TcpPolicy> {
-    Ok(TcpPolicy {
-        routes: read_opaque_routes(opaque.routes)?.into(),
-    })
+    Ok(TcpPolicy { routes: read_opaque_routes(opaque.routes)?.into() })
 }
 
 fn write_opaque(tcp: &TcpPolicy) -> Result<proxy_protocol::Opaque> {
-    Ok(proxy_protocol::Opaque {
-        routes: write_opaque_routes(&tcp.routes)?,
-    })
+    Ok(proxy_protocol::Opaque { routes: write_opaque_routes(&tcp.routes)? })
 }

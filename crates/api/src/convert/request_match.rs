@@ -14,35 +14,26 @@ use super::{limit, list, required, write_list};
 use crate::error::{At, ConversionError, Result};
 
 pub(super) fn read_hosts(hosts: Vec<pb::HostMatch>) -> Result<Vec<HostMatch>> {
-    list(hosts, "hosts", limit::ITEMS, |host| {
-        match required(host.r#match, "match")? {
-            host_match::Match::Exact(exact) => Ok(HostMatch::Exact(exact)),
-            host_match::Match::Suffix(suffix) => Ok(read_suffix(suffix.reverse_labels)),
-        }
+    list(hosts, "hosts", limit::ITEMS, |host| match required(host.r#match, "match")? {
+        host_match::Match::Exact(exact) => Ok(HostMatch::Exact(exact)),
+        host_match::Match::Suffix(suffix) => Ok(read_suffix(suffix.reverse_labels)),
     })
 }
 
 pub(super) fn write_hosts(hosts: &[HostMatch]) -> Vec<pb::HostMatch> {
     let write = |host: &HostMatch| match host {
         HostMatch::Exact(exact) => host_match::Match::Exact(exact.clone()),
-        HostMatch::Suffix(labels) => host_match::Match::Suffix(host_match::Suffix {
-            reverse_labels: reversed(labels),
-        }),
+        HostMatch::Suffix(labels) => {
+            host_match::Match::Suffix(host_match::Suffix { reverse_labels: reversed(labels) })
+        }
     };
-    hosts
-        .iter()
-        .map(|host| pb::HostMatch {
-            r#match: Some(write(host)),
-        })
-        .collect()
+    hosts.iter().map(|host| pb::HostMatch { r#match: Some(write(host)) }).collect()
 }
 
 pub(super) fn read_snis(snis: Vec<tls::SniMatch>) -> Result<Vec<HostMatch>> {
-    list(snis, "snis", limit::ITEMS, |sni| {
-        match required(sni.r#match, "match")? {
-            tls::sni_match::Match::Exact(exact) => Ok(HostMatch::Exact(exact)),
-            tls::sni_match::Match::Suffix(suffix) => Ok(read_suffix(suffix.reverse_labels)),
-        }
+    list(snis, "snis", limit::ITEMS, |sni| match required(sni.r#match, "match")? {
+        tls::sni_match::Match::Exact(exact) => Ok(HostMatch::Exact(exact)),
+        tls::sni_match::Match::Suffix(suffix) => Ok(read_suffix(suffix.reverse_labels)),
     })
 }
 
@@ -54,11 +45,7 @@ pub(super) fn write_snis(snis: &[HostMatch]) -> Vec<tls::SniMatch> {
             tls::sni_match::Match::Suffix(tls::sni_match::Suffix { reverse_labels })
         }
     };
-    snis.iter()
-        .map(|sni| tls::SniMatch {
-            r#match: Some(write(sni)),
-        })
-        .collect()
+    snis.iter().map(|sni| tls::SniMatch { r#match: Some(write(sni)) }).collect()
 }
 
 /// `*.example.com` is `[com, example]` on the wire, `[example, com]` in the model.
@@ -76,12 +63,7 @@ pub(super) fn read_http_match(proto: pb::HttpRouteMatch) -> Result<HttpMatch> {
     Ok(HttpMatch {
         path: proto.path.map(read_path).transpose().at("path")?,
         headers: list(proto.headers, "headers", limit::CONDITIONS, read_header)?,
-        query: list(
-            proto.query_params,
-            "query_params",
-            limit::CONDITIONS,
-            read_query,
-        )?,
+        query: list(proto.query_params, "query_params", limit::CONDITIONS, read_query)?,
         method: method.map_err(|error| ConversionError::invalid("method", error))?,
     })
 }
@@ -146,10 +128,7 @@ fn write_header(header: &HeaderMatch) -> pb::HeaderMatch {
         ValueMatch::Exact(exact) => header_match::Value::Exact(exact.clone()),
         ValueMatch::Regex(pattern) => header_match::Value::Regex(pattern.as_str().into()),
     };
-    pb::HeaderMatch {
-        name: header.name.to_string(),
-        value: Some(value),
-    }
+    pb::HeaderMatch { name: header.name.to_string(), value: Some(value) }
 }
 
 fn read_query(proto: pb::QueryParamMatch) -> Result<QueryMatch> {
@@ -157,10 +136,7 @@ fn read_query(proto: pb::QueryParamMatch) -> Result<QueryMatch> {
         query_param_match::Value::Exact(exact) => ValueMatch::Exact(exact.into_bytes()),
         query_param_match::Value::Regex(regex) => ValueMatch::Regex(read_regex(&regex)?),
     };
-    Ok(QueryMatch {
-        name: proto.name,
-        value,
-    })
+    Ok(QueryMatch { name: proto.name, value })
 }
 
 fn write_query(query: &QueryMatch) -> Result<pb::QueryParamMatch> {
@@ -173,10 +149,7 @@ fn write_query(query: &QueryMatch) -> Result<pb::QueryParamMatch> {
         }
         ValueMatch::Regex(pattern) => query_param_match::Value::Regex(pattern.as_str().into()),
     };
-    Ok(pb::QueryParamMatch {
-        name: query.name.clone(),
-        value: Some(value),
-    })
+    Ok(pb::QueryParamMatch { name: query.name.clone(), value: Some(value) })
 }
 
 fn read_regex(source: &str) -> Result<Pattern> {

@@ -3,9 +3,9 @@
 use linkerd2_proxy_api::http_route::Timeouts as PbTimeouts;
 use linkerd2_proxy_api::outbound::{self as pb, grpc_route, http_route};
 use mesh_model::outbound::{Forward, GrpcRoute, HttpRoute, RouteBackend};
-use mesh_model::route::{GrpcCodes, Retry, Rule, Timeouts};
+use mesh_model::route::{Filter, GrpcCodes, GrpcMatch, HttpMatch, Retry, Rule, Timeouts};
 
-use super::backend::{read_backend, read_backoff, write_backend, write_backoff};
+use super::backend::{read_addressless, read_backend, read_backoff, write_backend, write_backoff};
 use super::distribution::{read_distribution, write_distribution};
 use super::filter::{
     read_outbound_grpc, read_outbound_http, write_outbound_grpc, write_outbound_http,
@@ -19,11 +19,7 @@ use super::{bounded, limit, list, required, write_list};
 use crate::error::{At, ConversionError, Result};
 
 pub(super) fn read_http_routes(routes: Vec<pb::HttpRoute>) -> Result<Vec<HttpRoute>> {
-    bounded(
-        routes.iter().map(|route| route.rules.len()).sum(),
-        "routes.rules",
-        limit::RULES,
-    )?;
+    bounded(routes.iter().map(|route| route.rules.len()).sum(), "routes.rules", limit::RULES)?;
     list(routes, "routes", limit::ROUTES, |route| {
         Ok(HttpRoute {
             meta: read_meta(route.metadata, "metadata")?,
@@ -44,11 +40,7 @@ pub(super) fn write_http_routes(routes: &[HttpRoute]) -> Result<Vec<pb::HttpRout
 }
 
 pub(super) fn read_grpc_routes(routes: Vec<pb::GrpcRoute>) -> Result<Vec<GrpcRoute>> {
-    bounded(
-        routes.iter().map(|route| route.rules.len()).sum(),
-        "routes.rules",
-        limit::RULES,
-    )?;
+    bounded(routes.iter().map(|route| route.rules.len()).sum(), "routes.rules", limit::RULES)?;
     list(routes, "routes", limit::ROUTES, |route| {
         Ok(GrpcRoute {
             meta: read_meta(route.metadata, "metadata")?,
@@ -69,12 +61,10 @@ pub(super) fn write_grpc_routes(routes: &[GrpcRoute]) -> Result<Vec<pb::GrpcRout
 }
 
 #[expect(deprecated, reason = "older control planes say `request_timeout`")]
-fn read_http_rule(rule: http_route::Rule) -> Result<Rule<mesh_model::route::HttpMatch, Forward>> {
+fn read_http_rule(rule: http_route::Rule) -> Result<Rule<HttpMatch, Forward>> {
     let backends = read_distribution(rule.backends, |backend: http_route::RouteBackend| {
-        Ok(RouteBackend {
-            filters: list(backend.filters, "filters", limit::ITEMS, read_outbound_http)?,
-            backend: read_backend(required(backend.backend, "backend")?).at("backend")?,
-        })
+        let filters = list(backend.filters, "filters", limit::ITEMS, read_outbound_http)?;
+        read_route_backend(backend.backend, filters)
     })?;
     Ok(Rule {
         matches: list(rule.matches, "matches", limit::ITEMS, read_http_match)?,
@@ -88,7 +78,7 @@ fn read_http_rule(rule: http_route::Rule) -> Result<Rule<mesh_model::route::Http
     })
 }
 
-fn write_http_rule(rule: &Rule<mesh_model::route::HttpMatch, Forward>) -> Result<http_route::Rule> {
+fn write_http_rule(rule: &Rule<HttpMatch, Forward>) -> Result<http_route::Rule> {
     let action = &rule.action;
     Ok(http_route::Rule {
         matches: write_list(&rule.matches, "matches", write_http_match)?,
@@ -101,24 +91,17 @@ fn write_http_rule(rule: &Rule<mesh_model::route::HttpMatch, Forward>) -> Result
             })
         })?,
         timeouts: write_timeouts(&action.timeouts)?,
-        retry: action
-            .retry
-            .as_ref()
-            .map(write_http_retry)
-            .transpose()
-            .at("retry")?,
+        retry: action.retry.as_ref().map(write_http_retry).transpose().at("retry")?,
         allow_l5d_request_headers: action.allow_request_headers,
         ..Default::default()
     })
 }
 
 #[expect(deprecated, reason = "older control planes say `request_timeout`")]
-fn read_grpc_rule(rule: grpc_route::Rule) -> Result<Rule<mesh_model::route::GrpcMatch, Forward>> {
+fn read_grpc_rule(rule: grpc_route::Rule) -> Result<Rule<GrpcMatch, Forward>> {
     let backends = read_distribution(rule.backends, |backend: grpc_route::RouteBackend| {
-        Ok(RouteBackend {
-            filters: list(backend.filters, "filters", limit::ITEMS, read_outbound_grpc)?,
-            backend: read_backend(required(backend.backend, "backend")?).at("backend")?,
-        })
+        let filters = list(backend.filters, "filters", limit::ITEMS, read_outbound_grpc)?;
+        read_route_backend(backend.backend, filters)
     })?;
     Ok(Rule {
         matches: list(rule.matches, "matches", limit::ITEMS, read_grpc_match)?,
@@ -132,7 +115,7 @@ fn read_grpc_rule(rule: grpc_route::Rule) -> Result<Rule<mesh_model::route::Grpc
     })
 }
 
-fn write_grpc_rule(rule: &Rule<mesh_model::route::GrpcMatch, Forward>) -> Result<grpc_route::Rule> {
+fn write_grpc_rule(rule: &Rule<GrpcMatch, Forward>) -> Result<grpc_route::Rule> {
     let action = &rule.action;
     Ok(grpc_route::Rule {
         matches: rule.matches.iter().map(write_grpc_match).collect(),
@@ -145,15 +128,21 @@ fn write_grpc_rule(rule: &Rule<mesh_model::route::GrpcMatch, Forward>) -> Result
             })
         })?,
         timeouts: write_timeouts(&action.timeouts)?,
-        retry: action
-            .retry
-            .as_ref()
-            .map(write_grpc_retry)
-            .transpose()
-            .at("retry")?,
+        retry: action.retry.as_ref().map(write_grpc_retry).transpose().at("retry")?,
         allow_l5d_request_headers: action.allow_request_headers,
         ..Default::default()
     })
+}
+
+fn read_route_backend(backend: Option<pb::Backend>, filters: Vec<Filter>) -> Result<RouteBackend> {
+    let backend = required(backend, "backend")?;
+    let always_fails = |filter: &Filter| matches!(filter, Filter::Fail(f) if f.ratio.numerator >= f.ratio.denominator);
+    let backend = if backend.kind.is_none() && filters.iter().any(always_fails) {
+        read_addressless(backend)
+    } else {
+        read_backend(backend)
+    };
+    Ok(RouteBackend { filters, backend: backend.at("backend")? })
 }
 
 /// `legacy` counts only for a peer that does not send timeouts: others set it, too, to a value
@@ -162,11 +151,7 @@ fn read_timeouts(
     proto: Option<PbTimeouts>,
     legacy: Option<prost_types::Duration>,
 ) -> Result<Timeouts> {
-    let proto = proto.unwrap_or(PbTimeouts {
-        request: legacy,
-        response: None,
-        idle: None,
-    });
+    let proto = proto.unwrap_or(PbTimeouts { request: legacy, response: None, idle: None });
     Ok(Timeouts {
         request: read_limit(proto.request, "timeouts.request")?,
         response: read_limit(proto.response, "timeouts.response")?,
@@ -184,18 +169,15 @@ fn write_timeouts(timeouts: &Timeouts) -> Result<Option<PbTimeouts>> {
 
 fn read_http_retry(retry: http_route::Retry) -> Result<Retry> {
     let ranges = required(retry.conditions, "conditions")?.status_ranges;
-    let statuses = list(
-        ranges,
-        "conditions.status_ranges",
-        limit::ITEMS,
-        |range| match (u16::try_from(range.start), u16::try_from(range.end)) {
+    let statuses = list(ranges, "conditions.status_ranges", limit::ITEMS, |range| {
+        match (u16::try_from(range.start), u16::try_from(range.end)) {
             (Ok(start), Ok(end)) if start <= end => Ok(start..=end),
             _ => {
                 let why = format!("{}-{} is no range of statuses", range.start, range.end);
                 Err(ConversionError::invalid("", why))
             }
-        },
-    )?;
+        }
+    })?;
     Ok(Retry {
         max_retries: retry.max_retries,
         max_request_bytes: retry.max_request_bytes,
@@ -219,16 +201,9 @@ fn write_http_retry(retry: &Retry) -> Result<http_route::Retry> {
     Ok(http_route::Retry {
         max_retries: retry.max_retries,
         max_request_bytes: retry.max_request_bytes,
-        conditions: Some(Conditions {
-            status_ranges: retry.statuses.iter().map(range).collect(),
-        }),
+        conditions: Some(Conditions { status_ranges: retry.statuses.iter().map(range).collect() }),
         timeout: write_limit(retry.timeout, "timeout")?,
-        backoff: retry
-            .backoff
-            .as_ref()
-            .map(write_backoff)
-            .transpose()
-            .at("backoff")?,
+        backoff: retry.backoff.as_ref().map(write_backoff).transpose().at("backoff")?,
     })
 }
 
@@ -259,16 +234,8 @@ fn read_grpc_retry(retry: grpc_route::Retry) -> Result<Retry> {
 }
 
 fn write_grpc_retry(retry: &Retry) -> Result<grpc_route::Retry> {
-    let known = [
-        CANCELLED,
-        DEADLINE_EXCEEDED,
-        RESOURCE_EXHAUSTED,
-        INTERNAL,
-        UNAVAILABLE,
-    ];
-    let known = known
-        .into_iter()
-        .fold(GrpcCodes::default(), GrpcCodes::with);
+    let known = [CANCELLED, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE];
+    let known = known.into_iter().fold(GrpcCodes::default(), GrpcCodes::with);
     if retry.grpc.0 & !known.0 != 0 || !retry.statuses.is_empty() {
         let why = "a gRPC route can retry only on the codes cancelled, deadline-exceeded, \
                    resource-exhausted, internal and unavailable";
@@ -285,11 +252,6 @@ fn write_grpc_retry(retry: &Retry) -> Result<grpc_route::Retry> {
             unavailable: retry.grpc.contains(UNAVAILABLE),
         }),
         timeout: write_limit(retry.timeout, "timeout")?,
-        backoff: retry
-            .backoff
-            .as_ref()
-            .map(write_backoff)
-            .transpose()
-            .at("backoff")?,
+        backoff: retry.backoff.as_ref().map(write_backoff).transpose().at("backoff")?,
     })
 }

@@ -18,12 +18,7 @@ pub(super) fn read_opaque_routes(routes: Vec<pb::OpaqueRoute>) -> Result<Vec<Tcp
         let rule = only(route.rules, "rules")?;
         let (backends, refuse) = read_rule(rule.backends, rule.filters).at("rules[0]")?;
         let meta = read_meta(route.metadata, "metadata")?;
-        Ok(TcpRoute {
-            meta,
-            snis: Vec::new(),
-            backends,
-            refuse,
-        })
+        Ok(TcpRoute { meta, snis: Vec::new(), backends, refuse })
     })?;
     only(routes, "routes").map(|route| vec![route])
 }
@@ -31,19 +26,13 @@ pub(super) fn read_opaque_routes(routes: Vec<pb::OpaqueRoute>) -> Result<Vec<Tcp
 pub(super) fn write_opaque_routes(routes: &[TcpRoute]) -> Result<Vec<pb::OpaqueRoute>> {
     write_list(routes, "routes", |route| {
         if !route.snis.is_empty() {
-            return Err(ConversionError::unsupported(
-                "snis",
-                "an opaque route cannot match SNIs",
-            ));
+            return Err(ConversionError::unsupported("snis", "an opaque route cannot match SNIs"));
         }
         let rule = opaque_route::Rule {
             backends: write_backends(&route.backends)?,
             filters: route.refuse.iter().map(write_opaque_filter).collect(),
         };
-        Ok(pb::OpaqueRoute {
-            metadata: Some(write_meta(&route.meta)),
-            rules: vec![rule],
-        })
+        Ok(pb::OpaqueRoute { metadata: Some(write_meta(&route.meta)), rules: vec![rule] })
     })
 }
 
@@ -52,12 +41,7 @@ pub(super) fn read_tls_routes(routes: Vec<pb::TlsRoute>) -> Result<Vec<TcpRoute>
         let rule = only(route.rules, "rules")?;
         let (backends, refuse) = read_rule(rule.backends, rule.filters).at("rules[0]")?;
         let meta = read_meta(route.metadata, "metadata")?;
-        Ok(TcpRoute {
-            meta,
-            snis: read_snis(route.snis)?,
-            backends,
-            refuse,
-        })
+        Ok(TcpRoute { meta, snis: read_snis(route.snis)?, backends, refuse })
     })
 }
 
@@ -79,10 +63,7 @@ fn only<T>(items: Vec<T>, field: &str) -> Result<T> {
     let have = items.len();
     match <[T; 1]>::try_from(items) {
         Ok([item]) => Ok(item),
-        Err(_) => Err(ConversionError::invalid(
-            field,
-            format!("has {have} items, not one"),
-        )),
+        Err(_) => Err(ConversionError::invalid(field, format!("has {have} items, not one"))),
     }
 }
 
@@ -136,9 +117,7 @@ where
         match filters.into_iter().next() {
             // It may have no address at all: nothing is to reach it.
             Some(refuse) => Ok(Err(refuse)),
-            None => read_backend(required(backend, "backend")?)
-                .at("backend")
-                .map(Ok),
+            None => read_backend(required(backend, "backend")?).at("backend").map(Ok),
         }
     })?;
     let (backends, refused) = separate(read)?;
@@ -153,10 +132,7 @@ fn separate(read: Distribution<MaybeRefused>) -> Result<(Distribution<Backend>, 
         Distribution::FirstAvailable(backends) => backends.iter().map(AsRef::as_ref).collect(),
         Distribution::Random(backends) => backends.iter().map(|(b, _)| b.as_ref()).collect(),
     };
-    let refused = outcomes
-        .iter()
-        .find_map(|outcome| outcome.as_ref().err())
-        .cloned();
+    let refused = outcomes.iter().find_map(|outcome| outcome.as_ref().err()).cloned();
     if refused.is_some() {
         if outcomes.iter().any(|outcome| outcome.is_ok()) {
             let why = "some backends of a TCP route are refused, others are not";
@@ -174,10 +150,7 @@ fn separate(read: Distribution<MaybeRefused>) -> Result<(Distribution<Backend>, 
             Distribution::FirstAvailable(backends.into_iter().filter_map(backend).collect())
         }
         Distribution::Random(backends) => Distribution::Random(
-            backends
-                .into_iter()
-                .filter_map(|(b, weight)| Some((backend(b)?, weight)))
-                .collect(),
+            backends.into_iter().filter_map(|(b, weight)| Some((backend(b)?, weight))).collect(),
         ),
     };
     Ok((backends, None))
@@ -189,18 +162,16 @@ where
     D::RouteBackend: PbRouteBackend,
 {
     write_distribution(backends, |backend| {
-        write_backend(backend)
-            .at("backend")
-            .map(D::RouteBackend::new)
+        write_backend(backend).at("backend").map(D::RouteBackend::new)
     })
 }
 
 fn write_opaque_filter(refuse: &Refuse) -> opaque_route::Filter {
     let kind = match refuse {
         Refuse::Forbidden => opaque_route::filter::Kind::Forbidden(Forbidden {}),
-        Refuse::Invalid(message) => opaque_route::filter::Kind::Invalid(Invalid {
-            message: message.clone(),
-        }),
+        Refuse::Invalid(message) => {
+            opaque_route::filter::Kind::Invalid(Invalid { message: message.clone() })
+        }
     };
     opaque_route::Filter { kind: Some(kind) }
 }
@@ -208,9 +179,9 @@ fn write_opaque_filter(refuse: &Refuse) -> opaque_route::Filter {
 fn write_tls_filter(refuse: &Refuse) -> tls_route::Filter {
     let kind = match refuse {
         Refuse::Forbidden => tls_route::filter::Kind::Forbidden(Forbidden {}),
-        Refuse::Invalid(message) => tls_route::filter::Kind::Invalid(Invalid {
-            message: message.clone(),
-        }),
+        Refuse::Invalid(message) => {
+            tls_route::filter::Kind::Invalid(Invalid { message: message.clone() })
+        }
     };
     tls_route::Filter { kind: Some(kind) }
 }

@@ -23,15 +23,8 @@ pub(super) fn read_subscription(proto: pb::ObserveRequest) -> Result<TapSubscrip
         Some(Extract::Http(http)) => matches!(http.extract, Some(HttpExtract::Headers(_))),
         None => false,
     };
-    let filter = proto
-        .r#match
-        .map(|proto| read_match(proto, MAX_DEPTH))
-        .transpose();
-    Ok(TapSubscription {
-        limit: proto.limit,
-        filter: filter.at("match")?,
-        with_headers,
-    })
+    let filter = proto.r#match.map(|proto| read_match(proto, MAX_DEPTH)).transpose();
+    Ok(TapSubscription { limit: proto.limit, filter: filter.at("match")?, with_headers })
 }
 
 fn read_match(proto: req::Match, depth: usize) -> Result<TapMatch> {
@@ -40,9 +33,7 @@ fn read_match(proto: req::Match, depth: usize) -> Result<TapMatch> {
         return Err(ConversionError::invalid("", why));
     };
     let all = |seq: req::r#match::Seq, field: &str| {
-        list(seq.matches, field, limit::CONDITIONS, |part| {
-            read_match(part, depth)
-        })
+        list(seq.matches, field, limit::CONDITIONS, |part| read_match(part, depth))
     };
     Ok(match required(proto.r#match, "match")? {
         Match::All(seq) => TapMatch::All(all(seq, "all")?),
@@ -51,24 +42,18 @@ fn read_match(proto: req::Match, depth: usize) -> Result<TapMatch> {
         Match::Source(tcp) => TapMatch::Source(read_tcp(tcp).at("source")?),
         Match::Destination(tcp) => TapMatch::Destination(read_tcp(tcp).at("destination")?),
         Match::Http(http) => read_http(http).at("http")?,
-        Match::DestinationLabel(label) => TapMatch::DestinationLabel {
-            key: label.key,
-            value: label.value,
-        },
-        Match::RouteLabel(label) => TapMatch::RouteLabel {
-            key: label.key,
-            value: label.value,
-        },
+        Match::DestinationLabel(label) => {
+            TapMatch::DestinationLabel { key: label.key, value: label.value }
+        }
+        Match::RouteLabel(label) => TapMatch::RouteLabel { key: label.key, value: label.value },
     })
 }
 
 fn read_tcp(proto: Tcp) -> Result<TcpMatch> {
     match required(proto.r#match, "match")? {
         tcp::Match::Netmask(netmask) => {
-            let net = linkerd2_proxy_api::net::IpNetwork {
-                ip: netmask.ip,
-                prefix_len: netmask.mask,
-            };
+            let net =
+                linkerd2_proxy_api::net::IpNetwork { ip: netmask.ip, prefix_len: netmask.mask };
             read_cidr(net, "netmask").map(TcpMatch::Net)
         }
         tcp::Match::Ports(ports) => {
@@ -78,9 +63,7 @@ fn read_tcp(proto: Tcp) -> Result<TcpMatch> {
                 (min, 0) => (min, min),
                 range => range,
             };
-            Ok(TcpMatch::Ports(
-                read_port(min, "ports.min")?..=read_port(max, "ports.max")?,
-            ))
+            Ok(TcpMatch::Ports(read_port(min, "ports.min")?..=read_port(max, "ports.max")?))
         }
     }
 }
@@ -110,23 +93,16 @@ fn read_string(proto: http::StringMatch) -> Result<StringMatch> {
 
 /// `base` tells this process's ids from those of another.
 pub(super) fn write_message(message: TapMessage, base: u32) -> pb::TapEvent {
-    let id = Some(event::StreamId {
-        base,
-        stream: message.id,
-    });
+    let id = Some(event::StreamId { base, stream: message.id });
     let direction = match message.direction {
         Direction::Inbound => tap_event::ProxyDirection::Inbound,
         Direction::Outbound => tap_event::ProxyDirection::Outbound,
     };
-    let endpoint_meta = |labels: &Labels| tap_event::EndpointMeta {
-        labels: write_labels(labels),
-    };
+    let endpoint_meta = |labels: &Labels| tap_event::EndpointMeta { labels: write_labels(labels) };
     pb::TapEvent {
         source: Some(message.source.into()),
         source_meta: Some(endpoint_meta(&message.source_labels)),
-        route_meta: Some(tap_event::RouteMeta {
-            labels: write_labels(&message.route_labels),
-        }),
+        route_meta: Some(tap_event::RouteMeta { labels: write_labels(&message.route_labels) }),
         destination: message.destination.map(Into::into),
         destination_meta: Some(endpoint_meta(&message.destination_labels)),
         proxy_direction: direction.into(),
@@ -140,44 +116,34 @@ fn write_event(event: TapEvent, id: Option<event::StreamId>) -> event::Event {
     // Durations of requests are far below the bound of `write_duration`.
     let duration = |duration| write_duration(duration, "").ok();
     match event {
-        TapEvent::RequestInit {
-            method,
-            scheme,
-            authority,
-            path,
-            headers,
-        } => event::Event::RequestInit(event::RequestInit {
-            id,
-            method: Some(method.into()),
-            scheme: Some(scheme.as_str().into()),
-            authority,
-            path,
-            headers: write_headers(&headers),
-        }),
-        TapEvent::ResponseInit {
-            since_request,
-            status,
-            headers,
-        } => event::Event::ResponseInit(event::ResponseInit {
-            id,
-            since_request_init: duration(since_request),
-            http_status: u32::from(status),
-            headers: write_headers(&headers),
-        }),
-        TapEvent::ResponseEnd {
-            since_request,
-            since_response,
-            response_bytes,
-            end,
-            trailers,
-        } => event::Event::ResponseEnd(event::ResponseEnd {
-            id,
-            since_request_init: duration(since_request),
-            since_response_init: duration(since_response),
-            response_bytes,
-            eos: write_end(end),
-            trailers: write_headers(&trailers),
-        }),
+        TapEvent::RequestInit { method, scheme, authority, path, headers } => {
+            event::Event::RequestInit(event::RequestInit {
+                id,
+                method: Some(method.into()),
+                scheme: Some(scheme.as_str().into()),
+                authority,
+                path,
+                headers: write_headers(&headers),
+            })
+        }
+        TapEvent::ResponseInit { since_request, status, headers } => {
+            event::Event::ResponseInit(event::ResponseInit {
+                id,
+                since_request_init: duration(since_request),
+                http_status: u32::from(status),
+                headers: write_headers(&headers),
+            })
+        }
+        TapEvent::ResponseEnd { since_request, since_response, response_bytes, end, trailers } => {
+            event::Event::ResponseEnd(event::ResponseEnd {
+                id,
+                since_request_init: duration(since_request),
+                since_response_init: duration(since_response),
+                response_bytes,
+                eos: write_end(end),
+                trailers: write_headers(&trailers),
+            })
+        }
     }
 }
 
@@ -191,21 +157,13 @@ fn write_end(end: StreamEnd) -> Option<pb::Eos> {
 }
 
 fn write_headers(headers: &HeaderMap) -> Option<http_types::Headers> {
-    let headers = headers
-        .iter()
-        .map(|(name, value)| http_types::headers::Header {
-            name: name.to_string(),
-            value: value.as_bytes().to_vec(),
-        });
-    Some(http_types::Headers {
-        headers: headers.collect(),
-    })
-    .filter(|h| !h.headers.is_empty())
+    let headers = headers.iter().map(|(name, value)| http_types::headers::Header {
+        name: name.to_string(),
+        value: value.as_bytes().to_vec(),
+    });
+    Some(http_types::Headers { headers: headers.collect() }).filter(|h| !h.headers.is_empty())
 }
 
 fn write_labels(labels: &Labels) -> std::collections::HashMap<String, String> {
-    labels
-        .iter()
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
+    labels.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
 }

@@ -125,12 +125,7 @@ mod tests {
 
     #[test]
     fn each_part_of_a_request_can_be_asked_for() {
-        let net = |addr: &str, prefix| {
-            TcpMatch::Net(Cidr {
-                addr: addr.parse().unwrap(),
-                prefix,
-            })
-        };
+        let net = |addr: &str, prefix| TcpMatch::Net(Cidr { addr: addr.parse().unwrap(), prefix });
         let label = |value: &str| (text("pod"), text(value));
         for (condition, expected) in [
             (TapMatch::Source(net("10.0.0.0", 8)), true),
@@ -139,42 +134,12 @@ mod tests {
             (TapMatch::Source(TcpMatch::Ports(1..=3999)), false),
             (TapMatch::Destination(net("0.0.0.0", 0)), false),
             (TapMatch::Scheme(text("HTTP")), true),
-            (
-                TapMatch::Authority(StringMatch::Exact(text("tax.shop:8080"))),
-                true,
-            ),
-            (
-                TapMatch::Authority(StringMatch::Exact(text("tax.shop"))),
-                false,
-            ),
-            (
-                TapMatch::DestinationLabel {
-                    key: label("").0,
-                    value: text("tax-1"),
-                },
-                true,
-            ),
-            (
-                TapMatch::DestinationLabel {
-                    key: label("").0,
-                    value: text("tax-2"),
-                },
-                false,
-            ),
-            (
-                TapMatch::RouteLabel {
-                    key: text("route"),
-                    value: text("tax"),
-                },
-                true,
-            ),
-            (
-                TapMatch::RouteLabel {
-                    key: text("pod"),
-                    value: text("tax-1"),
-                },
-                false,
-            ),
+            (TapMatch::Authority(StringMatch::Exact(text("tax.shop:8080"))), true),
+            (TapMatch::Authority(StringMatch::Exact(text("tax.shop"))), false),
+            (TapMatch::DestinationLabel { key: label("").0, value: text("tax-1") }, true),
+            (TapMatch::DestinationLabel { key: label("").0, value: text("tax-2") }, false),
+            (TapMatch::RouteLabel { key: text("route"), value: text("tax") }, true),
+            (TapMatch::RouteLabel { key: text("pod"), value: text("tax-1") }, false),
         ] {
             assert_eq!(matches(&condition), expected, "{condition:?}");
         }

@@ -42,10 +42,7 @@ impl<S: TapSource> Tap for Service<S> {
         let subscription = read_subscription(request.into_inner())
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let base = self.base;
-        let events = self
-            .source
-            .tap(subscription)
-            .map(move |m| Ok(write_message(m, base)));
+        let events = self.source.tap(subscription).map(move |m| Ok(write_message(m, base)));
         Ok(Response::new(events.boxed()))
     }
 }

@@ -1,6 +1,6 @@
 //! The committed code in `src/gen` is what the protos in `proto/` generate.
 //!
-//! After changing a proto: `MESH_BLESS=1 cargo test -p mesh-api --test generated`.
+//! After changing a proto: `MESH_BLESS=1 cargo test -p mesh-api generated`.
 
 use std::path::Path;
 
@@ -12,10 +12,7 @@ fn generated_code_is_fresh() {
     let protos = ["extensions", "mesh", "proxy"].map(|name| format!("mesh/ext/v1/{name}.proto"));
     let descriptors = protox::compile(protos, [root.join("proto")]).unwrap();
     let out = tempfile::tempdir().unwrap();
-    tonic_prost_build::configure()
-        .out_dir(out.path())
-        .compile_fds(descriptors)
-        .unwrap();
+    tonic_prost_build::configure().out_dir(out.path()).compile_fds(descriptors).unwrap();
 
     let fresh = std::fs::read_to_string(out.path().join(FILE)).unwrap();
     let committed = root.join("src/gen").join(FILE);
@@ -23,8 +20,5 @@ fn generated_code_is_fresh() {
         std::fs::write(&committed, &fresh).unwrap();
     }
     let have = std::fs::read_to_string(&committed).unwrap_or_default();
-    assert!(
-        have == fresh,
-        "{FILE} is stale: run this test with MESH_BLESS=1 and commit it"
-    );
+    assert!(have == fresh, "{FILE} is stale: run this test with MESH_BLESS=1 and commit it");
 }

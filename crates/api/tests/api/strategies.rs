@@ -1,0 +1,503 @@
+//! Sane values of every model type that travels: what a control plane may emit.
+//!
+//! Values have one form each: what means the same (`Some("")` and `None` for a gRPC service, a
+//! timeout of 0 and none) occurs only in the form that comes back.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::Scheme;
+use http::{HeaderName, HeaderValue, Method, StatusCode};
+use mesh_model::endpoint::{Endpoint, Http2Params, Labels, Profile, ProtocolHint};
+use mesh_model::inbound::{
+    Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
+    ServerProtocol,
+};
+use mesh_model::matching::Pattern;
+use mesh_model::outbound::{
+    Backend, BackendKind, Balance, Breaker, Forward, GrpcPolicy, HttpPolicy, OutboundPolicy,
+    Penalty, Protocol, Queue, Refuse, RouteBackend, SuccessRate, TcpPolicy, TcpRoute,
+};
+use mesh_model::route::{
+    Backoff, Distribution, FailureInjector, Filter, GrpcCodes, GrpcMatch, HeaderMatch,
+    HeaderModifier, HostMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier, QueryMatch,
+    Ratio, Redirect, Retry, Route, Rule, Timeouts, ValueMatch,
+};
+use mesh_model::{Destination, Meta, ResourceRef, TlsIdentity};
+use proptest::collection::{btree_map, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{select, subsequence};
+
+pub(crate) fn name() -> impl Strategy<Value = String> + Clone {
+    "[a-z][a-z0-9-]{0,8}"
+}
+
+pub(crate) fn duration() -> impl Strategy<Value = Duration> + Clone {
+    (0u64..3600, 1u32..1_000_000_000).prop_map(|(secs, nanos)| Duration::new(secs, nanos))
+}
+
+pub(crate) fn labels() -> impl Strategy<Value = Labels> {
+    btree_map(name(), ".{0,8}", 0..4).prop_map(Arc::new)
+}
+
+pub(crate) fn meta() -> impl Strategy<Value = Meta> {
+    prop_oneof![name().prop_map(Meta::Default), resource().prop_map(Meta::Resource)]
+}
+
+pub(crate) fn resource() -> impl Strategy<Value = ResourceRef> {
+    let section = prop_oneof![Just(String::new()), name()];
+    (name(), name(), name(), name(), section, option::of(1u16..)).prop_map(
+        |(group, kind, name, namespace, section, port)| ResourceRef {
+            group,
+            kind,
+            name,
+            namespace,
+            section,
+            port,
+        },
+    )
+}
+
+pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
+    let identity = prop_oneof![
+        (name(), name()).prop_map(|(id, server_name)| TlsIdentity { id, server_name }),
+        (name(), name()).prop_map(|(id, server_name)| {
+            TlsIdentity { id: format!("spiffe://{id}/ns/x"), server_name }
+        }),
+    ];
+    let hint = select(vec![ProtocolHint::None, ProtocolHint::H2, ProtocolHint::Opaque]);
+    let addr = (any::<std::net::IpAddr>(), 1u16..).prop_map(SocketAddr::from);
+    (
+        (addr, any::<u32>(), labels(), option::of(identity), hint),
+        (option::of(1u16..), option::of(name()), http2(), option::of(meta())),
+    )
+        .prop_map(
+            |(
+                (addr, weight, labels, identity, hint),
+                (opaque_transport, authority_override, http2, resource),
+            )| Endpoint {
+                addr,
+                weight,
+                labels,
+                identity,
+                hint,
+                opaque_transport,
+                authority_override,
+                http2,
+                resource,
+            },
+        )
+}
+
+fn http2() -> impl Strategy<Value = Http2Params> {
+    let size = || option::of(1u32..);
+    let alive = || option::of(duration());
+    ((size(), size(), any::<bool>()), (alive(), alive(), any::<bool>()), (size(), size(), size()))
+        .prop_map(
+            |((connection, stream, adaptive), (interval, timeout, idle), (reset, frame, send))| {
+                Http2Params {
+                    initial_connection_window: connection,
+                    initial_stream_window: stream,
+                    adaptive_flow_control: adaptive,
+                    keep_alive_interval: interval,
+                    keep_alive_timeout: timeout,
+                    keep_alive_while_idle: idle,
+                    max_concurrent_reset_streams: reset,
+                    max_frame_size: frame,
+                    max_send_buf_size: send,
+                }
+            },
+        )
+}
+
+pub(crate) fn destination() -> impl Strategy<Value = Destination> {
+    prop_oneof![
+        (vec(endpoint(), 0..4), labels())
+            .prop_map(|(endpoints, labels)| Destination::Add { endpoints, labels }),
+        vec(any::<SocketAddr>(), 0..4).prop_map(|addrs| {
+            // Scope and flow of an IPv6 address do not travel.
+            let plain = |addr: SocketAddr| SocketAddr::new(addr.ip(), addr.port());
+            Destination::Remove(addrs.into_iter().map(plain).collect())
+        }),
+        any::<bool>().prop_map(|exists| Destination::NoEndpoints { exists }),
+    ]
+}
+
+pub(crate) fn profile() -> impl Strategy<Value = Profile> {
+    prop_oneof![
+        (option::of(name()), any::<bool>()).prop_map(|(name, opaque)| Profile {
+            name,
+            opaque,
+            endpoint: None
+        }),
+        (endpoint(), any::<bool>()).prop_map(|(e, opaque)| Profile {
+            name: None,
+            opaque,
+            endpoint: Some(e)
+        }),
+    ]
+}
+
+fn host() -> impl Strategy<Value = HostMatch> {
+    prop_oneof![name().prop_map(HostMatch::Exact), vec(name(), 1..4).prop_map(HostMatch::Suffix),]
+}
+
+fn pattern() -> impl Strategy<Value = Pattern> {
+    select(vec!["a.*", "[0-9]+", "/x/(a|b)", ""]).prop_map(|source| Pattern::new(source).unwrap())
+}
+
+fn header_name() -> impl Strategy<Value = HeaderName> + Clone {
+    name().prop_map(|name| HeaderName::try_from(name).unwrap())
+}
+
+fn header_match() -> impl Strategy<Value = HeaderMatch> {
+    let value = prop_oneof![
+        vec(any::<u8>(), 0..6).prop_map(ValueMatch::Exact),
+        pattern().prop_map(ValueMatch::Regex),
+    ];
+    (header_name(), value).prop_map(|(name, value)| HeaderMatch { name, value })
+}
+
+fn http_match() -> impl Strategy<Value = HttpMatch> {
+    let path = prop_oneof![
+        name().prop_map(|path| PathMatch::Exact(format!("/{path}"))),
+        name().prop_map(|path| PathMatch::Prefix(format!("/{path}"))),
+        pattern().prop_map(PathMatch::Regex),
+    ];
+    let value = prop_oneof![
+        ".{0,6}".prop_map(|text| ValueMatch::Exact(text.into_bytes())),
+        pattern().prop_map(ValueMatch::Regex),
+    ];
+    let query = (name(), value).prop_map(|(name, value)| QueryMatch { name, value });
+    (option::of(path), vec(header_match(), 0..3), vec(query, 0..3), option::of(method()))
+        .prop_map(|(path, headers, query, method)| HttpMatch { path, headers, query, method })
+}
+
+pub(crate) fn method() -> impl Strategy<Value = Method> {
+    select(vec![
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::PATCH,
+        Method::OPTIONS,
+        Method::CONNECT,
+        Method::HEAD,
+        Method::TRACE,
+        Method::from_bytes(b"PURGE").unwrap(),
+    ])
+}
+
+fn grpc_match() -> impl Strategy<Value = GrpcMatch> {
+    (option::of(name()), option::of(name()), vec(header_match(), 0..3))
+        .prop_map(|(service, method, headers)| GrpcMatch { service, method, headers })
+}
+
+fn fail(failure: impl Strategy<Value = InjectedFailure>) -> impl Strategy<Value = Filter> {
+    let ratio = (1u32.., any::<u32>()).prop_map(|(denominator, n)| Ratio {
+        numerator: n % denominator.saturating_add(1),
+        denominator,
+    });
+    (failure, ".{0,8}", ratio).prop_map(|(failure, message, ratio)| {
+        Filter::Fail(FailureInjector { failure, message, ratio })
+    })
+}
+
+fn http_failure() -> impl Strategy<Value = InjectedFailure> {
+    (100u16..1000).prop_map(|s| InjectedFailure::Http(StatusCode::from_u16(s).unwrap()))
+}
+
+fn header_modifier() -> impl Strategy<Value = HeaderModifier> {
+    let byte = prop_oneof![0x20u8..0x7f, 0x80u8..=0xff];
+    let value = vec(byte, 0..8).prop_map(|bytes| HeaderValue::from_bytes(&bytes).unwrap());
+    let headers = vec((header_name(), value), 0..3);
+    (headers.clone(), headers, vec(header_name(), 0..3))
+        .prop_map(|(set, add, remove)| HeaderModifier { set, add, remove })
+}
+
+fn redirect() -> impl Strategy<Value = Filter> {
+    let scheme = select(vec![Scheme::HTTP, Scheme::HTTPS, Scheme::try_from("ftp").unwrap()]);
+    let path = prop_oneof![
+        name().prop_map(|path| PathModifier::Full(format!("/{path}"))),
+        name().prop_map(|path| PathModifier::Prefix(format!("/{path}"))),
+    ];
+    let status = (300u16..400).prop_map(|s| StatusCode::from_u16(s).unwrap());
+    let scheme = scheme.prop_map(|scheme| scheme.to_string());
+    (option::of(scheme), option::of(name()), option::of(1u16..), option::of(path), status).prop_map(
+        |(scheme, host, port, path, status)| {
+            Filter::Redirect(Redirect { scheme, host, port, path, status })
+        },
+    )
+}
+
+fn http_filter() -> BoxedStrategy<Filter> {
+    prop_oneof![inbound_http_filter(), header_modifier().prop_map(Filter::ResponseHeaders)].boxed()
+}
+
+fn inbound_http_filter() -> BoxedStrategy<Filter> {
+    prop_oneof![
+        fail(http_failure()),
+        header_modifier().prop_map(Filter::RequestHeaders),
+        redirect(),
+    ]
+    .boxed()
+}
+
+fn grpc_filter() -> BoxedStrategy<Filter> {
+    prop_oneof![
+        fail((0u16..17).prop_map(InjectedFailure::Grpc)),
+        header_modifier().prop_map(Filter::RequestHeaders),
+    ]
+    .boxed()
+}
+
+fn backend() -> impl Strategy<Value = Backend> {
+    let penalty = (duration(), duration(), duration()).prop_map(|(penalty, max, decay)| Penalty {
+        penalty,
+        max_retry_after: max,
+        decay,
+    });
+    let balance = (name(), 1u16.., duration(), duration(), option::of(penalty)).prop_map(
+        |(name, port, default_rtt, decay, penalty)| {
+            let path = format!("{name}:{port}");
+            BackendKind::Balance(Balance { path, default_rtt, decay, penalty })
+        },
+    );
+    let kind = prop_oneof![endpoint().prop_map(BackendKind::Forward), balance];
+    let queue = (1u32.., duration())
+        .prop_map(|(capacity, failfast_timeout)| Queue { capacity, failfast_timeout });
+    (meta(), queue, kind).prop_map(|(meta, queue, kind)| Backend { meta, queue, kind })
+}
+
+fn distribution<B: std::fmt::Debug + Clone>(
+    backend: impl Strategy<Value = B> + Clone,
+) -> impl Strategy<Value = Distribution<B>> {
+    let shared = backend.prop_map(Arc::new);
+    let weighted = (vec((shared.clone(), any::<u32>()), 0..2), shared.clone(), 1u32..);
+    prop_oneof![
+        Just(Distribution::Empty),
+        vec(shared, 1..3).prop_map(Distribution::FirstAvailable),
+        weighted.prop_map(|(mut backends, last, weight)| {
+            backends.push((last, weight));
+            Distribution::Random(backends)
+        }),
+    ]
+}
+
+fn backoff() -> impl Strategy<Value = Backoff> {
+    (duration(), duration(), 0.0f32..=100.0, any::<bool>()).prop_map(
+        |(min, more, jitter, respect_retry_after)| Backoff {
+            min,
+            max: min + more,
+            jitter,
+            respect_retry_after,
+        },
+    )
+}
+
+fn retry(
+    conditions: impl Strategy<Value = (Vec<std::ops::RangeInclusive<u16>>, GrpcCodes)>,
+) -> impl Strategy<Value = Retry> {
+    (0u32..=65535, any::<u32>(), conditions, option::of(duration()), option::of(backoff()))
+        .prop_map(|(max_retries, max_request_bytes, (statuses, grpc), timeout, backoff)| Retry {
+            max_retries,
+            max_request_bytes,
+            statuses,
+            grpc,
+            timeout,
+            backoff,
+        })
+}
+
+fn http_retry() -> impl Strategy<Value = Retry> {
+    let range = (100u16..600, 0u16..100).prop_map(|(start, n)| start..=(start + n).min(599));
+    retry(vec(range, 0..3).prop_map(|statuses| (statuses, GrpcCodes::default())))
+}
+
+fn grpc_retry() -> impl Strategy<Value = Retry> {
+    let codes = subsequence(vec![1u16, 4, 8, 13, 14], 0..=5);
+    retry(codes.prop_map(|codes| {
+        (Vec::new(), codes.into_iter().fold(GrpcCodes::default(), GrpcCodes::with))
+    }))
+}
+
+fn forward(
+    filter: BoxedStrategy<Filter>,
+    retry: impl Strategy<Value = Retry>,
+) -> impl Strategy<Value = Forward> {
+    let backend = (vec(filter, 0..2), backend().boxed())
+        .prop_map(|(filters, backend)| RouteBackend { filters, backend });
+    let limit = || option::of(duration());
+    let timeouts = (limit(), limit(), limit()).prop_map(|(request, response, idle)| Timeouts {
+        request,
+        response,
+        idle,
+    });
+    (distribution(backend), timeouts, option::of(retry), any::<bool>()).prop_map(
+        |(backends, timeouts, retry, allow_request_headers)| Forward {
+            backends,
+            timeouts,
+            retry,
+            allow_request_headers,
+        },
+    )
+}
+
+fn route<M: std::fmt::Debug, R: std::fmt::Debug>(
+    matches: impl Strategy<Value = M>,
+    filter: BoxedStrategy<Filter>,
+    action: impl Strategy<Value = R>,
+) -> impl Strategy<Value = Route<M, R>> {
+    let rule = (vec(matches, 0..3), vec(filter, 0..3), action)
+        .prop_map(|(matches, filters, action)| Rule { matches, filters, action });
+    (meta(), vec(host(), 0..3), vec(rule, 1..3)).prop_map(|(meta, hosts, rules)| Route {
+        meta,
+        hosts,
+        rules,
+    })
+}
+
+fn breaker() -> impl Strategy<Value = Breaker> {
+    let decay = duration().prop_map(|decay| decay + Duration::from_millis(10));
+    let rate =
+        (0.001f64..=1.0, decay, 0u32..=1_000_000).prop_map(|(threshold, decay, min_requests)| {
+            SuccessRate { threshold, decay, min_requests }
+        });
+    let conditions = prop_oneof![
+        (1u32..).prop_map(|failures| (Some(failures), None)),
+        rate.clone().prop_map(|rate| (None, Some(rate))),
+        (1u32.., rate).prop_map(|(failures, rate)| (Some(failures), Some(rate))),
+    ];
+    (conditions, backoff(), any::<u32>()).prop_map(
+        |((consecutive, success_rate), backoff, min_ready)| Breaker {
+            consecutive,
+            success_rate,
+            backoff,
+            min_ready,
+        },
+    )
+}
+
+fn http_policy() -> impl Strategy<Value = HttpPolicy> {
+    let route = route(http_match(), http_filter(), forward(http_filter(), http_retry()));
+    (vec(route, 0..3), option::of(breaker()))
+        .prop_map(|(routes, breaker)| HttpPolicy { routes: routes.into(), breaker })
+}
+
+fn grpc_policy() -> impl Strategy<Value = GrpcPolicy> {
+    let route = route(grpc_match(), grpc_filter(), forward(grpc_filter(), grpc_retry()));
+    (vec(route, 0..3), option::of(breaker()))
+        .prop_map(|(routes, breaker)| GrpcPolicy { routes: routes.into(), breaker })
+}
+
+fn tcp_route(snis: impl Strategy<Value = Vec<HostMatch>>) -> impl Strategy<Value = TcpRoute> {
+    let refuse = prop_oneof![Just(Refuse::Forbidden), ".{0,8}".prop_map(Refuse::Invalid)];
+    (meta(), snis, distribution(backend().boxed()), option::of(refuse))
+        .prop_map(|(meta, snis, backends, refuse)| TcpRoute { meta, snis, backends, refuse })
+}
+
+fn opaque_policy() -> impl Strategy<Value = TcpPolicy> {
+    tcp_route(Just(Vec::new())).prop_map(|route| TcpPolicy { routes: [route].into() })
+}
+
+pub(crate) fn outbound() -> impl Strategy<Value = OutboundPolicy> {
+    let tls = vec(tcp_route(vec(host(), 0..3)), 1..3)
+        .prop_map(|routes| Protocol::Tls(TcpPolicy { routes: routes.into() }));
+    let detect = (duration(), http_policy(), http_policy(), opaque_policy()).prop_map(
+        |(timeout, http1, http2, opaque)| Protocol::Detect { timeout, http1, http2, opaque },
+    );
+    let protocol = prop_oneof![
+        detect,
+        http_policy().prop_map(Protocol::Http1),
+        http_policy().prop_map(Protocol::Http2),
+        grpc_policy().prop_map(Protocol::Grpc),
+        opaque_policy().prop_map(Protocol::Opaque),
+        tls,
+    ];
+    (meta(), protocol).prop_map(|(meta, protocol)| OutboundPolicy { meta, protocol })
+}
+
+fn cidr() -> impl Strategy<Value = Cidr> {
+    (any::<std::net::IpAddr>(), 0u8..=128).prop_map(|(addr, prefix)| Cidr {
+        addr,
+        prefix: if addr.is_ipv4() { prefix.min(32) } else { prefix },
+    })
+}
+
+fn authorization() -> impl Strategy<Value = Authorization> {
+    let authentication = prop_oneof![
+        Just(Authentication::Unauthenticated),
+        Just(Authentication::MeshTls),
+        (vec(name(), 0..3), vec(vec(name(), 0..3), 0..3)).prop_map(|(identities, suffixes)| {
+            Authentication::Identities { identities, suffixes }
+        }),
+    ];
+    let network = (cidr(), vec(cidr(), 0..2)).prop_map(|(net, except)| Network { net, except });
+    let labels = btree_map(name(), name(), 0..3);
+    (meta(), vec(network, 1..3), authentication, labels).prop_map(
+        |(meta, networks, authentication, labels)| Authorization {
+            meta,
+            networks,
+            authentication,
+            labels,
+        },
+    )
+}
+
+fn authorizations() -> impl Strategy<Value = Arc<[Authorization]>> {
+    vec(authorization(), 0..3).prop_map(Into::into)
+}
+
+/// The API authorises whole routes, so that all rules of a route have the same authorizations.
+fn server_route<M: std::fmt::Debug>(
+    matches: impl Strategy<Value = M>,
+    filter: BoxedStrategy<Filter>,
+) -> impl Strategy<Value = Route<M, Authorize>> {
+    (route(matches, filter, Just(())), authorizations()).prop_map(|(route, authorizations)| {
+        let rules = route.rules.into_iter().map(|rule| Rule {
+            matches: rule.matches,
+            filters: rule.filters,
+            action: Authorize { authorizations: authorizations.clone() },
+        });
+        Route { meta: route.meta, hosts: route.hosts, rules: rules.collect() }
+    })
+}
+
+fn rate_limit() -> impl Strategy<Value = RateLimit> {
+    let overrides = vec((1u32.., vec(name(), 0..3)), 0..3);
+    (meta(), option::of(1u32..), option::of(1u32..), overrides).prop_map(
+        |(meta, total, identity, overrides)| RateLimit { meta, total, identity, overrides },
+    )
+}
+
+pub(crate) fn server() -> impl Strategy<Value = ServerPolicy> {
+    let http = || {
+        let routes = vec(server_route(http_match(), inbound_http_filter()), 0..3);
+        (routes.prop_map(Arc::from), option::of(rate_limit()))
+    };
+    let grpc = vec(server_route(grpc_match(), grpc_filter()), 0..3);
+    let protocol = prop_oneof![
+        (duration(), http()).prop_map(|(timeout, (routes, limit))| ServerProtocol::Detect {
+            timeout,
+            routes,
+            limit
+        }),
+        http().prop_map(|(routes, limit)| ServerProtocol::Http1 { routes, limit }),
+        http().prop_map(|(routes, limit)| ServerProtocol::Http2 { routes, limit }),
+        grpc.prop_map(|routes| ServerProtocol::Grpc { routes: routes.into() }),
+        Just(ServerProtocol::Opaque),
+        Just(ServerProtocol::Tls),
+    ];
+    let labels = btree_map(name(), name(), 0..2).prop_map(|mut labels: BTreeMap<_, _>| {
+        for key in ["group", "kind", "name"] {
+            labels.insert(key.to_owned(), format!("the-{key}"));
+        }
+        Arc::new(labels)
+    });
+    (protocol, authorizations(), labels).prop_map(|(protocol, authorizations, labels)| {
+        ServerPolicy { protocol, authorizations, labels }
+    })
+}
