@@ -1,0 +1,125 @@
+//! The admin port: `/live`, `/ready`, `/metrics`.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::CONTENT_TYPE;
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::source::Severity;
+use crate::state::Shared;
+
+/// Connections at a time; more are closed at once.
+const MAX_CONNECTIONS: usize = 64;
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Before accepting again after an error such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+                    let shared = Arc::clone(&shared);
+                    tokio::spawn(async move {
+                        connection(stream, shared).await;
+                        drop(place);
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the admin port cannot accept");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+    let service = service_fn(move |request| {
+        let response = respond(&request, &shared);
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    if let Err(error) = server.serve_connection(TokioIo::new(stream), service).await {
+        tracing::debug!(%error, "a connection to the admin port failed");
+    }
+}
+
+fn respond(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
+    }
+    match request.uri().path() {
+        "/live" => text(StatusCode::OK, "live\n".into()),
+        "/ready" if shared.is_ready() => text(StatusCode::OK, "ready\n".into()),
+        "/ready" => {
+            let why = "the source has not told everything yet\n";
+            text(StatusCode::SERVICE_UNAVAILABLE, why.into())
+        }
+        "/metrics" => text(StatusCode::OK, metrics(shared)),
+        _ => text(StatusCode::NOT_FOUND, "paths: /live /ready /metrics\n".into()),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = status;
+    let plain = http::HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, plain);
+    response
+}
+
+/// A handful of gauges, in Prometheus text.
+fn metrics(shared: &Shared) -> String {
+    let problems = shared.problems();
+    let of = |severity| problems.iter().filter(|problem| problem.severity == severity).count();
+    let index = shared.index.read();
+    let (objects, streams) = (index.objects(), index.watched());
+    let gauges = [
+        ("mesh_control_ready", "", usize::from(shared.is_ready())),
+        ("mesh_control_objects", "{kind=\"service\"}", objects.services().count()),
+        ("mesh_control_objects", "{kind=\"pod\"}", objects.pods().count()),
+        ("mesh_control_objects", "{kind=\"httproute\"}", objects.http_routes().count()),
+        ("mesh_control_objects", "{kind=\"grpcroute\"}", objects.grpc_routes().count()),
+        ("mesh_control_objects", "{kind=\"tcproute\"}", objects.tcp_routes().count()),
+        ("mesh_control_problems", "{severity=\"error\"}", of(Severity::Error)),
+        ("mesh_control_problems", "{severity=\"warning\"}", of(Severity::Warning)),
+        ("mesh_control_watched", "{what=\"outbound\"}", streams.outbound),
+        ("mesh_control_watched", "{what=\"destination\"}", streams.endpoints),
+        ("mesh_control_watched", "{what=\"profile\"}", streams.profiles),
+        ("mesh_control_watched", "{what=\"inbound\"}", streams.servers),
+    ];
+    let mut text = String::new();
+    let mut family = "";
+    for (name, labels, value) in gauges {
+        if name != family {
+            family = name;
+            // Writing to a String cannot fail; the same for the line below.
+            let _ = writeln!(text, "# TYPE {name} gauge");
+        }
+        let _ = writeln!(text, "{name}{labels} {value}");
+    }
+    let uptime = shared.uptime_seconds();
+    let _ = writeln!(
+        text,
+        "# TYPE mesh_control_uptime_seconds gauge\nmesh_control_uptime_seconds {uptime}"
+    );
+    text
+}

@@ -1,0 +1,174 @@
+//! The index: what the cluster looks like, and what each proxy is to be told about it.
+//!
+//! A plain synchronous structure. A source (`crate::source`) calls [`Index::apply`] and
+//! [`Index::delete`]; the gRPC services (`crate::services`) call the `watch_*` methods. Everything
+//! told is a pure function of the objects held ([`Objects`]), so the order in which they came
+//! cannot matter; an event recomputes only what it touches, and only what somebody watches.
+//!
+//! Read next: [`object`] for what is held, [`policy`] and [`endpoints`] for what is made of it.
+
+pub mod endpoints;
+pub mod lookup;
+pub mod object;
+mod objects;
+pub mod policy;
+pub mod routes;
+#[cfg(test)]
+mod tests;
+mod watches;
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use mesh_model::inbound::ServerPolicy;
+use mesh_model::{OutboundPolicy, Profile};
+use tokio::sync::watch;
+
+use self::endpoints::EndpointSet;
+use self::object::{Balancer, Name, Object, ObjectKey};
+pub use self::objects::Objects;
+use self::objects::Touched;
+use self::watches::Watches;
+
+/// What is watched is shared by its watchers.
+pub type Watched<T> = watch::Receiver<Arc<T>>;
+
+/// See [`Index::watched`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchedCounts {
+    pub outbound: usize,
+    pub endpoints: usize,
+    pub profiles: usize,
+    pub servers: usize,
+}
+
+/// The objects and those who watch what follows from them.
+#[derive(Debug)]
+pub struct Index {
+    objects: Objects,
+    outbound: Watches<Name, (u16, String), Arc<OutboundPolicy>>,
+    endpoints: Watches<Name, u16, Arc<EndpointSet>>,
+    balancers: Watches<Name, (), Arc<Balancer>>,
+    service_profiles: Watches<Name, u16, Arc<Profile>>,
+    address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
+    servers: Watches<Name, u16, Arc<ServerPolicy>>,
+    revision: watch::Sender<u64>,
+}
+
+impl Default for Index {
+    fn default() -> Self {
+        Self {
+            objects: Objects::default(),
+            outbound: Watches::default(),
+            endpoints: Watches::default(),
+            balancers: Watches::default(),
+            service_profiles: Watches::default(),
+            address_profiles: Watches::default(),
+            servers: Watches::default(),
+            revision: watch::Sender::new(0),
+        }
+    }
+}
+
+impl Index {
+    /// Adds an object, or replaces the one of the same key.
+    pub fn apply(&mut self, object: Object) {
+        let touched = self.objects.apply(object);
+        self.refresh(touched);
+    }
+
+    /// Removes an object, if it is there.
+    pub fn delete(&mut self, key: &ObjectKey) {
+        let touched = self.objects.delete(key);
+        self.refresh(touched);
+    }
+
+    /// The objects, and pure functions of them.
+    pub fn objects(&self) -> &Objects {
+        &self.objects
+    }
+
+    /// How many different things are watched, by kind.
+    pub fn watched(&self) -> WatchedCounts {
+        WatchedCounts {
+            outbound: self.outbound.len(),
+            endpoints: self.endpoints.len(),
+            profiles: self.service_profiles.len() + self.address_profiles.len(),
+            servers: self.servers.len(),
+        }
+    }
+
+    /// A number that changes with the objects.
+    pub fn revision(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// The policy for a service's port as clients in `client` (a namespace) have it; `None` when
+    /// there is no such port. Ends when the port goes away.
+    pub fn watch_outbound(
+        &mut self,
+        service: &Name,
+        port: u16,
+        client: &str,
+    ) -> Option<Watched<OutboundPolicy>> {
+        let policy = Arc::new(self.objects.outbound_policy(service, port, client)?);
+        Some(self.outbound.subscribe(service.clone(), (port, client.to_owned()), policy))
+    }
+
+    /// The endpoints of a service's port; `None` when there is no such port. Ends when it goes.
+    pub fn watch_endpoints(&mut self, service: &Name, port: u16) -> Option<Watched<EndpointSet>> {
+        let set = Arc::new(self.objects.endpoints(service, port)?);
+        Some(self.endpoints.subscribe(service.clone(), port, set))
+    }
+
+    /// How clients of a service balance, also when there is no such service (yet).
+    pub fn watch_balancer(&mut self, service: &Name) -> Watched<Balancer> {
+        let balancer = Arc::new(self.objects.balancer(service));
+        self.balancers.subscribe(service.clone(), (), balancer)
+    }
+
+    /// The profile of a service's port; `None` when there is no such port. Ends when it goes.
+    pub fn watch_service_profile(&mut self, service: &Name, port: u16) -> Option<Watched<Profile>> {
+        let profile = Arc::new(self.objects.service_profile(service, port)?);
+        Some(self.service_profiles.subscribe(service.clone(), port, profile))
+    }
+
+    /// The profile of an address, which may be a service's, a pod's or nobody's.
+    pub fn watch_address_profile(&mut self, addr: SocketAddr) -> Watched<Profile> {
+        let profile = Arc::new(self.objects.address_profile(addr));
+        self.address_profiles.subscribe(addr.ip(), addr.port(), profile)
+    }
+
+    /// The policy of a pod's own port, known or not: a proxy may start before its pod is seen.
+    pub fn watch_server(&mut self, pod: &Name, port: u16) -> Watched<ServerPolicy> {
+        let policy = Arc::new(self.objects.server_policy(pod, port));
+        self.servers.subscribe(pod.clone(), port, policy)
+    }
+
+    fn refresh(&mut self, touched: Touched) {
+        if !touched.changed {
+            return;
+        }
+        let objects = &self.objects;
+        for service in &touched.policies {
+            self.outbound.refresh(service, |(port, client)| {
+                objects.outbound_policy(service, *port, client).map(Arc::new)
+            });
+            self.service_profiles
+                .refresh(service, |port| objects.service_profile(service, *port).map(Arc::new));
+            self.balancers.refresh(service, |()| Some(Arc::new(objects.balancer(service))));
+        }
+        for service in &touched.endpoints {
+            self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
+        }
+        for pod in &touched.pods {
+            self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));
+        }
+        for ip in &touched.addresses {
+            self.address_profiles.refresh(ip, |port| {
+                Some(Arc::new(objects.address_profile(SocketAddr::new(*ip, *port))))
+            });
+        }
+        self.revision.send_modify(|revision| *revision += 1);
+    }
+}

@@ -1,0 +1,184 @@
+//! The endpoints of a service's port: how a set is made, and how two differ.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use mesh_model::endpoint::{DEFAULT_WEIGHT, Destination, Endpoint, Http2Params, Labels};
+use mesh_model::meta::ResourceRef;
+use mesh_model::{Meta, ProtocolHint};
+
+use super::Objects;
+use super::object::{EndpointAddress, Name, Pod};
+
+/// Everything a balancer hears of one port of a service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct EndpointSet {
+    /// Ready endpoints.
+    pub endpoints: BTreeMap<SocketAddr, Arc<Endpoint>>,
+    pub labels: Labels,
+}
+
+impl EndpointSet {
+    /// The messages that lead a reader of `before` here; the whole set when there was nothing
+    /// before. Endpoints that did not change are left out: sending one again would cost it what its
+    /// clients learned about it.
+    pub fn since(&self, before: Option<&Self>) -> Vec<Destination> {
+        let Some(before) = before else { return vec![self.whole()] };
+        if self.endpoints.is_empty() {
+            let was_empty = before.endpoints.is_empty();
+            return if was_empty { Vec::new() } else { vec![self.whole()] };
+        }
+        let removed: Vec<SocketAddr> = before
+            .endpoints
+            .keys()
+            .filter(|addr| !self.endpoints.contains_key(addr))
+            .copied()
+            .collect();
+        let added: Vec<Endpoint> = self
+            .endpoints
+            .iter()
+            .filter(|(addr, endpoint)| before.endpoints.get(addr) != Some(endpoint))
+            .map(|(_, endpoint)| (**endpoint).clone())
+            .collect();
+        let mut messages = Vec::new();
+        // New ones first, so that a set that is replaced as a whole is never empty in between.
+        if !added.is_empty() {
+            messages.push(Destination::Add { endpoints: added, labels: self.labels.clone() });
+        }
+        if !removed.is_empty() {
+            messages.push(Destination::Remove(removed));
+        }
+        messages
+    }
+
+    fn whole(&self) -> Destination {
+        if self.endpoints.is_empty() {
+            return Destination::NoEndpoints { exists: true };
+        }
+        let endpoints = self.endpoints.values().map(|endpoint| (**endpoint).clone()).collect();
+        Destination::Add { endpoints, labels: self.labels.clone() }
+    }
+}
+
+impl Objects {
+    /// The ready endpoints of a service's port; `None` when there is no such port.
+    pub fn endpoints(&self, service: &Name, port: u16) -> Option<EndpointSet> {
+        let object = self.services.get(service)?;
+        let port = object.port(port)?;
+        let mut endpoints = BTreeMap::new();
+        for slice in self.slices_of(service) {
+            let target = slice.ports.iter().find(|(name, _)| *name == port.name);
+            let Some((_, target)) = target else { continue };
+            for address in slice.addresses.iter().filter(|address| address.ready) {
+                let endpoint = self.endpoint(&slice.name.namespace, address, *target);
+                endpoints.insert(endpoint.addr, Arc::new(endpoint));
+            }
+        }
+        let labels = [("namespace", &service.namespace), ("service", &service.name)]
+            .map(|(key, value)| (key.to_owned(), value.clone()));
+        Some(EndpointSet { endpoints, labels: Arc::new(labels.into()) })
+    }
+
+    fn endpoint(&self, namespace: &str, address: &EndpointAddress, port: u16) -> Endpoint {
+        let addr = SocketAddr::new(address.ip, port);
+        let pod = address.pod.as_ref().and_then(|pod| self.pods.get(&Name::new(namespace, pod)));
+        let mut endpoint =
+            pod.map_or_else(|| Endpoint::plain(addr), |pod| self.pod_endpoint(pod, addr));
+        if let Some(zone) = &address.zone {
+            let mut labels = (*endpoint.labels).clone();
+            labels.insert("zone".into(), zone.clone());
+            endpoint.labels = Arc::new(labels);
+        }
+        endpoint
+    }
+
+    /// A pod's port as an endpoint.
+    pub(super) fn pod_endpoint(&self, pod: &Pod, addr: SocketAddr) -> Endpoint {
+        let hint = if self.pod_port_is_opaque(pod, addr.port()) {
+            ProtocolHint::Opaque
+        } else if pod.meshed() {
+            ProtocolHint::H2
+        } else {
+            ProtocolHint::None
+        };
+        let mut labels = BTreeMap::from([
+            ("namespace".to_owned(), pod.name.namespace.clone()),
+            ("pod".to_owned(), pod.name.name.clone()),
+        ]);
+        if let Some((kind, owner)) = &pod.owner {
+            labels.insert(kind.as_str().to_ascii_lowercase(), owner.clone());
+        }
+        Endpoint {
+            addr,
+            weight: DEFAULT_WEIGHT,
+            labels: Arc::new(labels),
+            identity: None,
+            hint,
+            opaque_transport: None,
+            authority_override: None,
+            http2: Http2Params::default(),
+            resource: Some(Meta::Resource(ResourceRef {
+                group: "core".into(),
+                kind: "Pod".into(),
+                name: pod.name.name.clone(),
+                namespace: pod.name.namespace.clone(),
+                section: String::new(),
+                port: Some(addr.port()),
+            })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(hosts: &[(u8, ProtocolHint)]) -> EndpointSet {
+        let endpoints = hosts
+            .iter()
+            .map(|(host, hint)| {
+                let addr = SocketAddr::from(([10, 0, 0, *host], 80));
+                (addr, Arc::new(Endpoint { hint: *hint, ..Endpoint::plain(addr) }))
+            })
+            .collect();
+        EndpointSet { endpoints, labels: Labels::default() }
+    }
+
+    const NONE: ProtocolHint = ProtocolHint::None;
+
+    #[test]
+    fn the_first_message_is_the_whole_set() {
+        let first = set(&[(1, NONE), (2, NONE)]).since(None);
+        assert!(matches!(&first[..], [Destination::Add { endpoints, .. }] if endpoints.len() == 2));
+        assert_eq!(set(&[]).since(None), [Destination::NoEndpoints { exists: true }]);
+    }
+
+    #[test]
+    fn only_changes_are_sent() {
+        let before = set(&[(1, NONE), (2, NONE), (3, NONE)]);
+        let after = set(&[(1, NONE), (2, ProtocolHint::H2), (4, NONE)]);
+        let messages = after.since(Some(&before));
+        let [Destination::Add { endpoints, .. }, Destination::Remove(removed)] = &messages[..]
+        else {
+            panic!("{messages:?}")
+        };
+        let added: Vec<u16> = endpoints
+            .iter()
+            .map(|e| match e.addr.ip() {
+                std::net::IpAddr::V4(ip) => u16::from(ip.octets()[3]),
+                std::net::IpAddr::V6(_) => 0,
+            })
+            .collect();
+        assert_eq!(added, [2, 4]);
+        assert_eq!(removed[..], [SocketAddr::from(([10, 0, 0, 3], 80))]);
+        assert_eq!(after.since(Some(&after)), []);
+    }
+
+    #[test]
+    fn an_emptied_set_says_so_once() {
+        let (before, empty) = (set(&[(1, NONE)]), set(&[]));
+        assert_eq!(empty.since(Some(&before)), [Destination::NoEndpoints { exists: true }]);
+        assert_eq!(empty.since(Some(&empty)), []);
+    }
+}

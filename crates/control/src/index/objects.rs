@@ -1,0 +1,422 @@
+//! The objects, the references among them, and what a change of one touches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::object::{
+    BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object,
+    ObjectKey, Pod, PortSet, RouteHead, Service, TcpRoute, Workload,
+};
+
+/// The cluster's objects by name, with the reverse of every reference.
+///
+/// References may point to what is not there (yet), so that objects can come in any order.
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub(super) namespaces: BTreeMap<String, Arc<Namespace>>,
+    pub(super) services: BTreeMap<Name, Arc<Service>>,
+    pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
+    pub(super) pods: BTreeMap<Name, Arc<Pod>>,
+    workloads: BTreeMap<(Kind, Name), Arc<Workload>>,
+    pub(super) http_routes: BTreeMap<Name, Arc<HttpRoute>>,
+    pub(super) grpc_routes: BTreeMap<Name, Arc<GrpcRoute>>,
+    pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
+
+    services_by_ip: Multimap<IpAddr, Name>,
+    pods_by_ip: Multimap<IpAddr, Name>,
+    slices_by_service: Multimap<Name, Name>,
+    slices_by_pod: Multimap<Name, Name>,
+    routes_by_parent: Multimap<Name, (Kind, Name)>,
+    /// Services by the services their routes send to.
+    parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
+}
+
+/// What may be different after an event. Namespaced names of services and pods, addresses.
+#[derive(Debug, Default)]
+pub(super) struct Touched {
+    pub(super) changed: bool,
+    pub(super) policies: BTreeSet<Name>,
+    pub(super) endpoints: BTreeSet<Name>,
+    pub(super) pods: BTreeSet<Name>,
+    pub(super) addresses: BTreeSet<IpAddr>,
+}
+
+impl Objects {
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services.values()
+    }
+
+    pub fn service(&self, name: &Name) -> Option<&Arc<Service>> {
+        self.services.get(name)
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &Arc<Pod>> {
+        self.pods.values()
+    }
+
+    pub fn pod(&self, name: &Name) -> Option<&Arc<Pod>> {
+        self.pods.get(name)
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        self.namespaces.values()
+    }
+
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    pub fn http_routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
+        self.http_routes.values()
+    }
+
+    pub fn grpc_routes(&self) -> impl Iterator<Item = &Arc<GrpcRoute>> {
+        self.grpc_routes.values()
+    }
+
+    pub fn tcp_routes(&self) -> impl Iterator<Item = &Arc<TcpRoute>> {
+        self.tcp_routes.values()
+    }
+
+    /// The service with this cluster address.
+    pub fn service_by_ip(&self, ip: IpAddr) -> Option<&Arc<Service>> {
+        self.services_by_ip.get(&ip).next().and_then(|name| self.services.get(name))
+    }
+
+    /// The pod with this address. An address may pass from one pod to the next, and both be seen
+    /// for a while: the one that stays counts.
+    pub fn pod_by_ip(&self, ip: IpAddr) -> Option<&Arc<Pod>> {
+        self.pods_by_ip
+            .get(&ip)
+            .filter_map(|name| self.pods.get(name))
+            .min_by_key(|pod| (pod.terminating, !pod.running))
+    }
+
+    /// The pods behind a service, ready or not.
+    pub fn pods_of_service(&self, service: &Name) -> BTreeSet<Name> {
+        self.slices_of(service)
+            .flat_map(|slice| {
+                let pods = slice.addresses.iter().filter_map(|address| address.pod.as_ref());
+                pods.map(|pod| Name::new(&slice.name.namespace, pod))
+            })
+            .collect()
+    }
+
+    /// The services a pod is behind.
+    pub fn services_of_pod(&self, pod: &Name) -> BTreeSet<Name> {
+        let slices = self.slices_with(pod);
+        slices.map(|slice| Name::new(&slice.name.namespace, &slice.service)).collect()
+    }
+
+    pub(super) fn slices_of(&self, service: &Name) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices_by_service.get(service).filter_map(|name| self.slices.get(name))
+    }
+
+    pub(super) fn slices_with(&self, pod: &Name) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+        self.slices_by_pod.get(pod).filter_map(|name| self.slices.get(name))
+    }
+
+    pub(super) fn routes_to(&self, parent: &Name) -> impl Iterator<Item = &(Kind, Name)> {
+        self.routes_by_parent.get(parent)
+    }
+
+    /// The opaque ports of a namespace, if it has its own.
+    pub(super) fn namespace_opaque_ports(&self, namespace: &str) -> Option<&PortSet> {
+        self.namespaces.get(namespace)?.opaque_ports.as_ref()
+    }
+
+    pub(super) fn apply(&mut self, object: Object) -> Touched {
+        let mut touched = Touched::default();
+        match object {
+            Object::Namespace(o) => self.put_namespace(&o.name.clone(), Some(o), &mut touched),
+            Object::Service(o) => self.put_service(&o.name.clone(), Some(o), &mut touched),
+            Object::EndpointSlice(o) => self.put_slice(&o.name.clone(), Some(o), &mut touched),
+            Object::Pod(o) => self.put_pod(&o.name.clone(), Some(o), &mut touched),
+            Object::Workload(o) => {
+                self.put_workload(o.kind, &o.name.clone(), Some(o), &mut touched)
+            }
+            Object::HttpRoute(o) => {
+                self.put_http_route(&o.head.name.clone(), Some(o), &mut touched)
+            }
+            Object::GrpcRoute(o) => {
+                self.put_grpc_route(&o.head.name.clone(), Some(o), &mut touched)
+            }
+            Object::TcpRoute(o) => self.put_tcp_route(&o.head.name.clone(), Some(o), &mut touched),
+        }
+        touched
+    }
+
+    pub(super) fn delete(&mut self, key: &ObjectKey) -> Touched {
+        let mut touched = Touched::default();
+        let name = &key.name;
+        match key.kind {
+            Kind::Namespace => self.put_namespace(&name.name, None, &mut touched),
+            Kind::Service => self.put_service(name, None, &mut touched),
+            Kind::EndpointSlice => self.put_slice(name, None, &mut touched),
+            Kind::Pod => self.put_pod(name, None, &mut touched),
+            Kind::HttpRoute => self.put_http_route(name, None, &mut touched),
+            Kind::GrpcRoute => self.put_grpc_route(name, None, &mut touched),
+            Kind::TcpRoute => self.put_tcp_route(name, None, &mut touched),
+            Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::ReplicaSet
+            | Kind::Job
+            | Kind::CronJob => self.put_workload(key.kind, name, None, &mut touched),
+        }
+        touched
+    }
+
+    fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
+        let opaque = |ns: Option<&Namespace>| ns.and_then(|ns| ns.opaque_ports.clone());
+        let ports = opaque(new.as_ref());
+        let Some(old) = replace(&mut self.namespaces, name.to_owned(), new) else { return };
+        touched.changed = true;
+        if opaque(old.as_deref()) == ports {
+            return;
+        }
+        let first = Name::new(name, "");
+        for (service, object) in self.services.range(first.clone()..) {
+            if service.namespace != name {
+                break;
+            }
+            touched.policies.insert(service.clone());
+            touched.addresses.extend(&object.cluster_ips);
+        }
+        for (pod, object) in self.pods.range(first..) {
+            if pod.namespace != name {
+                break;
+            }
+            self.touch_pod(pod, touched);
+            touched.addresses.extend(object.ip);
+        }
+    }
+
+    fn put_service(&mut self, name: &Name, new: Option<Service>, touched: &mut Touched) {
+        let ips = new.as_ref().map(|s| s.cluster_ips.clone()).unwrap_or_default();
+        let Some(old) = replace(&mut self.services, name.clone(), new) else { return };
+        touched.changed = true;
+        for ip in old.iter().flat_map(|old| &old.cluster_ips) {
+            self.services_by_ip.remove(ip, name);
+            touched.addresses.insert(*ip);
+        }
+        for ip in ips {
+            self.services_by_ip.insert(ip, name.clone());
+            touched.addresses.insert(ip);
+        }
+        touched.policies.insert(name.clone());
+        touched.endpoints.insert(name.clone());
+        // Its protocol is a hint for the pods behind it, its existence one for routes to it.
+        touched.pods.extend(self.pods_of_service(name));
+        if let Some(parents) = self.parents_by_backend.get(name) {
+            touched.policies.extend(parents.keys().cloned());
+        }
+    }
+
+    fn put_slice(&mut self, name: &Name, new: Option<EndpointSlice>, touched: &mut Touched) {
+        let new = new.map(Arc::new);
+        let Some(old) = replace_arc(&mut self.slices, name.clone(), new.clone()) else { return };
+        touched.changed = true;
+        for slice in old.iter().chain(&new) {
+            touched.endpoints.insert(Name::new(&name.namespace, &slice.service));
+            touched.pods.extend(pods_in(slice));
+        }
+        if let Some(old) = old {
+            let service = Name::new(&name.namespace, &old.service);
+            self.slices_by_service.remove(&service, name);
+            for pod in pods_in(&old) {
+                self.slices_by_pod.remove(&pod, name);
+            }
+        }
+        if let Some(new) = new {
+            let service = Name::new(&name.namespace, &new.service);
+            self.slices_by_service.insert(service, name.clone());
+            for pod in pods_in(&new) {
+                self.slices_by_pod.insert(pod, name.clone());
+            }
+        }
+    }
+
+    fn put_pod(&mut self, name: &Name, new: Option<Pod>, touched: &mut Touched) {
+        let address = |pod: &Pod| pod.ip.filter(|_| !pod.host_network);
+        let ip = new.as_ref().and_then(address);
+        let Some(old) = replace(&mut self.pods, name.clone(), new) else { return };
+        touched.changed = true;
+        if let Some(ip) = old.as_deref().and_then(address) {
+            self.pods_by_ip.remove(&ip, name);
+            touched.addresses.insert(ip);
+        }
+        if let Some(ip) = ip {
+            self.pods_by_ip.insert(ip, name.clone());
+            touched.addresses.insert(ip);
+        }
+        self.touch_pod(name, touched);
+    }
+
+    fn put_workload(
+        &mut self,
+        kind: Kind,
+        name: &Name,
+        new: Option<Workload>,
+        touched: &mut Touched,
+    ) {
+        touched.changed |= replace(&mut self.workloads, (kind, name.clone()), new).is_some();
+    }
+
+    fn put_http_route(&mut self, name: &Name, new: Option<HttpRoute>, touched: &mut Touched) {
+        let refs = new.as_ref().map(|route| {
+            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
+        });
+        let Some(old) = replace(&mut self.http_routes, name.clone(), new) else { return };
+        let old = old.map(|route| {
+            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
+        });
+        self.put_route_refs((Kind::HttpRoute, name.clone()), old, refs, touched);
+    }
+
+    fn put_grpc_route(&mut self, name: &Name, new: Option<GrpcRoute>, touched: &mut Touched) {
+        let refs = new.as_ref().map(|route| {
+            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
+        });
+        let Some(old) = replace(&mut self.grpc_routes, name.clone(), new) else { return };
+        let old = old.map(|route| {
+            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
+        });
+        self.put_route_refs((Kind::GrpcRoute, name.clone()), old, refs, touched);
+    }
+
+    fn put_tcp_route(&mut self, name: &Name, new: Option<TcpRoute>, touched: &mut Touched) {
+        let refs = new.as_ref().map(|route| Refs::new(&route.head, route.backends.iter()));
+        let Some(old) = replace(&mut self.tcp_routes, name.clone(), new) else { return };
+        let old = old.map(|route| Refs::new(&route.head, route.backends.iter()));
+        self.put_route_refs((Kind::TcpRoute, name.clone()), old, refs, touched);
+    }
+
+    fn put_route_refs(
+        &mut self,
+        route: (Kind, Name),
+        old: Option<Refs>,
+        new: Option<Refs>,
+        touched: &mut Touched,
+    ) {
+        touched.changed = true;
+        if let Some(old) = old {
+            for parent in &old.parents {
+                self.routes_by_parent.remove(parent, &route);
+                for backend in &old.backends {
+                    self.unlink(backend, parent);
+                }
+            }
+            touched.policies.extend(old.parents);
+        }
+        if let Some(new) = new {
+            for parent in &new.parents {
+                self.routes_by_parent.insert(parent.clone(), route.clone());
+                for backend in &new.backends {
+                    let parents = self.parents_by_backend.entry(backend.clone()).or_default();
+                    *parents.entry(parent.clone()).or_default() += 1;
+                }
+            }
+            touched.policies.extend(new.parents);
+        }
+    }
+
+    fn unlink(&mut self, backend: &Name, parent: &Name) {
+        let Some(parents) = self.parents_by_backend.get_mut(backend) else { return };
+        if let Some(routes) = parents.get_mut(parent) {
+            *routes -= 1;
+            if *routes == 0 {
+                parents.remove(parent);
+            }
+        }
+        if parents.is_empty() {
+            self.parents_by_backend.remove(backend);
+        }
+    }
+
+    fn touch_pod(&self, pod: &Name, touched: &mut Touched) {
+        touched.pods.insert(pod.clone());
+        for slice in self.slices_with(pod) {
+            touched.endpoints.insert(Name::new(&slice.name.namespace, &slice.service));
+        }
+    }
+}
+
+/// The services a route refers to.
+struct Refs {
+    parents: BTreeSet<Name>,
+    backends: BTreeSet<Name>,
+}
+
+impl Refs {
+    fn new<'a>(head: &RouteHead, backends: impl Iterator<Item = &'a BackendRef>) -> Self {
+        Self {
+            parents: head.parents.iter().map(|parent| parent.service.clone()).collect(),
+            backends: backends
+                .filter_map(|backend| match &backend.target {
+                    BackendTarget::Service { service, .. } => Some(service.clone()),
+                    BackendTarget::Unusable(_) => None,
+                })
+                .collect(),
+        }
+    }
+}
+
+fn pods_in(slice: &EndpointSlice) -> BTreeSet<Name> {
+    let pods = slice.addresses.iter().filter_map(|address| address.pod.as_ref());
+    pods.map(|pod| Name::new(&slice.name.namespace, pod)).collect()
+}
+
+/// Puts or removes a value; `None` when that changes nothing, else what was there.
+fn replace<K: Ord, V: PartialEq>(
+    map: &mut BTreeMap<K, Arc<V>>,
+    key: K,
+    new: Option<V>,
+) -> Option<Option<Arc<V>>> {
+    replace_arc(map, key, new.map(Arc::new))
+}
+
+fn replace_arc<K: Ord, V: PartialEq>(
+    map: &mut BTreeMap<K, Arc<V>>,
+    key: K,
+    new: Option<Arc<V>>,
+) -> Option<Option<Arc<V>>> {
+    if map.get(&key) == new.as_ref() {
+        return None;
+    }
+    Some(match new {
+        Some(new) => map.insert(key, new),
+        None => map.remove(&key),
+    })
+}
+
+/// A set of values by key.
+#[derive(Debug)]
+struct Multimap<K, V>(HashMap<K, BTreeSet<V>>);
+
+impl<K, V> Default for Multimap<K, V> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<K: Eq + Hash, V: Ord> Multimap<K, V> {
+    fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+        self.0.get(key).into_iter().flatten()
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        self.0.entry(key).or_default().insert(value);
+    }
+
+    fn remove(&mut self, key: &K, value: &V) {
+        if let Some(values) = self.0.get_mut(key) {
+            values.remove(value);
+            if values.is_empty() {
+                self.0.remove(key);
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! What proxies are told: outbound policies of services, profiles, policies of their own ports.
+//!
+//! Pure functions of the objects. Routes are in [`super::routes`].
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::inbound::{
+    Authentication, Authorization, Authorize, Cidr, Network, ServerPolicy, ServerProtocol,
+};
+use mesh_model::meta::ResourceRef;
+use mesh_model::outbound::{Breaker, GrpcPolicy, HttpPolicy, OutboundPolicy, Protocol, TcpPolicy};
+use mesh_model::route::{Backoff, Route, Rule};
+use mesh_model::{Meta, Profile};
+
+use super::Objects;
+use super::lookup;
+use super::object::{AppProtocol, Balancer, Name, Pod, Service};
+
+/// How long a silent client is waited for. Our proxy never waits that long: it lets the server
+/// speak first long before, and this is only the outer bound.
+pub const DETECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Ports of protocols in which the server speaks first, or that are no HTTP for other reasons.
+pub const DEFAULT_OPAQUE_PORTS: [u16; 8] = [25, 587, 3306, 4444, 5432, 6379, 9300, 11211];
+
+/// The breaker of services that do not ask for another.
+pub const DEFAULT_BREAKER: Breaker = Breaker {
+    consecutive: Some(7),
+    success_rate: None,
+    backoff: Backoff {
+        min: Duration::from_secs(1),
+        max: Duration::from_secs(60),
+        jitter: 0.5,
+        respect_retry_after: false,
+    },
+    min_ready: 1,
+};
+
+impl Objects {
+    /// What clients in the namespace `client` do with traffic to a service's port; `None` when
+    /// there is no such port.
+    pub fn outbound_policy(
+        &self,
+        service: &Name,
+        port: u16,
+        client: &str,
+    ) -> Option<OutboundPolicy> {
+        let object = self.services.get(service)?;
+        let app_protocol = object.port(port)?.app_protocol;
+        let breaker = object.breaker.unwrap_or(Some(DEFAULT_BREAKER));
+        let http = || HttpPolicy { routes: self.http_policy(service, port, client), breaker };
+        let grpc = || GrpcPolicy { routes: self.grpc_policy(service, port, client), breaker };
+        let opaque = || TcpPolicy { routes: self.tcp_policy(service, port, client) };
+        let protocol = if self.service_port_is_opaque(object, port) {
+            Protocol::Opaque(opaque())
+        } else {
+            let has_grpc_route = self.has_grpc_route(service, port, client);
+            match app_protocol {
+                AppProtocol::Http1 => Protocol::Http1(http()),
+                AppProtocol::Grpc => Protocol::Grpc(grpc()),
+                AppProtocol::Http2 | AppProtocol::Unknown if has_grpc_route => {
+                    Protocol::Grpc(grpc())
+                }
+                AppProtocol::Http2 => Protocol::Http2(http()),
+                AppProtocol::Unknown | AppProtocol::Opaque => {
+                    let http = http();
+                    Protocol::Detect {
+                        timeout: DETECT_TIMEOUT,
+                        http1: http.clone(),
+                        http2: http,
+                        opaque: opaque(),
+                    }
+                }
+            }
+        };
+        let meta = ResourceRef::service(&service.namespace, &service.name, port);
+        Some(OutboundPolicy { meta: Meta::Resource(meta), protocol })
+    }
+
+    /// How clients spread requests over a service's endpoints.
+    pub fn balancer(&self, service: &Name) -> Balancer {
+        self.services.get(service).map(|service| service.balancer.clone()).unwrap_or_default()
+    }
+
+    /// What is known of a service's port besides its policy.
+    pub fn service_profile(&self, service: &Name, port: u16) -> Option<Profile> {
+        let object = self.services.get(service)?;
+        object.port(port)?;
+        Some(Profile {
+            name: Some(lookup::path(service, port)),
+            opaque: self.service_port_is_opaque(object, port),
+            endpoint: None,
+        })
+    }
+
+    /// What is known of an address: a service's, a pod's, or nobody's, about which nothing is.
+    pub fn address_profile(&self, addr: SocketAddr) -> Profile {
+        if let Some(service) = self.service_by_ip(addr.ip()) {
+            return self.service_profile(&service.name, addr.port()).unwrap_or_default();
+        }
+        if let Some(pod) = self.pod_by_ip(addr.ip()) {
+            return Profile {
+                name: None,
+                opaque: self.pod_port_is_opaque(pod, addr.port()),
+                endpoint: Some(self.pod_endpoint(pod, addr)),
+            };
+        }
+        let opaque = DEFAULT_OPAQUE_PORTS.contains(&addr.port());
+        Profile { name: None, opaque, endpoint: None }
+    }
+
+    /// What the proxy of a pod does with connections to one of its ports.
+    pub fn server_policy(&self, pod: &Name, port: u16) -> ServerPolicy {
+        let opaque = match self.pods.get(pod) {
+            Some(pod) => self.pod_port_is_opaque(pod, port),
+            None => self.is_opaque_by_namespace(&pod.namespace, port),
+        };
+        let protocol = match self.pod_app_protocol(pod, port) {
+            _ if opaque => ServerProtocol::Opaque,
+            AppProtocol::Opaque => ServerProtocol::Opaque,
+            AppProtocol::Http2 => ServerProtocol::Http2 { routes: default_route(), limit: None },
+            AppProtocol::Grpc => ServerProtocol::Grpc { routes: default_route() },
+            // HTTP/1 comes as HTTP/2 from other proxies, so even then it is to be detected.
+            AppProtocol::Http1 | AppProtocol::Unknown => ServerProtocol::Detect {
+                timeout: DETECT_TIMEOUT,
+                routes: default_route(),
+                limit: None,
+            },
+        };
+        ServerPolicy {
+            protocol,
+            authorizations: all_unauthenticated(),
+            labels: Arc::new(default_labels()),
+        }
+    }
+
+    /// Whether a pod's port takes opaque bytes.
+    pub(super) fn pod_port_is_opaque(&self, pod: &Pod, port: u16) -> bool {
+        match &pod.opaque_ports {
+            Some(ports) => ports.contains(port),
+            None => self.is_opaque_by_namespace(&pod.name.namespace, port),
+        }
+    }
+
+    fn service_port_is_opaque(&self, service: &Service, port: u16) -> bool {
+        let app_protocol = service.port(port).map(|port| port.app_protocol).unwrap_or_default();
+        match (&service.opaque_ports, app_protocol) {
+            (Some(ports), _) if ports.contains(port) => true,
+            (_, AppProtocol::Opaque) => true,
+            // Somebody who says what a port speaks knows better than a list of defaults.
+            (Some(_), _) | (None, AppProtocol::Http1 | AppProtocol::Http2 | AppProtocol::Grpc) => {
+                false
+            }
+            (None, AppProtocol::Unknown) => {
+                self.is_opaque_by_namespace(&service.name.namespace, port)
+            }
+        }
+    }
+
+    fn is_opaque_by_namespace(&self, namespace: &str, port: u16) -> bool {
+        match self.namespace_opaque_ports(namespace) {
+            Some(ports) => ports.contains(port),
+            None => DEFAULT_OPAQUE_PORTS.contains(&port),
+        }
+    }
+
+    /// What the services in front of a pod say its port speaks, if they agree.
+    fn pod_app_protocol(&self, pod: &Name, port: u16) -> AppProtocol {
+        let mut told: Option<AppProtocol> = None;
+        for slice in self.slices_with(pod) {
+            let service = Name::new(&slice.name.namespace, &slice.service);
+            let Some(service) = self.services.get(&service) else { continue };
+            let names = slice.ports.iter().filter(|(_, target)| *target == port);
+            for (name, _) in names {
+                let Some(port) = service.ports.iter().find(|port| port.name == *name) else {
+                    continue;
+                };
+                match told {
+                    None => told = Some(port.app_protocol),
+                    Some(same) if same == port.app_protocol => {}
+                    Some(_) => return AppProtocol::Unknown,
+                }
+            }
+        }
+        told.unwrap_or_default()
+    }
+}
+
+const DEFAULT_AUTHORIZATION: &str = "all-unauthenticated";
+
+/// One route that takes any request from those whom the port lets in.
+fn default_route<M>() -> Arc<[Route<M, Authorize>]> {
+    let action = Authorize { authorizations: all_unauthenticated() };
+    Arc::new([Route {
+        meta: Meta::Default("default".into()),
+        hosts: Vec::new(),
+        rules: vec![Rule { matches: Vec::new(), filters: Vec::new(), action }],
+    }])
+}
+
+fn all_unauthenticated() -> Arc<[Authorization]> {
+    let any = |addr| Network { net: Cidr { addr, prefix: 0 }, except: Vec::new() };
+    Arc::new([Authorization {
+        meta: Meta::Default(DEFAULT_AUTHORIZATION.into()),
+        networks: vec![
+            any(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+            any(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+        ],
+        authentication: Authentication::Unauthenticated,
+        labels: default_labels(),
+    }])
+}
+
+/// Names the mesh's own default in metrics, as if it were an object.
+fn default_labels() -> BTreeMap<String, String> {
+    [("group", "policy.meshctl.dev"), ("kind", "default"), ("name", DEFAULT_AUTHORIZATION)]
+        .map(|(key, value)| (key.to_owned(), value.to_owned()))
+        .into()
+}

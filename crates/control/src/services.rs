@@ -1,0 +1,159 @@
+//! What the control plane serves: policies and endpoints to proxies, answers to `meshctl`.
+//!
+//! [`Control`] is the index as proxies see it; [`mesh`] answers people by asking proxies. The
+//! messages themselves are the business of `mesh-api`.
+
+mod ask;
+mod select;
+mod stat;
+
+pub mod mesh;
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use mesh_api::server::{ControlPlane, Refusal};
+use mesh_api::{BackendExtension, Workload};
+use mesh_model::inbound::ServerPolicy;
+use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
+use tokio_stream::wrappers::WatchStream;
+
+use crate::index::endpoints::EndpointSet;
+use crate::index::lookup::{self, Wanted};
+use crate::index::object::Name;
+use crate::index::{Index, Watched};
+use crate::state::Shared;
+
+/// The index as a control plane of linkerd2-proxy-api.
+#[derive(Clone, Debug)]
+pub struct Control {
+    shared: Arc<Shared>,
+}
+
+impl Control {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+}
+
+impl ControlPlane for Control {
+    fn destination(
+        &self,
+        path: &str,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, Destination>, Refusal> {
+        let wanted = lookup::understand_authority(path, namespace(from)).map_err(malformed)?;
+        let mut index = self.shared.index.write();
+        let (service, port) = service_of(&index, wanted, path)?;
+        let sets = index.watch_endpoints(&service, port);
+        let sets = sets.ok_or_else(|| no_such_port(&index, &service, port))?;
+        Ok(destination_stream(sets))
+    }
+
+    fn profile(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, Profile>, Refusal> {
+        let wanted = lookup::understand(target, namespace(from)).map_err(malformed)?;
+        let mut index = self.shared.index.write();
+        match wanted {
+            Some(Wanted::Address(addr)) => Ok(values(index.watch_address_profile(addr))),
+            Some(Wanted::Service { name, port }) => {
+                let profiles = index.watch_service_profile(&name, port);
+                profiles.map(values).ok_or_else(|| no_such_port(&index, &name, port))
+            }
+            None => Err(outside(&target.to_string())),
+        }
+    }
+
+    fn outbound(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, OutboundPolicy>, Refusal> {
+        let client = namespace(from);
+        let wanted = lookup::understand(target, client).map_err(malformed)?;
+        let mut index = self.shared.index.write();
+        let (service, port) = service_of(&index, wanted, &target.to_string())?;
+        let policies = index.watch_outbound(&service, port, client);
+        policies.map(values).ok_or_else(|| no_such_port(&index, &service, port))
+    }
+
+    fn server_policy(
+        &self,
+        workload: &Workload,
+        port: u16,
+    ) -> Result<BoxStream<'static, ServerPolicy>, Refusal> {
+        let pod = Name::new(&workload.namespace, &workload.pod);
+        Ok(values(self.shared.index.write().watch_server(&pod, port)))
+    }
+
+    fn backend_extension(
+        &self,
+        key: &ResourceRef,
+    ) -> Result<BoxStream<'static, BackendExtension>, Refusal> {
+        if key.kind != "Service" {
+            return Err(Refusal::NotFound(format!("{} has no extensions", key.kind)));
+        }
+        let service = Name::new(&key.namespace, &key.name);
+        let balancers = WatchStream::new(self.shared.index.write().watch_balancer(&service));
+        let extension = |balancer: Arc<crate::index::object::Balancer>| BackendExtension {
+            strategy: balancer.strategy,
+            hash_header: balancer.hash_header.clone(),
+        };
+        Ok(balancers.map(extension).boxed())
+    }
+}
+
+/// The namespace in which a client's short names are meant.
+fn namespace(from: &Workload) -> &str {
+    if from.namespace.is_empty() { "default" } else { &from.namespace }
+}
+
+fn service_of(index: &Index, wanted: Option<Wanted>, target: &str) -> Result<(Name, u16), Refusal> {
+    match wanted {
+        Some(Wanted::Service { name, port }) => Ok((name, port)),
+        Some(Wanted::Address(addr)) => match index.objects().service_by_ip(addr.ip()) {
+            Some(service) => Ok((service.name.clone(), addr.port())),
+            None => Err(Refusal::NotFound(format!("{addr} is not the address of a Service"))),
+        },
+        None => Err(outside(target)),
+    }
+}
+
+fn outside(target: &str) -> Refusal {
+    Refusal::NotFound(format!("{target} is not the name of a Service"))
+}
+
+fn malformed(error: lookup::InvalidTarget) -> Refusal {
+    Refusal::InvalidArgument(error.to_string())
+}
+
+fn no_such_port(index: &Index, service: &Name, port: u16) -> Refusal {
+    Refusal::NotFound(match index.objects().service(service) {
+        None => format!("Service {service} does not exist"),
+        Some(object) => {
+            let ports: Vec<String> = object.ports.iter().map(|p| p.port.to_string()).collect();
+            format!("Service {service} has no port {port}; it has {}", ports.join(", "))
+        }
+    })
+}
+
+/// What it is now, then what it becomes, until it is gone.
+fn values<T: Clone + Send + Sync + 'static>(watched: Watched<T>) -> BoxStream<'static, T> {
+    WatchStream::new(watched).map(|value| (*value).clone()).boxed()
+}
+
+/// The whole set, then its changes. When the service goes, its readers are told before the stream
+/// ends, lest they keep the endpoints while they ask again.
+fn destination_stream(sets: Watched<EndpointSet>) -> BoxStream<'static, Destination> {
+    let mut before: Option<Arc<EndpointSet>> = None;
+    let changes = WatchStream::new(sets).flat_map(move |set| {
+        let messages = set.since(before.as_deref());
+        before = Some(set);
+        stream::iter(messages)
+    });
+    let gone = stream::once(std::future::ready(Destination::NoEndpoints { exists: false }));
+    changes.chain(gone).boxed()
+}

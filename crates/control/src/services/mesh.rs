@@ -1,0 +1,178 @@
+//! What `meshctl` and the dashboard ask: the service `mesh.ext.v1.Mesh`.
+//!
+//! Each method is in a file of its own; here is how they are reached.
+
+use std::sync::Arc;
+
+use mesh_api::ext::mesh_server::{Mesh, MeshServer};
+use mesh_api::ext::{self, Selector};
+use tonic::{Request, Response, Status};
+
+use super::ask::CONTROL_PORT;
+use super::select::{InvalidSelector, Selected, owner_ref, select};
+use super::stat;
+use crate::index::object::Pod;
+use crate::source::Problem;
+use crate::state::Shared;
+
+/// Answers for the whole mesh.
+#[derive(Clone, Debug)]
+pub struct MeshService {
+    shared: Arc<Shared>,
+    source: &'static str,
+    proxy_port: u16,
+}
+
+impl MeshService {
+    /// `source` is the source's name, as `Info` tells it.
+    pub fn new(shared: Arc<Shared>, source: &'static str) -> Self {
+        Self { shared, source, proxy_port: CONTROL_PORT }
+    }
+
+    /// Asks proxies at another port than theirs.
+    #[cfg(test)]
+    pub(super) fn with_proxy_port(self, proxy_port: u16) -> Self {
+        Self { proxy_port, ..self }
+    }
+
+    pub fn into_server(self) -> MeshServer<Self> {
+        MeshServer::new(self)
+    }
+}
+
+/// Why a question has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Failure {
+    #[error("{0}")]
+    Invalid(String),
+    #[error("{0}")]
+    NotFound(String),
+}
+
+impl From<InvalidSelector> for Failure {
+    fn from(error: InvalidSelector) -> Self {
+        Self::Invalid(error.to_string())
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Invalid(message) => Self::invalid_argument(message),
+            Failure::NotFound(message) => Self::not_found(message),
+        }
+    }
+}
+
+/// Something that was asked for by name must be there.
+pub(super) fn must_exist(selected: &[Selected], selectors: &[Selector]) -> Result<(), Failure> {
+    let missing = selectors.iter().find(|selector| {
+        !selector.name.is_empty()
+            && !selected
+                .iter()
+                .any(|s| s.object.kind == selector.kind && s.object.name == selector.name)
+    });
+    let Some(Selector { kind, name, namespace, .. }) = missing else { return Ok(()) };
+    Err(Failure::NotFound(if namespace.is_empty() {
+        format!("{kind}/{name} does not exist")
+    } else {
+        format!("{kind}/{name} does not exist in namespace {namespace}")
+    }))
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl Mesh for MeshService {
+    async fn info(&self, _: Request<ext::InfoRequest>) -> Answer<ext::InfoReply> {
+        let index = self.shared.index.read();
+        let objects = index.objects();
+        let routes = objects.http_routes().count()
+            + objects.grpc_routes().count()
+            + objects.tcp_routes().count();
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Response::new(ext::InfoReply {
+            version: env!("CARGO_PKG_VERSION").into(),
+            source: self.source.into(),
+            uptime_seconds: self.shared.uptime_seconds(),
+            services: count(objects.services().count()),
+            pods: count(objects.pods().count()),
+            routes: count(routes),
+            problems: self.shared.problems().iter().map(problem).collect(),
+        }))
+    }
+
+    async fn resources(&self, request: Request<Selector>) -> Answer<ext::ResourcesReply> {
+        let index = self.shared.index.read();
+        let objects = index.objects();
+        let selected = select(objects, request.get_ref()).map_err(Failure::from)?;
+        let workloads = selected.into_iter().map(|selected| {
+            let service = selected.service.as_ref().and_then(|name| objects.service(name));
+            let cluster_ip = service.and_then(|service| service.cluster_ips.first());
+            let ports = service.map(|service| service.ports.as_slice()).unwrap_or_default();
+            ext::Workload {
+                r#ref: Some(selected.object),
+                pods: selected.pods.iter().map(|pod| encode_pod(pod)).collect(),
+                cluster_ip: cluster_ip.map(ToString::to_string).unwrap_or_default(),
+                ports: ports
+                    .iter()
+                    .map(|port| ext::Port {
+                        name: port.name.clone(),
+                        port: u32::from(port.port),
+                        protocol: port.app_protocol.as_str().into(),
+                    })
+                    .collect(),
+            }
+        });
+        Ok(Response::new(ext::ResourcesReply { workloads: workloads.collect() }))
+    }
+
+    async fn stat(&self, request: Request<ext::StatRequest>) -> Answer<ext::StatReply> {
+        let reply = stat::stat(&self.shared, self.proxy_port, request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
+    //STUB
+    async fn edges(&self, _: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
+        Err(Status::unimplemented(""))
+    }
+    type TapStream = futures_util::stream::BoxStream<'static, Result<ext::MeshTapEvent, Status>>;
+    async fn tap(&self, _: Request<ext::MeshTapRequest>) -> Answer<Self::TapStream> {
+        Err(Status::unimplemented(""))
+    }
+    async fn endpoints(&self, _: Request<ext::EndpointsRequest>) -> Answer<ext::EndpointsReply> {
+        Err(Status::unimplemented(""))
+    }
+    async fn routes(&self, _: Request<Selector>) -> Answer<ext::RoutesReply> {
+        Err(Status::unimplemented(""))
+    }
+    async fn proxies(&self, _: Request<Selector>) -> Answer<ext::ProxiesReply> {
+        Err(Status::unimplemented(""))
+    }
+    async fn proxy_config(&self, _: Request<ext::ProxyConfigRequest>) -> Answer<ext::ConfigReply> {
+        Err(Status::unimplemented(""))
+    }
+    //END
+}
+
+fn problem(problem: &Problem) -> ext::Problem {
+    ext::Problem {
+        severity: problem.severity.as_str().into(),
+        object: problem.object.clone(),
+        file: problem.file.as_ref().map(|file| file.display().to_string()).unwrap_or_default(),
+        line: problem.line,
+        field: problem.field.clone(),
+        message: problem.message.clone(),
+    }
+}
+
+fn encode_pod(pod: &Pod) -> ext::Pod {
+    ext::Pod {
+        name: pod.name.name.clone(),
+        namespace: pod.name.namespace.clone(),
+        ip: pod.ip.map(|ip| ip.to_string()).unwrap_or_default(),
+        ready: pod.ready,
+        meshed: pod.meshed(),
+        terminating: pod.terminating,
+        owner: pod.owner.as_ref().map(|_| owner_ref(pod)),
+    }
+}

@@ -1,0 +1,269 @@
+//! Gateway API routes with Services as parents, as objects of the index.
+//!
+//! The crate `gateway-api` has one set of types for each kind of route and for each place a filter
+//! can stand in, all alike; [`shape`] has one set for all of them, which is what is converted.
+//! Whatever the mesh cannot do is reported and never silently left out: requests that would have
+//! needed it fail, as Gateway API demands.
+
+mod filters;
+mod matches;
+mod shape;
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use gateway_api::experimental::{grpcroutes, httproutes, tcproutes};
+use kube::core::ObjectMeta;
+use mesh_model::route::{Backoff, GrpcCodes, HostMatch, Retry, Timeouts};
+
+use self::shape::{Backend, Parent, Rule, reshape};
+use super::Finding;
+use super::kubernetes::{Converted, name_of};
+use crate::index::object::{
+    BackendRef, BackendTarget, GrpcRoute, HttpRoute, Name, RouteHead, RouteRule, ServiceRef,
+    TcpRoute,
+};
+
+/// Backoff between tries when a route does not say; ten times as long at most.
+const RETRY_BACKOFF: Duration = Duration::from_millis(25);
+/// Larger request bodies are not kept for another try. Bytes.
+const RETRY_MAX_BODY: u32 = 64 * 1024;
+/// More tries than this are no use to anybody.
+const MAX_RETRIES: i64 = 100;
+
+pub fn http_route(object: &httproutes::HttpRoute) -> Converted<HttpRoute> {
+    let mut findings = Vec::new();
+    let head = head(&object.metadata, object.spec.parent_refs.as_ref(), &mut findings);
+    let hosts = hosts(object.spec.hostnames.as_deref().unwrap_or_default(), &mut findings);
+    let mut rules = Vec::new();
+    for (index, rule) in object.spec.rules.iter().flatten().enumerate() {
+        let at = format!("spec.rules[{index}]");
+        let rule: Rule = reshape(rule, &at, &mut findings);
+        rules.push(RouteRule {
+            matches: matches::http(&rule.matches, &at, &mut findings),
+            ..common(&rule, &head.name, &at, &mut findings)
+        });
+    }
+    (HttpRoute { head, hosts, rules }, findings)
+}
+
+pub fn grpc_route(object: &grpcroutes::GrpcRoute) -> Converted<GrpcRoute> {
+    let mut findings = Vec::new();
+    let head = head(&object.metadata, object.spec.parent_refs.as_ref(), &mut findings);
+    let hosts = hosts(object.spec.hostnames.as_deref().unwrap_or_default(), &mut findings);
+    let mut rules = Vec::new();
+    for (index, rule) in object.spec.rules.iter().flatten().enumerate() {
+        let at = format!("spec.rules[{index}]");
+        let rule: Rule = reshape(rule, &at, &mut findings);
+        rules.push(RouteRule {
+            matches: matches::grpc(&rule.matches, &at, &mut findings),
+            ..common(&rule, &head.name, &at, &mut findings)
+        });
+    }
+    (GrpcRoute { head, hosts, rules }, findings)
+}
+
+pub fn tcp_route(object: &tcproutes::TcpRoute) -> Converted<TcpRoute> {
+    let mut findings = Vec::new();
+    let head = head(&object.metadata, object.spec.parent_refs.as_ref(), &mut findings);
+    let mut backends = Vec::new();
+    for (index, rule) in object.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{index}]");
+        if index > 0 {
+            findings.push(Finding::warning(at, "only a TCPRoute's first rule has any effect"));
+            break;
+        }
+        let rule: Rule = reshape(rule, &at, &mut findings);
+        backends = convert_backends(&rule, &head.name, &at, &mut findings);
+    }
+    (TcpRoute { head, backends }, findings)
+}
+
+fn head<P: serde::Serialize>(
+    meta: &ObjectMeta,
+    parents: Option<&Vec<P>>,
+    findings: &mut Vec<Finding>,
+) -> RouteHead {
+    let name = name_of(meta);
+    let mut converted = Vec::new();
+    for (index, parent) in parents.into_iter().flatten().enumerate() {
+        let at = format!("spec.parentRefs[{index}]");
+        let parent: Parent = reshape(parent, &at, findings);
+        let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+        let kind = parent.kind.as_deref().unwrap_or("Gateway");
+        if kind != "Service" || !matches!(group, "" | "core") {
+            findings.push(Finding::warning(
+                at,
+                format!("{kind}s as parents are not supported; routes attach to kind Service, group \"\""),
+            ));
+            continue;
+        }
+        let port = match parent.port.map(u16::try_from) {
+            Some(Err(_)) => {
+                findings.push(Finding::error(format!("{at}.port"), "is not a port"));
+                continue;
+            }
+            Some(Ok(port)) => Some(port),
+            None => None,
+        };
+        let namespace = parent.namespace.unwrap_or_else(|| name.namespace.clone());
+        let service = Name::new(namespace, parent.name);
+        converted.push(ServiceRef { service, port, section: parent.section_name });
+    }
+    if converted.is_empty() && findings.is_empty() {
+        findings.push(Finding::warning("spec.parentRefs", "without a parent it has no effect"));
+    }
+    let created = meta.creation_timestamp.as_ref().map(|time| time.0.as_second());
+    RouteHead { name, created, parents: converted }
+}
+
+fn hosts(names: &[String], findings: &mut Vec<Finding>) -> Vec<HostMatch> {
+    let mut hosts = Vec::new();
+    for (index, host) in names.iter().enumerate() {
+        let (bare, wildcard) = match host.strip_prefix("*.") {
+            Some(rest) => (rest, true),
+            None => (host.as_str(), false),
+        };
+        if bare.is_empty() || bare.contains('*') || bare.split('.').any(str::is_empty) {
+            let message = format!("`{host}` is not a host name, nor one after `*.`");
+            findings.push(Finding::error(format!("spec.hostnames[{index}]"), message));
+        } else if wildcard {
+            hosts.push(HostMatch::Suffix(bare.split('.').map(str::to_owned).collect()));
+        } else {
+            hosts.push(HostMatch::Exact(bare.to_owned()));
+        }
+    }
+    hosts
+}
+
+/// All of a rule but its matches.
+fn common<M>(rule: &Rule, route: &Name, at: &str, findings: &mut Vec<Finding>) -> RouteRule<M> {
+    let backends = convert_backends(rule, route, at, findings);
+    let answers_itself = rule.filters.iter().any(|filter| filter.r#type == "RequestRedirect");
+    if backends.is_empty() && !answers_itself {
+        findings.push(Finding::warning(
+            format!("{at}.backendRefs"),
+            "a rule without backends answers 503; name the parent itself to keep its endpoints",
+        ));
+    }
+    let (timeouts, retry) = limits(rule, at, findings);
+    RouteRule {
+        matches: Vec::new(),
+        filters: filters::convert(&rule.filters, &format!("{at}.filters"), findings),
+        backends,
+        timeouts,
+        retry,
+    }
+}
+
+fn convert_backends(
+    rule: &Rule,
+    route: &Name,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Vec<BackendRef> {
+    let of = |(index, backend)| {
+        backend_ref(backend, route, &format!("{at}.backendRefs[{index}]"), findings)
+    };
+    rule.backend_refs.iter().enumerate().filter_map(of).collect()
+}
+
+fn backend_ref(
+    backend: &Backend,
+    route: &Name,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<BackendRef> {
+    let Ok(weight) = u32::try_from(backend.weight.unwrap_or(1)) else {
+        findings.push(Finding::error(format!("{at}.weight"), "is less than 0"));
+        return None;
+    };
+    let kind = backend.kind.as_deref().unwrap_or("Service");
+    let group = backend.group.as_deref().unwrap_or_default();
+    let port = backend.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    let target = if kind != "Service" || !matches!(group, "" | "core") {
+        let why = format!("backends of kind {kind} are not supported");
+        findings.push(Finding::warning(format!("{at}.kind"), format!("{why}; its share fails")));
+        BackendTarget::Unusable(why)
+    } else if let Some(port) = port {
+        let namespace = backend.namespace.as_deref().unwrap_or(&route.namespace);
+        BackendTarget::Service { service: Name::new(namespace, &backend.name), port }
+    } else {
+        findings.push(Finding::error(format!("{at}.port"), "a Service needs a port, 1 to 65535"));
+        return None;
+    };
+    let filters = filters::convert(&backend.filters, &format!("{at}.filters"), findings);
+    Some(BackendRef { target, weight, filters })
+}
+
+fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> (Timeouts, Option<Retry>) {
+    let mut duration = |text: &Option<String>, field: &str| {
+        let text = text.as_deref()?;
+        let parsed = gateway_api::Duration::from_str(text).ok();
+        let millis = parsed.and_then(|parsed| u64::try_from(parsed.as_millis()).ok());
+        if millis.is_none() {
+            let message = format!("`{text}` is not a duration such as `500ms` or `1m30s`");
+            findings.push(Finding::error(format!("{at}.{field}"), message));
+        }
+        // Zero is how Gateway API says "no limit".
+        millis.filter(|millis| *millis > 0).map(Duration::from_millis)
+    };
+    let timeouts = rule.timeouts.clone().unwrap_or_default();
+    let request = duration(&timeouts.request, "timeouts.request");
+    let per_try = duration(&timeouts.backend_request, "timeouts.backendRequest");
+    let backoff = rule.retry.as_ref().and_then(|retry| duration(&retry.backoff, "retry.backoff"));
+    if let (Some(request), Some(per_try)) = (request, per_try)
+        && per_try > request
+    {
+        findings.push(Finding::error(
+            format!("{at}.timeouts.backendRequest"),
+            "is longer than timeouts.request",
+        ));
+    }
+    let retry = match &rule.retry {
+        // One try, but a limited one.
+        None => per_try.map(|timeout| retry_policy(0, Vec::new(), Some(timeout), None)),
+        Some(retry) => {
+            let attempts = retry.attempts.unwrap_or(1);
+            if !(0..=MAX_RETRIES).contains(&attempts) {
+                let message = format!("{attempts} is not from 0 to {MAX_RETRIES}");
+                findings.push(Finding::error(format!("{at}.retry.attempts"), message));
+            }
+            let attempts = u32::try_from(attempts.clamp(0, MAX_RETRIES)).unwrap_or(0);
+            let mut statuses = Vec::new();
+            for (index, code) in retry.codes.iter().enumerate() {
+                match u16::try_from(*code).ok().filter(|code| (400..=599).contains(code)) {
+                    Some(code) => statuses.push(code..=code),
+                    None => findings.push(Finding::error(
+                        format!("{at}.retry.codes[{index}]"),
+                        format!("{code} is not a status from 400 to 599"),
+                    )),
+                }
+            }
+            Some(retry_policy(attempts, statuses, per_try, backoff))
+        }
+    };
+    (Timeouts { request, response: None, idle: None }, retry)
+}
+
+fn retry_policy(
+    max_retries: u32,
+    statuses: Vec<std::ops::RangeInclusive<u16>>,
+    timeout: Option<Duration>,
+    backoff: Option<Duration>,
+) -> Retry {
+    let min = backoff.unwrap_or(RETRY_BACKOFF);
+    Retry {
+        max_retries,
+        max_request_bytes: RETRY_MAX_BODY,
+        statuses,
+        grpc: GrpcCodes::default(),
+        timeout,
+        backoff: Some(Backoff {
+            min,
+            max: min.saturating_mul(10),
+            jitter: 1.0,
+            respect_retry_after: true,
+        }),
+    }
+}

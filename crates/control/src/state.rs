@@ -1,0 +1,68 @@
+//! What the parts of the control plane share.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+
+use crate::index::Index;
+use crate::source::{Problem, Severity};
+
+/// The index, and how the source fares.
+#[derive(Debug)]
+pub struct Shared {
+    pub index: RwLock<Index>,
+    problems: Mutex<Arc<[Problem]>>,
+    ready: watch::Sender<bool>,
+    started: Instant,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            index: RwLock::default(),
+            problems: Mutex::new(Arc::new([])),
+            ready: watch::Sender::new(false),
+            started: Instant::now(),
+        }
+    }
+}
+
+impl Shared {
+    /// What is wrong with the source's objects right now.
+    pub fn problems(&self) -> Arc<[Problem]> {
+        Arc::clone(&self.problems.lock())
+    }
+
+    /// Replaces the problems, and logs those that are new.
+    pub fn set_problems(&self, problems: Vec<Problem>) {
+        let mut have = self.problems.lock();
+        for problem in problems.iter().filter(|problem| !have.contains(problem)) {
+            match problem.severity {
+                Severity::Error => tracing::error!(%problem, "not in force"),
+                Severity::Warning => tracing::warn!(%problem, "in force with a reservation"),
+            }
+        }
+        *have = problems.into();
+    }
+
+    /// The source has told everything once.
+    pub fn set_ready(&self) {
+        self.ready.send_if_modified(|ready| !std::mem::replace(ready, true));
+    }
+
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Turns true once and stays so.
+    pub fn watch_ready(&self) -> watch::Receiver<bool> {
+        self.ready.subscribe()
+    }
+
+    /// Whole seconds since this process began.
+    pub fn uptime_seconds(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}
