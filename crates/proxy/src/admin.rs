@@ -3,6 +3,8 @@
 //! One small HTTP/1.1 server with bounds on connections, heads and bodies. What may do harm,
 //! `POST /shutdown`, is for callers on this machine only. Read [`crate::telemetry`] for `/metrics`.
 
+pub(crate) mod ports;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -18,21 +20,16 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::telemetry::{LogHandle, Telemetry};
 
-/// Connections at a time; more are closed at once.
-const MAX_CONNECTIONS: usize = 64;
 /// From one request's end to the end of the next one's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest log filter, in bytes.
 const MAX_BODY: usize = 4 * 1024;
-/// Before accepting again after an error of the listener, such as too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const PATHS: &str = "paths: GET /ready /live /metrics /config /env.json, \
                      GET or PUT /proxy-log-level, POST /shutdown\n";
 const JSON: &str = "application/json";
@@ -63,47 +60,18 @@ pub struct AdminState {
 
 /// Serves until `drain` is cancelled, then finishes the requests that run.
 pub async fn serve(listener: TcpListener, state: AdminState, drain: CancellationToken) {
-    let graceful = GracefulShutdown::new();
-    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = drain.cancelled() => break,
-        };
-        let (stream, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "admin port cannot accept");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            }
-        };
-        let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
-        let connection = graceful.watch(connection(stream, peer, state.clone()));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, %peer, "admin connection failed");
-            }
-            drop(permit);
-        });
-    }
-    drop(listener);
-    graceful.shutdown().await;
-}
-
-fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
-    state: AdminState,
-) -> impl hyper_util::server::graceful::GracefulConnection<Error = hyper::Error> {
-    let service = service_fn(move |request| {
+    let connection = |stream, peer| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
-    });
-    hyper::server::conn::http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
+        let service = service_fn(move |request| {
+            let state = state.clone();
+            async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
+        });
+        hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .serve_connection(TokioIo::new(stream), service)
+    };
+    ports::serve(listener, "admin", drain, connection).await;
 }
 
 async fn respond(

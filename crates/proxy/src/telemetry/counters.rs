@@ -1,27 +1,21 @@
-//! The families that need no window: retries, authorization, detection, balancers, configuration.
+//! Counters of decisions: retries by route, verdicts by policy.
 //!
-//! Per-route and per-policy counters are handles, resolved once and held by whoever counts.
+//! They are handles, resolved once and held by whoever counts.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use mesh_model::endpoint::Labels;
 use mesh_model::{Direction, Meta};
-use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet};
+use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::Counter;
-use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
 
 use super::bounded::{Bounded, OrOverflow};
 use super::http_metrics::counter;
-use super::labels::{self, LabelSet, Pairs, Tls};
+use super::labels::{self, Pairs, Tls};
 
 /// A counter of events, shared by whoever counts and the page.
 #[derive(Debug, Default)]
@@ -54,6 +48,12 @@ pub struct RetryCounters {
     pub limit_exceeded: Count,
     /// Not retried: the budget was used up.
     pub overflow: Count,
+    /// Not retried: the request's body was too large to keep.
+    pub body_too_large: Count,
+    /// Not retried: the request must not be processed twice.
+    pub not_idempotent: Count,
+    /// Not retried: the request's deadline was too near.
+    pub deadline_near: Count,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -83,11 +83,14 @@ impl Pairs for RouteLabels {
 impl Collector for RetryMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         type Field = fn(&RetryCounters) -> &Count;
-        let families: [(&str, &str, Field); 4] = [
+        let families: [(&str, &str, Field); 7] = [
             ("requests", "Retries sent", |c| &c.requests),
             ("successes", "Retries answered with success", |c| &c.successes),
             ("limit_exceeded", "Requests out of retries", |c| &c.limit_exceeded),
             ("overflow", "Requests not retried for want of budget", |c| &c.overflow),
+            ("body_too_large", "Requests with too much body to retry", |c| &c.body_too_large),
+            ("not_idempotent", "Requests that must not be retried", |c| &c.not_idempotent),
+            ("deadline_near", "Requests with no time left to retry", |c| &c.deadline_near),
         ];
         let all = self.table.all();
         for (name, help, field) in families {
@@ -188,213 +191,5 @@ impl Collector for AuthzMetrics {
         counts(encoder, "inbound_tcp_authz_deny", help, &tcp, |c| &c.deny)?;
         let help = "Connections cut because a policy changed";
         counts(encoder, "inbound_tcp_authz_terminate", help, &tcp, |c| &c.terminated)
-    }
-}
-
-/// What protocol detection found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Detected {
-    Http1,
-    Http2,
-    Tls,
-    Opaque,
-    /// Nothing came in time; treated as opaque.
-    TimedOut,
-    /// The connection ended or failed first.
-    Failed,
-}
-
-/// `protocol_detection_total{direction,result}` and `protocol_detection_duration_seconds`.
-#[derive(Debug)]
-pub struct DetectMetrics {
-    results: Family<DetectLabels, Counter>,
-    durations: Family<DetectLabels, Histogram>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct DetectLabels {
-    direction: Direction,
-    result: Option<Detected>,
-}
-
-impl DetectMetrics {
-    /// Counts a finished detection. Once a connection.
-    pub fn record(&self, direction: Direction, result: Detected, took: Duration) {
-        self.results.get_or_create(&DetectLabels { direction, result: Some(result) }).inc();
-        let labels = DetectLabels { direction, result: None };
-        self.durations.get_or_create(&labels).observe(took.as_secs_f64());
-    }
-
-    pub(super) fn register(&self, registry: &mut Registry) {
-        let (name, help) = ("protocol_detection", "Connections by what detection found");
-        registry.register(name, help, self.results.clone());
-        let name = "protocol_detection_duration_seconds";
-        registry.register(name, "Seconds detection took", self.durations.clone());
-    }
-}
-
-impl Default for DetectMetrics {
-    fn default() -> Self {
-        let buckets = || Histogram::new([0.000_1, 0.001, 0.01, 0.1, 1.0, 10.0]);
-        Self { results: Family::default(), durations: Family::new_with_constructor(buckets) }
-    }
-}
-
-impl EncodeLabelSet for DetectLabels {
-    fn encode(
-        &self,
-        encoder: &mut prometheus_client::encoding::LabelSetEncoder<'_>,
-    ) -> fmt::Result {
-        LabelSet(self).encode(encoder)
-    }
-}
-
-impl Pairs for DetectLabels {
-    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        self.direction.pairs(visit);
-        let result = match self.result {
-            None => return,
-            Some(Detected::Http1) => "http1",
-            Some(Detected::Http2) => "http2",
-            Some(Detected::Tls) => "tls",
-            Some(Detected::Opaque) => "opaque",
-            Some(Detected::TimedOut) => "timeout",
-            Some(Detected::Failed) => "failed",
-        };
-        visit("result", result);
-    }
-}
-
-/// `config_rejected_total{reason}`: what the control plane sent and the proxy did not take.
-#[derive(Debug, Default)]
-pub struct ConfigRejected {
-    by_reason: Family<[(&'static str, &'static str); 1], Counter>,
-}
-
-impl ConfigRejected {
-    /// Counts a rejected update. Reasons come from a fixed list.
-    pub fn inc(&self, reason: &'static str) {
-        self.by_reason.get_or_create(&[("reason", reason)]).inc();
-    }
-
-    pub(super) fn register(&self, registry: &mut Registry) {
-        let help = "Updates of the control plane that were invalid and left out";
-        registry.register("config_rejected", help, self.by_reason.clone());
-    }
-}
-
-/// When this proxy's certificate was renewed and when it ends. Unix seconds.
-#[derive(Clone, Debug, Default)]
-pub struct IdentityMetrics {
-    times: Arc<(AtomicI64, AtomicI64)>,
-}
-
-impl IdentityMetrics {
-    /// A certificate was taken into use.
-    pub fn refreshed(&self, now_unix_seconds: i64, expires_unix_seconds: i64) {
-        self.times.0.store(expires_unix_seconds, Relaxed);
-        self.times.1.store(now_unix_seconds, Relaxed);
-    }
-
-    pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register_collector(Box::new(self.clone()));
-    }
-}
-
-/// Absent until there is a certificate.
-impl Collector for IdentityMetrics {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let families = [
-            ("expiration", "When the certificate in use ends", self.times.0.load(Relaxed)),
-            (
-                "refresh",
-                "When the certificate in use was taken into use",
-                self.times.1.load(Relaxed),
-            ),
-        ];
-        for (what, help, seconds) in families {
-            let name = format!("control_identity_cert_{what}_timestamp_seconds");
-            let mut gauge = encoder.encode_descriptor(&name, help, None, MetricType::Gauge)?;
-            if seconds > 0 {
-                gauge.encode_gauge(&seconds)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// An endpoint in a balancer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum EndpointState {
-    /// Takes requests.
-    Ready,
-    /// Connecting, or not yet tried.
-    Pending,
-    /// Kept out by its breaker.
-    Ejected,
-    /// Kept out by its breaker, but for one request that probes it.
-    Probing,
-}
-
-/// A balancer as its owner sees it at the moment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BalancerView {
-    pub parent: Meta,
-    pub backend: Meta,
-    pub endpoints: Vec<(SocketAddr, EndpointState)>,
-}
-
-type View = dyn Fn() -> Vec<BalancerView> + Send + Sync;
-
-/// `outbound_http_balancer_endpoints{endpoint_state}`, and the breakers `stat` shows.
-#[derive(Clone, Default)]
-pub struct Balancers {
-    view: Arc<Mutex<Option<Arc<View>>>>,
-}
-
-impl Balancers {
-    /// Says how to look at all balancers; asked at every scrape. The last one said holds.
-    pub fn set_view(&self, view: impl Fn() -> Vec<BalancerView> + Send + Sync + 'static) {
-        *self.view.lock() = Some(Arc::new(view));
-    }
-
-    /// All balancers now.
-    pub fn view(&self) -> Vec<BalancerView> {
-        let view = self.view.lock().clone();
-        view.map(|view| view()).unwrap_or_default()
-    }
-}
-
-impl fmt::Debug for Balancers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Balancers").finish_non_exhaustive()
-    }
-}
-
-struct BalancerSet<'a>(&'a BalancerView, &'static str);
-
-impl Pairs for BalancerSet<'_> {
-    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        labels::meta("parent", &self.0.parent, true, visit);
-        labels::meta("backend", &self.0.backend, true, visit);
-        visit("endpoint_state", self.1);
-    }
-}
-
-/// The families' two states are those of the ecosystem: what a breaker keeps out is pending.
-impl Collector for Balancers {
-    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let (name, help) = ("outbound_http_balancer_endpoints", "Endpoints in balancers");
-        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for view in self.view() {
-            let is_ready = |(_, state): &&(_, EndpointState)| *state == EndpointState::Ready;
-            let ready = view.endpoints.iter().filter(is_ready).count();
-            for (state, count) in [("ready", ready), ("pending", view.endpoints.len() - ready)] {
-                let set = BalancerSet(&view, state);
-                let set = LabelSet(&set);
-                family.encode_family(&set)?.encode_gauge(&(count as u64))?;
-            }
-        }
-        Ok(())
     }
 }

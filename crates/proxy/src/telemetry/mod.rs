@@ -12,10 +12,13 @@ mod http_metrics;
 pub mod labels;
 pub mod log;
 mod process;
+pub mod proxy_metrics;
+mod responses;
 pub mod series;
 pub mod stats;
 pub mod tap;
 pub mod transport;
+mod window;
 
 use std::sync::Arc;
 
@@ -24,17 +27,18 @@ use prometheus_client::collector::Collector;
 use prometheus_client::registry::Registry;
 
 pub use self::access_log::{AccessLog, AccessLogFormat};
-pub use self::counters::{
-    AuthzCounters, AuthzLabels, AuthzMetrics, BalancerView, Balancers, ConfigRejected,
-    DetectMetrics, Detected, EndpointState, IdentityMetrics, RetryCounters, RetryMetrics,
-};
+pub use self::counters::{AuthzCounters, AuthzLabels, AuthzMetrics, RetryCounters, RetryMetrics};
 pub use self::expose::Exposition;
 pub use self::labels::{HttpLabels, Tls};
 pub use self::log::{LogFormat, LogHandle};
+pub use self::proxy_metrics::{
+    BalancerView, Balancers, ConfigRejected, DetectMetrics, Detected, EndpointState,
+    IdentityMetrics,
+};
 pub use self::series::{Finished, Series};
 pub use self::stats::{SeriesSpec, Snapshot, Stats};
 pub use self::tap::{TapHub, TapReceiver};
-pub use self::transport::{Peer, Transport, TransportLabels, TransportMetrics};
+pub use self::transport::{Peer, Transport, TransportLabels, TransportMetrics, TransportSeries};
 
 /// Bounds of what telemetry keeps.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 //!
 //! A [`Series`] feeds two readers: the sliding window that `meshctl stat` asks for, and the
 //! cumulative families of `/metrics`. Both are counted under one lock that in practice nobody else
-//! holds; the cumulative part is handed over to its [`HttpSeries`](super::http_metrics) when
+//! holds; the cumulative part is handed over to its `HttpSeries` when
 //! somebody scrapes or the series goes away, because many series (one per client address) share
 //! one set of labels there.
 
@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_model::Reason;
-use mesh_model::stats::{SeriesKey, StatProtocol, Totals, WINDOW_SECONDS, Window};
+use mesh_model::stats::{SeriesKey, StatProtocol, Totals, WINDOW_SECONDS};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::http_metrics::{Class, HttpSeries, Responses};
+use super::responses::{Class, HttpSeries, Responses};
+use super::window::Window;
 
 /// A finished exchange: one request with its response, all tries included.
 #[derive(Clone, Copy, Debug)]
@@ -147,11 +148,11 @@ impl Series {
     /// Whether nothing was counted for as long as the window reaches back; if so, it is emptied.
     pub(super) fn idle(&self) -> bool {
         let now = self.now();
-        if self.tcp_open() > 0 || self.requests.load(Relaxed) > 0 {
+        if self.tcp_open() > 0 {
             return false;
         }
         let mut counts = self.counts.lock();
-        let idle = counts.window.last_used().is_none_or(|last| last + WINDOW_SECONDS < now);
+        let idle = counts.window.last_used() + WINDOW_SECONDS < now;
         if idle {
             counts.window = Window::default();
         }

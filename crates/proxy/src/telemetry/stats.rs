@@ -12,8 +12,8 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::time::Instant;
 
-use super::http_metrics::HttpSeries;
 use super::labels::HttpLabels;
+use super::responses::HttpSeries;
 use super::series::Series;
 
 /// How often idle series are looked for, at most.

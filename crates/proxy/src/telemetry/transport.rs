@@ -135,6 +135,11 @@ impl Transport {
         self.series.written.fetch_add(bytes, Relaxed);
     }
 
+    /// The connection failed; its close will be counted with this error.
+    pub fn failed(&mut self, error: &std::io::Error) {
+        self.errno = error.raw_os_error().unwrap_or(0);
+    }
+
     /// Counts the close, with the error that caused it, if any.
     pub fn close(mut self, errno: Option<i32>) {
         self.errno = errno.unwrap_or(0);
