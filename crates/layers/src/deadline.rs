@@ -350,7 +350,9 @@ impl HttpBody for DeadlineBody {
             if watch.timeouts.idle.is_some() {
                 watch.last = Instant::now();
             }
-            if !watch.is_overdue() {
+            // An end that is reached at last is not cut off.
+            let goes_on = matches!(&polled, Poll::Ready(Some(Ok(frame))) if frame.is_data());
+            if !goes_on || !watch.is_overdue() {
                 return polled;
             }
         }
@@ -371,5 +373,209 @@ impl HttpBody for DeadlineBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use futures_util::FutureExt;
+    use http_body_util::BodyExt;
+    use tokio::time::{advance, sleep};
+    use tower::service_fn;
+
+    use super::*;
+    use crate::find_cause;
+    use crate::test_util::{BodySender, body_channel, collect};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn timeouts(request: u64, response: u64, idle: u64) -> Timeouts {
+        let limit = |seconds: u64| (seconds > 0).then_some(Duration::from_secs(seconds));
+        Timeouts {
+            request: limit(request),
+            response: limit(response),
+            idle: limit(idle),
+        }
+    }
+
+    fn kind(error: BoxError) -> TimeoutKind {
+        find_cause::<TimedOut>(&error).unwrap().kind
+    }
+
+    type Answer = Result<Response, BoxError>;
+
+    /// Never answers, and reads the request's body.
+    async fn swallow(request: Request) -> Answer {
+        let _ = collect(request.into_body()).await;
+        std::future::pending().await
+    }
+
+    /// Answers at once with a body that the sender feeds.
+    async fn answer(limits: Timeouts) -> (BodySender, Body) {
+        let (tx, body) = body_channel();
+        let slot = Mutex::new(Some(body));
+        let mut service = DeadlineLayer::new(limits).layer(service_fn(|_: Request| {
+            let body = slot.lock().take().unwrap();
+            async move { Ok::<_, BoxError>(Response::new(body)) }
+        }));
+        let response = service.call(Request::new(Body::empty())).await.unwrap();
+        (tx, response.into_body())
+    }
+
+    #[tokio::test]
+    async fn without_limits_nothing_is_added() {
+        let mut service =
+            DeadlineLayer::default().layer(service_fn(|request: Request| async move {
+                assert!(request.extensions().get::<RequestDeadline>().is_none());
+                Ok::<_, BoxError>(Response::new(Body::full("x")))
+            }));
+        let response = service.call(Request::new(Body::empty())).await.unwrap();
+        assert!(
+            response.body().as_full().is_some(),
+            "the body is not wrapped"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_limits_the_wait_for_an_answer_and_tells_lower_layers() {
+        let start = Instant::now();
+        let mut service =
+            DeadlineLayer::new(timeouts(5, 0, 0)).layer(service_fn(move |request: Request| {
+                let deadline = request.extensions().get::<RequestDeadline>().copied();
+                assert_eq!(deadline, Some(RequestDeadline(start + 5 * SECOND)));
+                swallow(request)
+            }));
+        let error = service.call(Request::new(Body::empty())).await.unwrap_err();
+        assert_eq!(kind(error), TimeoutKind::Request);
+        assert_eq!(start.elapsed().as_secs(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sooner_outer_deadline_stands() {
+        let sooner = RequestDeadline(Instant::now() + SECOND);
+        let mut service =
+            DeadlineLayer::new(timeouts(5, 0, 0)).layer(service_fn(move |request: Request| {
+                assert_eq!(request.extensions().get(), Some(&sooner));
+                async { Ok::<_, BoxError>(Response::default()) }
+            }));
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(sooner);
+        service.call(request).await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn request_cuts_a_body_and_what_is_behind_it() {
+        let (tx, mut body) = answer(timeouts(5, 0, 0)).await;
+        tx.data("a");
+        body.frame().await.unwrap().unwrap();
+        let error = body.frame().await.unwrap().unwrap_err();
+        assert_eq!(kind(error), TimeoutKind::Request);
+        assert!(tx.is_closed(), "the upstream's body is dropped with it");
+        assert!(body.frame().await.is_none());
+        assert!(body.is_end_stream());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_pauses_is_cut_too() {
+        let (tx, mut body) = answer(timeouts(5, 0, 0)).await;
+        assert!(body.frame().now_or_never().is_none(), "arms the timer");
+        advance(6 * SECOND).await;
+        tx.data("late");
+        assert_eq!(
+            kind(body.frame().await.unwrap().unwrap_err()),
+            TimeoutKind::Request
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn response_begins_when_the_request_has_been_sent() {
+        let start = Instant::now();
+        let mut service = DeadlineLayer::new(timeouts(0, 5, 0)).layer(service_fn(swallow));
+        let (tx, body) = body_channel();
+        let upload = async move {
+            for _ in 0..4 {
+                sleep(3 * SECOND).await;
+                tx.data("x");
+            }
+        };
+        let (error, ()) = tokio::join!(service.call(Request::new(body)), upload);
+        assert_eq!(kind(error.unwrap_err()), TimeoutKind::Response);
+        assert_eq!(start.elapsed().as_secs(), 12 + 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn response_begins_with_the_head_if_that_is_sooner() {
+        let mut service =
+            DeadlineLayer::new(timeouts(0, 5, 0)).layer(service_fn(|request: Request| async {
+                let (tx, body) = body_channel();
+                // Both bodies stay open.
+                std::mem::forget((request, tx));
+                Ok::<_, BoxError>(Response::new(body))
+            }));
+        let (_tx, body) = body_channel();
+        let response = service.call(Request::new(body)).await.unwrap();
+        let start = Instant::now();
+        let error = collect(response.into_body()).await.unwrap_err();
+        assert_eq!(kind(error), TimeoutKind::Response);
+        assert_eq!(start.elapsed().as_secs(), 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_is_put_off_by_frames_in_either_direction() {
+        let start = Instant::now();
+        let (reply, body) = body_channel();
+        let slot = Mutex::new(Some(body));
+        let mut service =
+            DeadlineLayer::new(timeouts(0, 0, 5)).layer(service_fn(|request: Request| {
+                tokio::spawn(collect(request.into_body()));
+                let body = slot.lock().take().unwrap();
+                async move { Ok::<_, BoxError>(Response::new(body)) }
+            }));
+        let (upload, body) = body_channel();
+        let response = service.call(Request::new(body)).await.unwrap();
+        let feed = async move {
+            for _ in 0..3 {
+                sleep(3 * SECOND).await;
+                upload.data("x");
+                sleep(3 * SECOND).await;
+                reply.data("x");
+            }
+            (upload, reply)
+        };
+        let (error, _open) = tokio::join!(collect(response.into_body()), feed);
+        assert_eq!(kind(error.unwrap_err()), TimeoutKind::Idle);
+        assert_eq!(start.elapsed().as_secs(), 18 + 5);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_in_time_is_left_alone() {
+        let (tx, body) = answer(timeouts(5, 5, 5)).await;
+        tx.data("a");
+        drop(tx);
+        assert_eq!(collect(body).await.unwrap(), "a");
+
+        let mut service =
+            DeadlineLayer::new(timeouts(5, 5, 5)).layer(service_fn(|_: Request| async {
+                Err::<Response, BoxError>("refused".into())
+            }));
+        let error = service.call(Request::new(Body::empty())).await.unwrap_err();
+        assert_eq!(error.to_string(), "refused");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn endless_limits_are_no_limits() {
+        let limit = Some(Duration::MAX);
+        let limits = Timeouts {
+            request: limit,
+            response: limit,
+            idle: limit,
+        };
+        let (tx, mut body) = answer(limits).await;
+        assert!(body.frame().now_or_never().is_none());
+        advance(3600 * SECOND).await;
+        tx.data("a");
+        body.frame().await.unwrap().unwrap();
     }
 }

@@ -359,3 +359,6 @@ impl HttpBody for Unread {
         SizeHint::with_exact(first as u64) + self.rest.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -450,6 +450,11 @@ impl<'a, S> EndpointSet<'a, S> {
         self.state.missing = why;
     }
 
+    /// The endpoints and their services.
+    pub fn services(&self) -> impl Iterator<Item = (SocketAddr, &S)> {
+        self.state.slots.iter().map(|slot| (slot.endpoint.addr, &slot.endpoint.service))
+    }
+
     pub fn contains(&self, addr: &SocketAddr) -> bool {
         self.state.by_addr.contains_key(addr)
     }
