@@ -11,7 +11,7 @@ mod manifest;
 pub mod state;
 #[cfg(test)]
 mod tests;
-mod yaml;
+pub mod yaml;
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};

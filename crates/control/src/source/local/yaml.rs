@@ -7,15 +7,15 @@ use serde_saphyr::Spanned;
 
 /// One document of a file.
 #[derive(Debug)]
-pub(super) struct Document {
-    pub(super) root: Node,
+pub struct Document {
+    pub root: Node,
     /// Lines of the file before it.
     offset: u32,
 }
 
 /// A node of a document.
 #[derive(Debug)]
-pub(super) struct Node {
+pub struct Node {
     /// From 1, within the document.
     line: u32,
     value: Value,
@@ -30,10 +30,10 @@ enum Value {
 
 /// Text that is not YAML.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Invalid {
+pub struct Invalid {
     /// From 1, in the file.
-    pub(super) line: u32,
-    pub(super) message: String,
+    pub line: u32,
+    pub message: String,
 }
 
 /// No object of Kubernetes nests deeper; bounds the stack.
@@ -43,7 +43,7 @@ const MAX_DEPTH: usize = 64;
 ///
 /// A line that begins with `---` ends a document whatever stands around it: YAML does not allow it
 /// inside any scalar.
-pub(super) fn documents(text: &str) -> Vec<Result<Document, Invalid>> {
+pub fn documents(text: &str) -> Vec<Result<Document, Invalid>> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 0, 0);
     let mut line = 0;
@@ -86,7 +86,7 @@ fn line_number(line: u64) -> u32 {
 impl Document {
     /// The line in the file of the node at `path` (`spec.ports[0].port`), or of the nearest node
     /// above it that exists.
-    pub(super) fn line(&self, path: &str) -> u32 {
+    pub fn line(&self, path: &str) -> u32 {
         let mut node = &self.root;
         for segment in segments(path) {
             match node.child(segment) {
@@ -99,7 +99,7 @@ impl Document {
 }
 
 impl Node {
-    pub(super) fn child(&self, name: &str) -> Option<&Self> {
+    pub fn child(&self, name: &str) -> Option<&Self> {
         match &self.value {
             Value::Scalar(_) => None,
             Value::List(items) => items.get(name.parse::<usize>().ok()?),
@@ -108,7 +108,7 @@ impl Node {
     }
 
     /// The text at a path of names; `None` when something else or nothing is there.
-    pub(super) fn text(&self, path: &[&str]) -> Option<&str> {
+    pub fn text(&self, path: &[&str]) -> Option<&str> {
         let node = path.iter().try_fold(self, |node, name| node.child(name))?;
         match &node.value {
             Value::Scalar(serde_json::Value::String(text)) => Some(text),
@@ -116,7 +116,7 @@ impl Node {
         }
     }
 
-    pub(super) fn to_json(&self) -> serde_json::Value {
+    pub fn to_json(&self) -> serde_json::Value {
         match &self.value {
             Value::Scalar(scalar) => scalar.clone(),
             Value::List(items) => items.iter().map(Self::to_json).collect(),
