@@ -99,9 +99,10 @@ pub enum Rule {
 type Checked = Result<(), Violation>;
 
 fn meta(metadata: Option<&Metadata>) -> Checked {
-    match present(metadata.and_then(|metadata| metadata.kind.as_ref()), Rule::Metadata)? {
-        metadata::Kind::Default(name) => holds(!name.is_empty(), Rule::Metadata),
-        metadata::Kind::Resource(r) => {
+    match metadata.and_then(|metadata| metadata.kind.as_ref()) {
+        None => holds(false, Rule::Metadata),
+        Some(metadata::Kind::Default(name)) => holds(!name.is_empty(), Rule::Metadata),
+        Some(metadata::Kind::Resource(r)) => {
             let names = [&r.group, &r.kind, &r.name, &r.namespace];
             holds(names.iter().all(|name| !name.is_empty()), Rule::Resource)
         }

@@ -7,4 +7,5 @@ mod inexpressible;
 mod round_trip;
 mod strategies;
 mod tap;
+mod values;
 mod watches;
