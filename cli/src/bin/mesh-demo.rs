@@ -26,9 +26,7 @@ fn main() -> ExitCode {
 
 /// One thread is plenty: the work of a request is tiny.
 fn serve(args: Args) -> Result<(), Box<dyn std::error::Error>> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ended: Result<(), DemoError> = runtime.block_on(run(args, &Environment::of_process()));
     Ok(ended?)
 }

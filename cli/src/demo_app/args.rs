@@ -144,13 +144,7 @@ impl Role {
 impl WebArgs {
     pub(super) fn resolve(self, env: &Environment) -> Result<(SocketAddr, web::Config), EnvErrors> {
         let (listen, proxy) = both(env.listen(None, self.serve.port), env.http_proxy())?;
-        Ok((
-            listen,
-            web::Config {
-                checkout: self.checkout,
-                proxy,
-            },
-        ))
+        Ok((listen, web::Config { checkout: self.checkout, proxy }))
     }
 }
 
@@ -161,10 +155,7 @@ impl CheckoutArgs {
     ) -> Result<(SocketAddr, checkout::Config), EnvErrors> {
         let ((listen, proxy), (shipping, ledger)) = both(
             both(env.listen(None, self.serve.port), env.http_proxy()),
-            both(
-                env.upstream(&self.shipping, "grpc"),
-                env.upstream(&self.ledger, "tcp-ledger"),
-            ),
+            both(env.upstream(&self.shipping, "grpc"), env.upstream(&self.ledger, "tcp-ledger")),
         )?;
         let config = checkout::Config {
             tax: self.tax,
@@ -181,12 +172,7 @@ impl CheckoutArgs {
 impl TaxArgs {
     pub(super) fn resolve(self, env: &Environment) -> Result<(SocketAddr, tax::Config), EnvErrors> {
         let listen = env.listen(None, self.serve.port)?;
-        Ok((
-            listen,
-            tax::Config {
-                fail_percent: self.fail_percent,
-            },
-        ))
+        Ok((listen, tax::Config { fail_percent: self.fail_percent }))
     }
 }
 
@@ -196,18 +182,10 @@ impl ShippingArgs {
         self,
         env: &Environment,
     ) -> Result<((SocketAddr, SocketAddr), shipping::Config), EnvErrors> {
-        let addresses = both(
-            env.listen(None, self.serve.port),
-            env.listen(Some("grpc"), self.grpc_port),
-        )?;
+        let addresses =
+            both(env.listen(None, self.serve.port), env.listen(Some("grpc"), self.grpc_port))?;
         let delay = Duration::from_millis(self.delay_ms);
-        Ok((
-            addresses,
-            shipping::Config {
-                delay,
-                pod: env.pod_name(),
-            },
-        ))
+        Ok((addresses, shipping::Config { delay, pod: env.pod_name() }))
     }
 }
 
@@ -216,12 +194,7 @@ impl LedgerArgs {
         self,
         env: &Environment,
     ) -> Result<(SocketAddr, ledger::Config), EnvErrors> {
-        Ok((
-            env.listen(None, self.serve.port)?,
-            ledger::Config {
-                pod: env.pod_name(),
-            },
-        ))
+        Ok((env.listen(None, self.serve.port)?, ledger::Config { pod: env.pod_name() }))
     }
 }
 
@@ -243,17 +216,11 @@ impl LoadArgs {
 }
 
 fn rps(text: &str) -> Result<f64, String> {
-    let rps = text
-        .parse()
-        .ok()
-        .filter(|rps| *rps >= 0.01 && *rps <= load::MAX_RPS);
+    let rps = text.parse().ok().filter(|rps| *rps >= 0.01 && *rps <= load::MAX_RPS);
     rps.ok_or_else(|| format!("not a number from 0.01 to {}", load::MAX_RPS))
 }
 
 fn concurrency(text: &str) -> Result<usize, String> {
-    let bound = text
-        .parse()
-        .ok()
-        .filter(|bound| (1..=load::MAX_CONCURRENCY).contains(bound));
+    let bound = text.parse().ok().filter(|bound| (1..=load::MAX_CONCURRENCY).contains(bound));
     bound.ok_or_else(|| format!("not a whole number from 1 to {}", load::MAX_CONCURRENCY))
 }

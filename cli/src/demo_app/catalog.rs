@@ -10,26 +10,10 @@ pub(super) struct Product {
 }
 
 pub(super) const PRODUCTS: &[Product] = &[
-    Product {
-        id: 1,
-        name: "kettle",
-        cents: 3_900,
-    },
-    Product {
-        id: 2,
-        name: "teapot",
-        cents: 2_450,
-    },
-    Product {
-        id: 3,
-        name: "cup",
-        cents: 700,
-    },
-    Product {
-        id: 4,
-        name: "tea",
-        cents: 480,
-    },
+    Product { id: 1, name: "kettle", cents: 3_900 },
+    Product { id: 2, name: "teapot", cents: 2_450 },
+    Product { id: 3, name: "cup", cents: 700 },
+    Product { id: 4, name: "tea", cents: 480 },
 ];
 
 /// So many of one product: the body of `POST /cart`, `/buy` and `/orders`.
@@ -50,11 +34,7 @@ impl Item {
         if (1..=Self::MAX_QUANTITY).contains(&self.quantity) {
             Ok(product.cents * self.quantity)
         } else {
-            Err(format!(
-                "quantity {} is not from 1 to {}",
-                self.quantity,
-                Self::MAX_QUANTITY
-            ))
+            Err(format!("quantity {} is not from 1 to {}", self.quantity, Self::MAX_QUANTITY))
         }
     }
 }

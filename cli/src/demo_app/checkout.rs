@@ -88,9 +88,7 @@ pub(super) async fn serve(
         async move {
             let mut reply = checkout.answer(request).await;
             let version = checkout.config.version.clone();
-            reply
-                .headers_mut()
-                .insert(HeaderName::from_static("x-checkout-version"), version);
+            reply.headers_mut().insert(HeaderName::from_static("x-checkout-version"), version);
             reply
         }
     })
@@ -128,28 +126,12 @@ impl Checkout {
         item: Item,
         cents: u32,
     ) -> Result<Order<'a>, UpstreamFailed> {
-        let parcel = Parcel {
-            order_id,
-            quantity: item.quantity,
-        };
-        let quote = async {
-            self.shipping
-                .quote(&parcel)
-                .await
-                .map_err(failed("shipping"))
-        };
+        let parcel = Parcel { order_id, quantity: item.quantity };
+        let quote = async { self.shipping.quote(&parcel).await.map_err(failed("shipping")) };
         let (tax_cents, quote) = tokio::try_join!(self.tax(cents), quote)?;
         let total = cents + tax_cents + quote.cents;
-        let ledger_entry = self
-            .ledger
-            .append(order_id, total)
-            .await
-            .map_err(failed("ledger"))?;
-        let route = self
-            .shipping
-            .track(&parcel)
-            .await
-            .map_err(failed("shipping"))?;
+        let ledger_entry = self.ledger.append(order_id, total).await.map_err(failed("ledger"))?;
+        let route = self.shipping.track(&parcel).await.map_err(failed("shipping"))?;
         Ok(Order {
             order_id,
             checkout: self.config.version.to_str().unwrap_or_default(),
@@ -178,8 +160,5 @@ impl Checkout {
 }
 
 fn failed<E: ToString>(upstream: &'static str) -> impl Fn(E) -> UpstreamFailed {
-    move |error| UpstreamFailed {
-        upstream,
-        reason: error.to_string(),
-    }
+    move |error| UpstreamFailed { upstream, reason: error.to_string() }
 }

@@ -37,10 +37,7 @@ pub(super) struct HttpClient {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     #[error("{call}: {source}")]
-    Request {
-        call: String,
-        source: hyper_util::client::legacy::Error,
-    },
+    Request { call: String, source: hyper_util::client::legacy::Error },
     #[error("{call}: reading the response: {message}")]
     Body { call: String, message: String },
     #[error("{call}: no complete response within {deadline:?}")]
@@ -66,10 +63,7 @@ impl HttpClient {
         let call = format!("{} {}", request.method(), request.uri());
         match tokio::time::timeout(self.deadline, self.exchange(request, &call)).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(CallError::Deadline {
-                call,
-                deadline: self.deadline,
-            }),
+            Err(_) => Err(CallError::Deadline { call, deadline: self.deadline }),
         }
     }
 
@@ -82,10 +76,7 @@ impl HttpClient {
             .inner
             .request(request)
             .await
-            .map_err(|source| CallError::Request {
-                call: call.to_owned(),
-                source,
-            })?;
+            .map_err(|source| CallError::Request { call: call.to_owned(), source })?;
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(|error| CallError::Body {
@@ -115,9 +106,7 @@ impl FromStr for BaseUrl {
         let bad = || format!("{text:?} is not a service URL; write it as http://name:port");
         let authority = text.strip_prefix("http://").ok_or_else(bad)?;
         let authority = authority.strip_suffix('/').unwrap_or(authority);
-        Ok(Self {
-            authority: authority.parse().map_err(|_| bad())?,
-        })
+        Ok(Self { authority: authority.parse().map_err(|_| bad())? })
     }
 }
 
@@ -144,21 +133,14 @@ impl tower::Service<Uri> for Connector {
                 io::Error::new(io::ErrorKind::InvalidInput, "the URI names no host")
             })?;
             let port = target.port_u16().unwrap_or(80);
-            let host = target
-                .host()
-                .trim_start_matches('[')
-                .trim_end_matches(']')
-                .to_owned();
+            let host = target.host().trim_start_matches('[').trim_end_matches(']').to_owned();
             let tcp = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect((host, port)))
                 .await
                 .map_err(|_| {
                     io::Error::new(io::ErrorKind::TimedOut, "connecting took over 1 s")
                 })??;
             tcp.set_nodelay(true)?;
-            Ok(Stream {
-                io: TokioIo::new(tcp),
-                proxied,
-            })
+            Ok(Stream { io: TokioIo::new(tcp), proxied })
         })
     }
 }
@@ -217,10 +199,7 @@ mod tests {
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap());
         }
-        stream
-            .write_all(b"HTTP/1.1 204 No Content\r\n\r\n")
-            .await
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
         String::from_utf8(head).unwrap().to_ascii_lowercase()
     }
 
@@ -238,19 +217,14 @@ mod tests {
         let (status, _) = client.call(get(base.join("/orders?x=1"))).await.unwrap();
         assert_eq!(status, StatusCode::NO_CONTENT);
         let head = head.await.unwrap();
-        assert!(
-            head.starts_with("get http://checkout:8080/orders?x=1 http/1.1\r\n"),
-            "{head}"
-        );
+        assert!(head.starts_with("get http://checkout:8080/orders?x=1 http/1.1\r\n"), "{head}");
         assert!(head.contains("\r\nhost: checkout:8080\r\n"), "{head}");
     }
 
     #[tokio::test]
     async fn a_service_gets_the_origin_form() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base: BaseUrl = format!("http://{}/", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let base: BaseUrl = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let head = tokio::spawn(record_one(listener));
         let client = HttpClient::new(None, Duration::from_secs(5));
         client.call(get(base.join("/rate"))).await.unwrap();
@@ -260,9 +234,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_response_that_never_comes_ends_at_the_deadline() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let base: BaseUrl = format!("http://{}", listener.local_addr().unwrap())
-            .parse()
-            .unwrap();
+        let base: BaseUrl = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let client = HttpClient::new(None, Duration::from_millis(500));
         let error = client.call(get(base.join("/"))).await.unwrap_err();
         assert!(matches!(error, CallError::Deadline { .. }), "{error}");
@@ -270,12 +242,7 @@ mod tests {
 
     #[test]
     fn only_plain_service_urls_are_taken() {
-        for bad in [
-            "checkout:8080",
-            "https://checkout:8080",
-            "http://",
-            "http://a/b",
-        ] {
+        for bad in ["checkout:8080", "https://checkout:8080", "http://", "http://a/b"] {
             assert!(bad.parse::<BaseUrl>().is_err(), "{bad}");
         }
     }

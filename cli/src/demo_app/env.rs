@@ -18,11 +18,7 @@ pub struct Environment {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum EnvError {
     #[error("{name}={value:?} is not {expected}; correct it or unset it")]
-    BadValue {
-        name: String,
-        value: String,
-        expected: &'static str,
-    },
+    BadValue { name: String, value: String, expected: &'static str },
     #[error("{authority:?} names no port; write it as name:port")]
     NoPort { authority: String },
 }
@@ -73,9 +69,8 @@ impl Environment {
 
     /// The forward proxy for HTTP/1 calls, if there is one: `host:port` or `http://host:port/`.
     pub(super) fn http_proxy(&self) -> Result<Option<Authority>, EnvError> {
-        let Some((name, value)) = ["HTTP_PROXY", "http_proxy"]
-            .into_iter()
-            .find_map(|name| Some((name, self.get(name)?)))
+        let Some((name, value)) =
+            ["HTTP_PROXY", "http_proxy"].into_iter().find_map(|name| Some((name, self.get(name)?)))
         else {
             return Ok(None);
         };
@@ -102,13 +97,10 @@ impl Environment {
         authority: &Authority,
         port_name: &str,
     ) -> Result<Upstream, EnvError> {
-        let own_port = authority.port_u16().ok_or_else(|| EnvError::NoPort {
-            authority: authority.to_string(),
-        })?;
-        let direct = || Upstream {
-            authority: authority.clone(),
-            connect: authority.to_string(),
-        };
+        let own_port = authority
+            .port_u16()
+            .ok_or_else(|| EnvError::NoPort { authority: authority.to_string() })?;
+        let direct = || Upstream { authority: authority.clone(), connect: authority.to_string() };
 
         let host = authority.host();
         if host.starts_with('[') || host.parse::<IpAddr>().is_ok() {
@@ -129,26 +121,17 @@ impl Environment {
             Ok(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
             _ => format!("{host}:{port}"),
         };
-        Ok(Upstream {
-            authority: authority.clone(),
-            connect,
-        })
+        Ok(Upstream { authority: authority.clone(), connect })
     }
 
     /// The name this pod shows in its answers: its host name, else `local`.
     pub(super) fn pod_name(&self) -> String {
-        self.get("POD_NAME")
-            .or_else(|| self.get("HOSTNAME"))
-            .unwrap_or("local")
-            .to_owned()
+        self.get("POD_NAME").or_else(|| self.get("HOSTNAME")).unwrap_or("local").to_owned()
     }
 
     /// An empty variable counts as unset, as everywhere in Kubernetes.
     fn get(&self, name: &str) -> Option<&str> {
-        self.vars
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.vars.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     fn parse<T: std::str::FromStr>(
@@ -169,9 +152,7 @@ impl Environment {
 
 impl FromIterator<(String, String)> for Environment {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(vars: I) -> Self {
-        Self {
-            vars: vars.into_iter().collect(),
-        }
+        Self { vars: vars.into_iter().collect() }
     }
 }
 
@@ -197,11 +178,7 @@ pub(super) fn both<A, B>(
 }
 
 fn lines(errors: &[EnvError]) -> String {
-    errors
-        .iter()
-        .map(EnvError::to_string)
-        .collect::<Vec<_>>()
-        .join("\n")
+    errors.iter().map(EnvError::to_string).collect::<Vec<_>>().join("\n")
 }
 
 /// How Kubernetes spells a service or port name inside a variable's name.
@@ -214,9 +191,7 @@ mod tests {
     use super::*;
 
     fn env(vars: &[(&str, &str)]) -> Environment {
-        vars.iter()
-            .map(|(n, v)| ((*n).to_owned(), (*v).to_owned()))
-            .collect()
+        vars.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
     }
 
     fn authority(text: &str) -> Authority {
@@ -229,44 +204,22 @@ mod tests {
 
     #[test]
     fn listens_everywhere_on_the_flags_port_by_default() {
-        assert_eq!(
-            env(&[]).listen(None, 8080),
-            Ok("0.0.0.0:8080".parse().unwrap())
-        );
-        assert_eq!(
-            env(&[("PORT", "")]).listen(None, 8080),
-            Ok("0.0.0.0:8080".parse().unwrap())
-        );
+        assert_eq!(env(&[]).listen(None, 8080), Ok("0.0.0.0:8080".parse().unwrap()));
+        assert_eq!(env(&[("PORT", "")]).listen(None, 8080), Ok("0.0.0.0:8080".parse().unwrap()));
     }
 
     #[test]
     fn pod_ip_and_ports_win_over_flags() {
-        let env = env(&[
-            ("POD_IP", "127.0.3.1"),
-            ("PORT", "81"),
-            ("PORT_GRPC_WEB", "71"),
-        ]);
+        let env = env(&[("POD_IP", "127.0.3.1"), ("PORT", "81"), ("PORT_GRPC_WEB", "71")]);
         assert_eq!(env.listen(None, 8080), Ok("127.0.3.1:81".parse().unwrap()));
-        assert_eq!(
-            env.listen(Some("grpc-web"), 7000),
-            Ok("127.0.3.1:71".parse().unwrap())
-        );
-        assert_eq!(
-            env.listen(Some("other"), 7000),
-            Ok("127.0.3.1:7000".parse().unwrap())
-        );
+        assert_eq!(env.listen(Some("grpc-web"), 7000), Ok("127.0.3.1:71".parse().unwrap()));
+        assert_eq!(env.listen(Some("other"), 7000), Ok("127.0.3.1:7000".parse().unwrap()));
     }
 
     #[test]
     fn a_bad_value_is_an_error_that_names_the_variable() {
-        let error = env(&[("PORT", "eighty")])
-            .listen(None, 8080)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.starts_with("PORT=\"eighty\" is not a port number"),
-            "{error}"
-        );
+        let error = env(&[("PORT", "eighty")]).listen(None, 8080).unwrap_err().to_string();
+        assert!(error.starts_with("PORT=\"eighty\" is not a port number"), "{error}");
         assert!(env(&[("POD_IP", "here")]).listen(None, 8080).is_err());
         assert!(env(&[("PORT", "70000")]).listen(None, 8080).is_err());
     }
@@ -274,13 +227,8 @@ mod tests {
     #[test]
     fn all_errors_are_reported_together() {
         let env = env(&[("PORT", "x"), ("POD_IP", "here"), ("HTTP_PROXY", "y z")]);
-        let error = both(env.listen(None, 1), env.http_proxy())
-            .unwrap_err()
-            .to_string();
-        let named: Vec<&str> = error
-            .lines()
-            .filter_map(|line| line.split('=').next())
-            .collect();
+        let error = both(env.listen(None, 1), env.http_proxy()).unwrap_err().to_string();
+        let named: Vec<&str> = error.lines().filter_map(|line| line.split('=').next()).collect();
         assert_eq!(named, ["POD_IP", "PORT", "HTTP_PROXY"], "{error}");
     }
 
@@ -290,10 +238,7 @@ mod tests {
         let expected = Some(authority("127.0.0.1:4140"));
         assert_eq!(proxy(&[("HTTP_PROXY", "http://127.0.0.1:4140")]), expected);
         assert_eq!(proxy(&[("http_proxy", "127.0.0.1:4140/")]), expected);
-        assert_eq!(
-            proxy(&[("HTTP_PROXY", ""), ("http_proxy", "127.0.0.1:4140")]),
-            expected
-        );
+        assert_eq!(proxy(&[("HTTP_PROXY", ""), ("http_proxy", "127.0.0.1:4140")]), expected);
         assert_eq!(proxy(&[]), None);
         for bad in ["https://127.0.0.1:4140", "http://127.0.0.1", "http://a b:1"] {
             assert!(env(&[("HTTP_PROXY", bad)]).http_proxy().is_err(), "{bad}");
@@ -302,28 +247,18 @@ mod tests {
 
     #[test]
     fn an_upstream_without_variables_is_reached_by_name() {
-        let found = env(&[])
-            .upstream(&authority("shipping:7000"), "grpc")
-            .unwrap();
+        let found = env(&[]).upstream(&authority("shipping:7000"), "grpc").unwrap();
         assert_eq!(found.connect, "shipping:7000");
         assert_eq!(found.authority, "shipping:7000");
     }
 
     #[test]
     fn service_variables_say_where_but_not_what() {
-        let vars = [
-            ("SHIPPING_SERVICE_HOST", "127.0.0.9"),
-            ("SHIPPING_SERVICE_PORT", "4001"),
-        ];
-        let found = env(&vars)
-            .upstream(&authority("shipping:7000"), "grpc")
-            .unwrap();
+        let vars = [("SHIPPING_SERVICE_HOST", "127.0.0.9"), ("SHIPPING_SERVICE_PORT", "4001")];
+        let found = env(&vars).upstream(&authority("shipping:7000"), "grpc").unwrap();
         assert_eq!(found.connect, "127.0.0.9:4001");
         assert_eq!(found.authority, "shipping:7000");
-        assert_eq!(
-            connect(&vars, "shipping.shop.svc.cluster.local:7000"),
-            "127.0.0.9:4001"
-        );
+        assert_eq!(connect(&vars, "shipping.shop.svc.cluster.local:7000"), "127.0.0.9:4001");
         assert_eq!(connect(&vars, "other:7000"), "other:7000");
     }
 
@@ -340,19 +275,11 @@ mod tests {
 
     #[test]
     fn addresses_are_taken_as_they_are() {
-        let vars = [
-            ("127_SERVICE_HOST", "10.0.0.1"),
-            ("TAX_SERVICE_HOST", "::1"),
-        ];
+        let vars = [("127_SERVICE_HOST", "10.0.0.1"), ("TAX_SERVICE_HOST", "::1")];
         assert_eq!(connect(&vars, "127.0.0.1:9"), "127.0.0.1:9");
         assert_eq!(connect(&vars, "[::1]:9"), "[::1]:9");
         assert_eq!(connect(&vars, "tax:9"), "[::1]:9");
         let error = env(&[]).upstream(&authority("tax"), "grpc").unwrap_err();
-        assert_eq!(
-            error,
-            EnvError::NoPort {
-                authority: "tax".to_owned()
-            }
-        );
+        assert_eq!(error, EnvError::NoPort { authority: "tax".to_owned() });
     }
 }

@@ -65,14 +65,9 @@ pub(super) async fn serve(
         });
     }
     drop(listener);
-    let ended = timeout(DRAIN_DEADLINE, async {
-        while sessions.join_next().await.is_some() {}
-    });
+    let ended = timeout(DRAIN_DEADLINE, async { while sessions.join_next().await.is_some() {} });
     ended.await.map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::TimedOut,
-            "sessions outlived the drain deadline",
-        )
+        io::Error::new(io::ErrorKind::TimedOut, "sessions outlived the drain deadline")
     })
 }
 
@@ -162,10 +157,7 @@ async fn read_line(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Optio
         line.pop();
     }
     String::from_utf8(line).map(Some).map_err(|error| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a line that is not UTF-8: {error}"),
-        )
+        io::Error::new(io::ErrorKind::InvalidData, format!("a line that is not UTF-8: {error}"))
     })
 }
 
@@ -203,14 +195,10 @@ impl LedgerClient {
             if !banner.starts_with("220 ") {
                 return Err(unexpected("the banner", &banner));
             }
-            writer
-                .write_all(format!("APPEND {order_id} {cents}\r\n").as_bytes())
-                .await?;
+            writer.write_all(format!("APPEND {order_id} {cents}\r\n").as_bytes()).await?;
             let answer = expect_line(&mut reader, "the answer").await?;
             // No QUIT: closing with its BYE unread would reset the connection.
-            let entry = answer
-                .strip_prefix("OK ")
-                .and_then(|entry| entry.parse().ok());
+            let entry = answer.strip_prefix("OK ").and_then(|entry| entry.parse().ok());
             entry.ok_or_else(|| unexpected("the answer", &answer))
         };
         timeout(APPEND_DEADLINE, exchange)
@@ -224,10 +212,7 @@ async fn expect_line(
     what: &'static str,
 ) -> io::Result<String> {
     read_line(reader).await?.ok_or_else(|| {
-        io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            format!("closed before {what}"),
-        )
+        io::Error::new(io::ErrorKind::UnexpectedEof, format!("closed before {what}"))
     })
 }
 
@@ -262,14 +247,7 @@ mod tests {
     fn nonsense_is_refused() {
         let book = Mutex::new(Book::default());
         let long = format!("APPEND {} 1", "x".repeat(65));
-        for line in [
-            "",
-            "APPEND a",
-            "APPEND a -1",
-            "APPEND a 1 2",
-            "append a 1",
-            &long,
-        ] {
+        for line in ["", "APPEND a", "APPEND a -1", "APPEND a 1 2", "append a 1", &long] {
             assert!(obey(line, &book).starts_with("ERR "), "{line}");
         }
     }

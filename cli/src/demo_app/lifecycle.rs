@@ -38,13 +38,7 @@ pub(super) struct Terminator {
 impl Lifecycle {
     pub(super) fn new(linger: Duration) -> (Terminator, Self) {
         let (sender, phase) = watch::channel(Phase::Serving);
-        (
-            Terminator {
-                phase: sender,
-                linger,
-            },
-            Self { phase },
-        )
+        (Terminator { phase: sender, linger }, Self { phase })
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -54,20 +48,12 @@ impl Lifecycle {
     /// Completes as soon as readiness is off.
     pub(super) async fn leaving(&self) {
         // An error means that the terminator is gone, which is an end as well.
-        let _ = self
-            .phase
-            .clone()
-            .wait_for(|phase| *phase != Phase::Serving)
-            .await;
+        let _ = self.phase.clone().wait_for(|phase| *phase != Phase::Serving).await;
     }
 
     /// Completes when nothing new may be accepted.
     pub(super) async fn draining(&self) {
-        let _ = self
-            .phase
-            .clone()
-            .wait_for(|phase| *phase == Phase::Draining)
-            .await;
+        let _ = self.phase.clone().wait_for(|phase| *phase == Phase::Draining).await;
     }
 }
 

@@ -16,31 +16,17 @@ fn objects() -> BTreeMap<String, Value> {
     for file in fs::read_dir(folder).unwrap() {
         let path = file.unwrap().path();
         let text = fs::read_to_string(&path).unwrap();
-        assert!(
-            text.starts_with("# "),
-            "{} begins with what to look at",
-            path.display()
-        );
+        assert!(text.starts_with("# "), "{} begins with what to look at", path.display());
         for object in serde_saphyr::from_multiple::<Value>(&text).unwrap() {
-            let key = format!(
-                "{}/{}",
-                string(&object, "/kind"),
-                string(&object, "/metadata/name")
-            );
-            assert!(
-                objects.insert(key.clone(), object).is_none(),
-                "{key} occurs twice"
-            );
+            let key = format!("{}/{}", string(&object, "/kind"), string(&object, "/metadata/name"));
+            assert!(objects.insert(key.clone(), object).is_none(), "{key} occurs twice");
         }
     }
     objects
 }
 
 fn of_kind<'a>(objects: &'a BTreeMap<String, Value>, kind: &str) -> Vec<&'a Value> {
-    objects
-        .values()
-        .filter(|object| object["kind"] == kind)
-        .collect()
+    objects.values().filter(|object| object["kind"] == kind).collect()
 }
 
 fn string<'a>(object: &'a Value, pointer: &str) -> &'a str {
@@ -51,10 +37,7 @@ fn string<'a>(object: &'a Value, pointer: &str) -> &'a str {
 }
 
 fn list<'a>(object: &'a Value, pointer: &str) -> &'a [Value] {
-    object
-        .pointer(pointer)
-        .and_then(Value::as_array)
-        .map_or(&[], Vec::as_slice)
+    object.pointer(pointer).and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
 fn container(deployment: &Value) -> &Value {
@@ -62,9 +45,7 @@ fn container(deployment: &Value) -> &Value {
 }
 
 fn has_port(deployment: &Value, name: &Value) -> bool {
-    list(container(deployment), "/ports")
-        .iter()
-        .any(|port| port["name"] == *name)
+    list(container(deployment), "/ports").iter().any(|port| port["name"] == *name)
 }
 
 /// The Deployments whose pods the Service selects.
@@ -96,18 +77,10 @@ fn every_name_a_manifest_uses_exists() {
     let objects = objects();
     for deployment in of_kind(&objects, "Deployment") {
         let account = string(deployment, "/spec/template/spec/serviceAccountName");
-        assert!(
-            objects.contains_key(&format!("ServiceAccount/{account}")),
-            "{account}"
-        );
+        assert!(objects.contains_key(&format!("ServiceAccount/{account}")), "{account}");
         let probe = &container(deployment)["readinessProbe"];
-        let port = probe
-            .pointer("/httpGet/port")
-            .or(probe.pointer("/tcpSocket/port"));
-        assert!(
-            has_port(deployment, port.unwrap()),
-            "the probe of {deployment}"
-        );
+        let port = probe.pointer("/httpGet/port").or(probe.pointer("/tcpSocket/port"));
+        assert!(has_port(deployment, port.unwrap()), "the probe of {deployment}");
         assert_eq!(
             deployment["spec"]["template"]["metadata"]["labels"],
             deployment["spec"]["selector"]["matchLabels"],
@@ -117,10 +90,7 @@ fn every_name_a_manifest_uses_exists() {
         let deployments = selected(&objects, service);
         assert!(!deployments.is_empty(), "{service} selects nothing");
         for port in list(service, "/spec/ports") {
-            assert!(
-                deployments.iter().all(|d| has_port(d, &port["targetPort"])),
-                "{service}"
-            );
+            assert!(deployments.iter().all(|d| has_port(d, &port["targetPort"])), "{service}");
         }
     }
     for route in of_kind(&objects, "HTTPRoute") {
@@ -130,10 +100,7 @@ fn every_name_a_manifest_uses_exists() {
             let name = string(reference, "/name");
             let service = &objects[&format!("Service/{name}")];
             let ports = list(service, "/spec/ports");
-            assert!(
-                ports.iter().any(|port| port["port"] == reference["port"]),
-                "{reference}"
-            );
+            assert!(ports.iter().any(|port| port["port"] == reference["port"]), "{reference}");
         }
     }
 }
@@ -157,12 +124,8 @@ fn routes_are_gateway_api_with_retries_and_timeouts() {
 #[test]
 fn services_that_show_something_select_all_their_deployments() {
     let objects = objects();
-    for (service, deployments) in [
-        ("checkout", 2),
-        ("checkout-v1", 1),
-        ("tax", 2),
-        ("shipping", 2),
-    ] {
+    for (service, deployments) in [("checkout", 2), ("checkout-v1", 1), ("tax", 2), ("shipping", 2)]
+    {
         let found = selected(&objects, &objects[&format!("Service/{service}")]);
         assert_eq!(found.len(), deployments, "{service}");
     }

@@ -25,12 +25,7 @@ mod manifests;
 mod tests;
 
 /// Generated from `shop.proto`.
-#[allow(
-    unreachable_pub,
-    missing_debug_implementations,
-    clippy::all,
-    clippy::large_futures
-)]
+#[allow(unreachable_pub, missing_debug_implementations, clippy::all, clippy::large_futures)]
 mod pb {
     include!("gen/shop.v1.rs");
 }
@@ -54,15 +49,9 @@ pub enum DemoError {
     #[error(
         "can't listen on {address}: {source}; set PORT and POD_IP, or --port, to a free address"
     )]
-    Bind {
-        address: SocketAddr,
-        source: io::Error,
-    },
+    Bind { address: SocketAddr, source: io::Error },
     #[error("{role}: {source}")]
-    Role {
-        role: &'static str,
-        source: io::Error,
-    },
+    Role { role: &'static str, source: io::Error },
 }
 
 /// Runs one role until SIGTERM or SIGINT (`load --count`: until all requests are sent).
@@ -109,9 +98,8 @@ pub async fn run(args: Args, env: &Environment) -> Result<(), DemoError> {
 }
 
 async fn bind(role: &'static str, address: SocketAddr) -> Result<TcpListener, DemoError> {
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| DemoError::Bind { address, source })?;
+    let listener =
+        TcpListener::bind(address).await.map_err(|source| DemoError::Bind { address, source })?;
     tracing::info!(role, %address, "listening");
     Ok(listener)
 }

@@ -70,14 +70,9 @@ where
         });
     }
     drop(listener);
-    tokio::time::timeout(DRAIN_DEADLINE, graceful.shutdown())
-        .await
-        .map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::TimedOut,
-                "requests in flight outlived the drain deadline",
-            )
-        })
+    tokio::time::timeout(DRAIN_DEADLINE, graceful.shutdown()).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, "requests in flight outlived the drain deadline")
+    })
 }
 
 /// The next connection, as soon as there is room for it.
@@ -85,11 +80,7 @@ pub(super) async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
 ) -> (TcpStream, tokio::sync::OwnedSemaphorePermit) {
-    let permit = room
-        .clone()
-        .acquire_owned()
-        .await
-        .expect("the semaphore is never closed");
+    let permit = room.clone().acquire_owned().await.expect("the semaphore is never closed");
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -118,9 +109,7 @@ where
     };
     if !lifecycle.is_ready() {
         // Pooled connections move elsewhere while this pod still listens.
-        reply
-            .headers_mut()
-            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        reply.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     reply
 }
@@ -130,16 +119,10 @@ pub(super) async fn json_body<T: DeserializeOwned>(body: Incoming) -> Result<T, 
     let bytes = match Limited::new(body, MAX_BODY).collect().await {
         Ok(collected) => collected.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(problem(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body exceeds 16 KiB",
-            ));
+            return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "the body exceeds 16 KiB"));
         }
         Err(error) => {
-            return Err(problem(
-                StatusCode::BAD_REQUEST,
-                &format!("reading the body: {error}"),
-            ));
+            return Err(problem(StatusCode::BAD_REQUEST, &format!("reading the body: {error}")));
         }
     };
     serde_json::from_slice(&bytes)
@@ -159,25 +142,16 @@ pub(super) fn problem(status: StatusCode, error: &str) -> Reply {
 }
 
 pub(super) fn not_found() -> Reply {
-    problem(
-        StatusCode::NOT_FOUND,
-        "no such page; GET / lists what there is",
-    )
+    problem(StatusCode::NOT_FOUND, "no such page; GET / lists what there is")
 }
 
 pub(super) fn text(status: StatusCode, content: &str) -> Reply {
-    body(
-        status,
-        "text/plain; charset=utf-8",
-        Bytes::copy_from_slice(content.as_bytes()),
-    )
+    body(status, "text/plain; charset=utf-8", Bytes::copy_from_slice(content.as_bytes()))
 }
 
 pub(super) fn body(status: StatusCode, content_type: &'static str, content: Bytes) -> Reply {
     let mut reply = Response::new(Full::new(content));
     *reply.status_mut() = status;
-    reply
-        .headers_mut()
-        .insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    reply.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     reply
 }

@@ -74,10 +74,7 @@ impl Shipping for Config {
         tokio::time::sleep(self.delay).await;
         let articles = request.into_inner().quantity;
         let cents = BASE_CENTS.saturating_add(articles.saturating_mul(CENTS_PER_ARTICLE));
-        Ok(Response::new(pb::QuoteReply {
-            cents,
-            served_by: self.pod.clone(),
-        }))
+        Ok(Response::new(pb::QuoteReply { cents, served_by: self.pod.clone() }))
     }
 
     type TrackStream = tokio_stream::Iter<std::vec::IntoIter<Result<pb::TrackEvent, Status>>>;
@@ -89,12 +86,7 @@ impl Shipping for Config {
         tokio::time::sleep(self.delay).await;
         let events: Vec<_> = (1..)
             .zip(PLACES)
-            .map(|(step, place)| {
-                Ok(pb::TrackEvent {
-                    step,
-                    place: place.to_owned(),
-                })
-            })
+            .map(|(step, place)| Ok(pb::TrackEvent { step, place: place.to_owned() }))
             .collect();
         Ok(Response::new(tokio_stream::iter(events)))
     }
@@ -126,35 +118,19 @@ impl ShippingClient {
             .connect_timeout(CONNECT_DEADLINE)
             .tcp_nodelay(true)
             .connect_lazy();
-        Ok(Self {
-            stub: Stub::new(channel),
-        })
+        Ok(Self { stub: Stub::new(channel) })
     }
 
     pub(super) async fn quote(&self, parcel: &Parcel<'_>) -> Result<pb::QuoteReply, Status> {
-        let message = pb::QuoteRequest {
-            order_id: parcel.order_id.to_owned(),
-            quantity: parcel.quantity,
-        };
-        Ok(self
-            .stub
-            .clone()
-            .quote(within_deadline(message))
-            .await?
-            .into_inner())
+        let message =
+            pb::QuoteRequest { order_id: parcel.order_id.to_owned(), quantity: parcel.quantity };
+        Ok(self.stub.clone().quote(within_deadline(message)).await?.into_inner())
     }
 
     /// The places the parcel passes, in order.
     pub(super) async fn track(&self, parcel: &Parcel<'_>) -> Result<Vec<String>, Status> {
-        let message = pb::TrackRequest {
-            order_id: parcel.order_id.to_owned(),
-        };
-        let mut events = self
-            .stub
-            .clone()
-            .track(within_deadline(message))
-            .await?
-            .into_inner();
+        let message = pb::TrackRequest { order_id: parcel.order_id.to_owned() };
+        let mut events = self.stub.clone().track(within_deadline(message)).await?.into_inner();
         let mut places = Vec::new();
         while let Some(event) = events.message().await? {
             if places.len() == PLACES.len() {
@@ -212,10 +188,7 @@ mod tests {
         })
         .unwrap();
         tokio::spawn(echo_authority(listener));
-        let parcel = Parcel {
-            order_id: "order-1",
-            quantity: 1,
-        };
+        let parcel = Parcel { order_id: "order-1", quantity: 1 };
         let refused = client.quote(&parcel).await.unwrap_err();
         assert_eq!(
             (refused.code(), refused.message()),

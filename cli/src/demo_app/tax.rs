@@ -38,25 +38,16 @@ fn answer(config: &Config, served: &AtomicU64, request: &Request<Incoming>) -> R
         return not_found();
     }
     if fails(config.fail_percent, served.fetch_add(1, Ordering::Relaxed)) {
-        return problem(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "made to fail by --fail-percent",
-        );
+        return problem(StatusCode::INTERNAL_SERVER_ERROR, "made to fail by --fail-percent");
     }
-    let cents = request
-        .uri()
-        .query()
-        .and_then(|query| query.strip_prefix("cents="));
+    let cents = request.uri().query().and_then(|query| query.strip_prefix("cents="));
     match cents.and_then(|cents| cents.parse::<u32>().ok()) {
         Some(cents) => {
             let tax = u64::from(cents) * u64::from(RATE_PERCENT) / 100;
             let cents = u32::try_from(tax).unwrap_or(u32::MAX);
             json(StatusCode::OK, &TaxReply { cents })
         }
-        None => problem(
-            StatusCode::BAD_REQUEST,
-            "GET /tax needs ?cents=<a whole number>",
-        ),
+        None => problem(StatusCode::BAD_REQUEST, "GET /tax needs ?cents=<a whole number>"),
     }
 }
 

@@ -42,9 +42,7 @@ pub(super) async fn serve(
     listener: TcpListener,
     lifecycle: Lifecycle,
 ) -> io::Result<()> {
-    let since_epoch = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let web = Arc::new(Web {
         checkout: config.checkout,
         client: HttpClient::new(config.proxy, CHECKOUT_DEADLINE),
@@ -98,11 +96,7 @@ impl Web {
             let number = self.orders.fetch_add(1, Ordering::Relaxed);
             HeaderValue::try_from(format!("{}-{number}", self.run)).ok()
         };
-        let id = request
-            .headers()
-            .get("idempotency-key")
-            .cloned()
-            .or_else(new);
+        let id = request.headers().get("idempotency-key").cloned().or_else(new);
         id.filter(|id| is_order_id(id.as_bytes()))
     }
 }
@@ -126,10 +120,7 @@ fn order(
 }
 
 fn front_page(request: &Request<Incoming>) -> Reply {
-    let accept = request
-        .headers()
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok());
+    let accept = request.headers().get(header::ACCEPT).and_then(|value| value.to_str().ok());
     if !accept.is_some_and(|value| value.contains("text/html")) {
         return json(StatusCode::OK, &serde_json::json!({ "products": PRODUCTS }));
     }
@@ -142,9 +133,7 @@ fn front_page(request: &Request<Incoming>) -> Reply {
 }
 
 fn product_page(path: &str) -> Reply {
-    let id = path
-        .strip_prefix("/product/")
-        .and_then(|id| id.parse().ok());
+    let id = path.strip_prefix("/product/").and_then(|id| id.parse().ok());
     match id.and_then(product) {
         Some(product) => json(StatusCode::OK, product),
         None => not_found(),
@@ -157,10 +146,7 @@ async fn cart(request: Request<Incoming>) -> Reply {
         Err(reply) => return reply,
     };
     match item.cents() {
-        Ok(cents) => json(
-            StatusCode::OK,
-            &serde_json::json!({ "item": item, "cents": cents }),
-        ),
+        Ok(cents) => json(StatusCode::OK, &serde_json::json!({ "item": item, "cents": cents })),
         Err(error) => problem(StatusCode::UNPROCESSABLE_ENTITY, &error),
     }
 }

@@ -80,9 +80,7 @@ pub(super) async fn run(config: Config, lifecycle: &Lifecycle) -> Summary {
 
 impl Load {
     fn new(config: Config) -> Self {
-        let since_epoch = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Self {
             client: HttpClient::new(config.proxy.clone(), REQUEST_DEADLINE),
             config,
@@ -100,10 +98,7 @@ impl Load {
         while self.config.count.is_none_or(|count| sent < count) {
             let due = async {
                 sleep_until(self.due(turn)).await;
-                room.clone()
-                    .acquire_owned()
-                    .await
-                    .expect("the semaphore is never closed")
+                room.clone().acquire_owned().await.expect("the semaphore is never closed")
             };
             let permit = tokio::select! {
                 biased;
@@ -120,10 +115,7 @@ impl Load {
             sent += 1;
         }
         let all = u32::try_from(self.config.concurrency).unwrap_or(u32::MAX);
-        if timeout(DRAIN_DEADLINE, room.acquire_many(all))
-            .await
-            .is_err()
-        {
+        if timeout(DRAIN_DEADLINE, room.acquire_many(all)).await.is_err() {
             tracing::warn!("requests in flight outlived the drain deadline");
         }
     }
@@ -139,10 +131,7 @@ impl Load {
             return turn;
         }
         let skipped = (behind.as_secs_f64() * self.config.rps) as u64;
-        self.stats
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .skip(skipped);
+        self.stats.lock().unwrap_or_else(PoisonError::into_inner).skip(skipped);
         turn + skipped
     }
 
@@ -150,11 +139,7 @@ impl Load {
         let request = self.request(number);
         let begin = Instant::now();
         let outcome = match request {
-            Ok(request) => self
-                .client
-                .call(request)
-                .await
-                .map_err(|error| error.to_string()),
+            Ok(request) => self.client.call(request).await.map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         let end = Instant::now();
@@ -268,13 +253,6 @@ mod tests {
         assert_eq!(load.catch_up(1), 1);
         tokio::time::advance(Duration::from_secs(9)).await;
         assert_eq!(load.catch_up(1), 1 + 299);
-        assert_eq!(
-            load.stats
-                .lock()
-                .unwrap()
-                .total(Duration::from_secs(10))
-                .skipped,
-            299
-        );
+        assert_eq!(load.stats.lock().unwrap().total(Duration::from_secs(10)).skipped, 299);
     }
 }

@@ -57,11 +57,7 @@ pub(super) struct Stats {
 
 impl Stats {
     pub(super) fn new() -> Self {
-        Self {
-            slots: VecDeque::new(),
-            total: Tally::new(),
-            skipped: 0,
-        }
+        Self { slots: VecDeque::new(), total: Tally::new(), skipped: 0 }
     }
 
     /// A request completed at `at`. A request belongs to the second it ends in.
@@ -69,15 +65,8 @@ impl Stats {
         let second = at.as_secs();
         self.total.record(latency, success);
         if self.slots.back().is_none_or(|slot| slot.second < second) {
-            self.slots.push_back(Slot {
-                second,
-                tally: Tally::new(),
-            });
-            while self
-                .slots
-                .front()
-                .is_some_and(|slot| slot.second + MAX_WINDOW <= second)
-            {
+            self.slots.push_back(Slot { second, tally: Tally::new() });
+            while self.slots.front().is_some_and(|slot| slot.second + MAX_WINDOW <= second) {
                 self.slots.pop_front();
             }
         }
@@ -109,10 +98,7 @@ impl Stats {
 impl Tally {
     fn new() -> Self {
         let latencies = Histogram::new_with_bounds(1, MAX_MICROS, DIGITS);
-        Self {
-            failures: 0,
-            latencies: latencies.expect("the constant bounds are valid"),
-        }
+        Self { failures: 0, latencies: latencies.expect("the constant bounds are valid") }
     }
 
     fn record(&mut self, latency: Duration, success: bool) {
@@ -122,9 +108,7 @@ impl Tally {
     }
 
     fn add(&mut self, other: &Self) {
-        self.latencies
-            .add(&other.latencies)
-            .expect("all histograms have the same bounds");
+        self.latencies.add(&other.latencies).expect("all histograms have the same bounds");
         self.failures += other.failures;
     }
 
@@ -159,10 +143,7 @@ mod tests {
 
     fn near(value: Option<f64>, expected: f64) {
         let value = value.unwrap();
-        assert!(
-            (value / expected - 1.0).abs() < 0.001,
-            "{value} is not about {expected}"
-        );
+        assert!((value / expected - 1.0).abs() < 0.001, "{value} is not about {expected}");
     }
 
     #[test]
@@ -194,10 +175,7 @@ mod tests {
             stats.record(ms(500), ms(1), n != 0);
         }
         let summary = stats.summary(ms(2000), 60);
-        assert_eq!(
-            (summary.requests, summary.success, summary.failures),
-            (10, 9, 1)
-        );
+        assert_eq!((summary.requests, summary.success, summary.failures), (10, 9, 1));
         assert_eq!(summary.success_rate, Some(0.9));
         assert_eq!(summary.rps, Some(5.0));
     }
@@ -225,10 +203,7 @@ mod tests {
             stats.record(Duration::from_secs(second), ms(1), true);
         }
         assert_eq!(stats.slots.len() as u64, MAX_WINDOW);
-        assert_eq!(
-            stats.summary(Duration::from_secs(999), MAX_WINDOW).requests,
-            MAX_WINDOW
-        );
+        assert_eq!(stats.summary(Duration::from_secs(999), MAX_WINDOW).requests, MAX_WINDOW);
         assert_eq!(stats.total(Duration::from_secs(1000)).requests, 1000);
     }
 
