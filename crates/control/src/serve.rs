@@ -70,17 +70,18 @@ impl Listeners {
         let ended = |stop: &CancellationToken| stop.clone().cancelled_owned();
 
         tokio::spawn(admin::serve(self.admin, Arc::clone(&shared), stop.clone()));
-        let routes =
-            control_plane_routes(Control::new(shared)).add_service(mesh.clone().into_server());
+        let routes = control_plane_routes(Control::new(shared)).add_service(mesh.into_server());
         let incoming = TcpIncoming::from(self.proxies).with_nodelay(Some(true));
         let proxies =
-            server().add_routes(routes).serve_with_incoming_shutdown(incoming, ended(&stop));
+            server().add_routes(routes.clone()).serve_with_incoming_shutdown(incoming, ended(&stop));
         let (listener, path) = self.socket.unzip();
         let people = async {
             match listener {
                 Some(listener) => {
                     let incoming = UnixListenerStream::new(listener);
-                    let server = server().add_service(mesh.into_server());
+                    // All of it here, too: `meshctl check` asks what proxies ask, and reaches us by
+                    // this socket only when we are in another network namespace.
+                    let server = server().add_routes(routes);
                     server.serve_with_incoming_shutdown(incoming, ended(&stop)).await
                 }
                 None => {
