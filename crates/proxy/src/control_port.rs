@@ -36,10 +36,10 @@ const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::fro
 const RESET: u32 = 2;
 
 /// Makes the proxy's account of itself, as one JSON document.
-pub type ConfigFn = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
+pub(crate) type ConfigFn = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
 
 /// Serves until `drain` is cancelled, which also ends the taps.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     telemetry: Arc<Telemetry>,
     config: ConfigFn,

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -14,11 +15,12 @@ pub(super) struct Bounded<L, M> {
     max: usize,
     table: Mutex<BTreeMap<L, Arc<M>>>,
     overflow: Arc<M>,
+    overflowed: AtomicBool,
 }
 
 impl<L: Ord + Clone, M: Default> Bounded<L, M> {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, table: Mutex::default(), overflow: Arc::default() }
+        Self { max, table: Mutex::default(), overflow: Arc::default(), overflowed: AtomicBool::new(false) }
     }
 
     pub(super) fn get(&self, labels: &L) -> Arc<M> {
@@ -30,6 +32,7 @@ impl<L: Ord + Clone, M: Default> Bounded<L, M> {
             table.retain(|_, metric| Arc::strong_count(metric) > 1);
         }
         if table.len() >= self.max {
+            self.overflowed.store(true, Relaxed);
             return self.overflow.clone();
         }
         table.entry(labels.clone()).or_default().clone()
@@ -40,7 +43,7 @@ impl<L: Ord + Clone, M: Default> Bounded<L, M> {
         let table = self.table.lock();
         let mut all: Vec<_> =
             table.iter().map(|(labels, metric)| (Some(labels.clone()), metric.clone())).collect();
-        if table.len() >= self.max {
+        if self.overflowed.load(Relaxed) {
             all.push((None, self.overflow.clone()));
         }
         all
@@ -57,5 +60,36 @@ impl<L: Pairs> Pairs for OrOverflow<'_, L> {
             Some(labels) => labels.pairs(visit),
             None => visit("overflow", "true"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Table = Bounded<u32, AtomicBool>;
+
+    #[test]
+    fn the_same_labels_share_a_metric() {
+        let table = Table::new(2);
+        assert!(Arc::ptr_eq(&table.get(&1), &table.get(&1)));
+        assert!(!Arc::ptr_eq(&table.get(&1), &table.get(&2)));
+    }
+
+    #[test]
+    fn a_full_table_drops_what_nobody_holds_and_then_overflows() {
+        let table = Table::new(2);
+        let one = table.get(&1);
+        table.get(&2);
+        let three = table.get(&3);
+        let labels = |table: &Table| table.all().into_iter().map(|(l, _)| l).collect::<Vec<_>>();
+        assert_eq!(labels(&table), [Some(1), Some(3)]);
+
+        let four = table.get(&4);
+        assert!(Arc::ptr_eq(&four, &table.get(&5)), "both are the overflow");
+        assert_eq!(labels(&table), [Some(1), Some(3), None]);
+        drop((one, three));
+        table.get(&6);
+        assert_eq!(labels(&table), [Some(6), None], "what overflowed stays on the page");
     }
 }

@@ -125,10 +125,16 @@ pub(super) fn tls(tls: &Tls, direction: Direction, visit: &mut dyn FnMut(&str, &
     }
 }
 
-/// A map's entries under a prefix; names that are no label names are made into some.
+/// A map's entries under a prefix. Names that are no label names are made into some; of several
+/// that become the same the first is kept, because a page with a label twice is invalid.
 pub(super) fn prefixed(prefix: &str, labels: &Labels, visit: &mut dyn FnMut(&str, &str)) {
+    let mut seen: Vec<String> = Vec::with_capacity(labels.len());
     for (name, value) in labels.iter() {
-        visit(&format!("{prefix}_{}", label_name(name)), value);
+        let name = format!("{prefix}_{}", label_name(name));
+        if !seen.contains(&name) {
+            visit(&name, value);
+            seen.push(name);
+        }
     }
 }
 

@@ -49,13 +49,11 @@ pub struct TelemetryConfig {
     pub max_label_sets: usize,
     /// Tap sessions at a time.
     pub max_taps: usize,
-    /// Log finished requests to stdout.
-    pub access_log: Option<AccessLogFormat>,
 }
 
 impl Default for TelemetryConfig {
     fn default() -> Self {
-        Self { max_series: 2_000, max_label_sets: 2_000, max_taps: 32, access_log: None }
+        Self { max_series: 2_000, max_label_sets: 2_000, max_taps: 32 }
     }
 }
 
@@ -64,7 +62,6 @@ impl Default for TelemetryConfig {
 pub struct Telemetry {
     pub stats: Stats,
     pub tap: TapHub,
-    pub access_log: AccessLog,
     pub transport: TransportMetrics,
     pub authz: AuthzMetrics,
     pub retries: RetryMetrics,
@@ -80,7 +77,6 @@ impl Telemetry {
         let telemetry = Self {
             stats: Stats::new(cfg.max_series),
             tap: TapHub::new(cfg.max_taps),
-            access_log: AccessLog::new(cfg.access_log),
             transport: TransportMetrics::new(cfg.max_label_sets),
             authz: AuthzMetrics::new(cfg.max_label_sets),
             retries: RetryMetrics::new(cfg.max_label_sets),

@@ -92,3 +92,33 @@ fn max_fds(limits: &str) -> Option<f64> {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
     line.split_whitespace().next()?.parse().ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_program_name_with_spaces_and_parentheses_does_not_shift_the_fields() {
+        let line = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 0 0 250 50 0 0 20 0 3 0 9 8192 20 1\n";
+        let expected = Stat { cpu_seconds: 3.0, threads: 3.0, virtual_bytes: 8192.0 };
+        assert_eq!(Stat::parse(line), Some(expected));
+        assert_eq!(Stat::parse("7 (x"), None);
+        assert_eq!(Stat::parse("7 (x) S 1"), None);
+    }
+
+    #[test]
+    fn memory_and_files_are_read_from_their_lines() {
+        assert_eq!(resident_bytes("VmPeak:\t 9 kB\nVmRSS:\t    12 kB\n"), Some(12_288.0));
+        assert_eq!(resident_bytes(""), None);
+        let limits = "Max processes 1 1\nMax open files            1024   4096   files\n";
+        assert_eq!(max_fds(limits), Some(1024.0));
+        assert_eq!(max_fds("Max open files unlimited unlimited files"), None);
+    }
+
+    #[test]
+    fn this_process_can_be_read() {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+        assert!(Stat::parse(&stat).unwrap().threads >= 1.0);
+        assert!(resident_bytes(&std::fs::read_to_string("/proc/self/status").unwrap()) > Some(0.0));
+    }
+}

@@ -25,6 +25,8 @@ pub enum Detected {
     Http2,
     Tls,
     Opaque,
+    /// The server spoke before its client; opaque.
+    ServerFirst,
     /// Nothing came in time; treated as opaque.
     TimedOut,
     /// The connection ended or failed first.
@@ -82,6 +84,7 @@ impl Pairs for DetectLabels {
             Some(Detected::Http2) => "http2",
             Some(Detected::Tls) => "tls",
             Some(Detected::Opaque) => "opaque",
+            Some(Detected::ServerFirst) => "server_first",
             Some(Detected::TimedOut) => "timeout",
             Some(Detected::Failed) => "failed",
         };

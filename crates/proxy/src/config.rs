@@ -1,0 +1,368 @@
+//! The proxy's configuration: environment variables in, one resolved value out.
+//!
+//! Every bad setting is reported at once, each with its name, so that nobody has to start the
+//! proxy five times to learn of five mistakes.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::telemetry::{AccessLogFormat, LogFormat};
+
+/// Prefix of every variable.
+pub const PREFIX: &str = "MESH_PROXY_";
+
+/// The resolved configuration.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub pod_namespace: String,
+    pub pod_name: String,
+    /// Where the control plane listens; `None` runs without one.
+    pub control_addr: Option<SocketAddr>,
+    pub outbound: OutboundConfig,
+    pub inbound: InboundConfig,
+    /// Stats and tap.
+    pub control_listen: SocketAddr,
+    pub admin_addr: SocketAddr,
+    /// Source address of connections to endpoints; the kernel chooses when `None`.
+    pub bind_ip: Option<IpAddr>,
+    pub log: String,
+    pub log_format: LogFormat,
+    pub access_log: Option<AccessLogFormat>,
+    /// Data-path threads, each with its own listeners and stacks.
+    pub threads: usize,
+    /// How long a drain may take before connections are cut.
+    pub shutdown_grace: Duration,
+    pub limits: Limits,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct OutboundConfig {
+    /// Redirected connections, forward-proxy requests and CONNECT.
+    pub addr: SocketAddr,
+    /// Listeners that stand for one authority each.
+    pub upstreams: Vec<Upstream>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upstream {
+    pub listen: SocketAddr,
+    /// `name:port`
+    pub authority: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct InboundConfig {
+    /// Redirected connections.
+    pub addr: SocketAddr,
+    /// Listeners that forward to the application somewhere else.
+    pub ports: Vec<InboundPort>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InboundPort {
+    pub listen: SocketAddr,
+    /// Tried in order while connections are refused.
+    pub forward: Vec<SocketAddr>,
+}
+
+/// Bounds on what peers can make the proxy hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Limits {
+    /// Open client connections per direction and thread; more are closed at once.
+    pub max_connections: usize,
+    /// Requests in flight per direction and thread; more are shed with 503.
+    pub max_in_flight: usize,
+    /// Bytes of one HTTP/1 message head, and of one HTTP/2 header list.
+    pub max_header_bytes: usize,
+    /// How long a client may take over a message head once it began one.
+    pub header_timeout: Duration,
+    /// Connections to one endpoint, and how long an unused one is kept.
+    pub max_endpoint_connections: usize,
+    pub pool_idle_timeout: Duration,
+    pub connect_timeout_outbound: Duration,
+    pub connect_timeout_inbound: Duration,
+    /// How long a request waits to learn how its target is reached.
+    pub discovery_timeout: Duration,
+    /// Concurrent streams a client may have on one HTTP/2 connection.
+    pub max_concurrent_streams: u32,
+    /// Targets whose discovery and stacks are kept.
+    pub max_targets: usize,
+    /// Series of figures kept for `stat`.
+    pub max_series: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 25_000,
+            max_in_flight: 100_000,
+            max_header_bytes: 64 * 1024,
+            header_timeout: Duration::from_secs(10),
+            max_endpoint_connections: 1_024,
+            pool_idle_timeout: Duration::from_secs(3),
+            connect_timeout_outbound: Duration::from_secs(1),
+            connect_timeout_inbound: Duration::from_millis(300),
+            discovery_timeout: Duration::from_secs(3),
+            max_concurrent_streams: 1_000,
+            max_targets: 1_000,
+            max_series: 2_000,
+        }
+    }
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug)]
+pub struct ConfigErrors(Vec<String>);
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the proxy cannot start with this configuration:")?;
+        for error in &self.0 {
+            write!(f, "\n  {error}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigErrors {}
+
+impl Config {
+    /// Reads the variables that start with [`PREFIX`].
+    ///
+    /// # Errors
+    /// All settings that are malformed, and names nobody knows, together.
+    pub fn from_vars(
+        vars: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigErrors> {
+        let mut vars = Vars {
+            left: vars
+                .into_iter()
+                .filter_map(|(k, v)| Some((k.strip_prefix(PREFIX)?.to_owned(), v)))
+                .collect(),
+            errors: Vec::new(),
+        };
+        let limits = Limits::default();
+        let config = Self {
+            pod_namespace: vars.or("POD_NAMESPACE", "default".to_owned()),
+            pod_name: vars.or("POD_NAME", "unknown".to_owned()),
+            control_addr: vars.get("CONTROL_ADDR"),
+            outbound: OutboundConfig {
+                addr: vars.or("OUTBOUND_ADDR", (Ipv4Addr::LOCALHOST, 4140).into()),
+                upstreams: vars.list("OUTBOUND_UPSTREAMS"),
+            },
+            inbound: InboundConfig {
+                addr: vars.or("INBOUND_ADDR", (Ipv4Addr::UNSPECIFIED, 4143).into()),
+                ports: vars.list("INBOUND_PORTS"),
+            },
+            control_listen: vars.or("CONTROL_LISTEN", (Ipv4Addr::LOCALHOST, 4190).into()),
+            admin_addr: vars.or("ADMIN_ADDR", (Ipv4Addr::LOCALHOST, 4191).into()),
+            bind_ip: vars.get("BIND_IP"),
+            log: vars.or("LOG", "info".to_owned()),
+            log_format: vars.with("LOG_FORMAT", LogFormat::Plain, parse_log_format),
+            access_log: vars.with("ACCESS_LOG", None, parse_access_log),
+            threads: vars.range("THREADS", 1, 1, 1_024),
+            shutdown_grace: vars.duration("SHUTDOWN_GRACE", Duration::from_secs(120)),
+            limits: Limits {
+                max_connections: vars.range("MAX_CONNECTIONS", limits.max_connections, 1, MANY),
+                max_in_flight: vars.range("MAX_IN_FLIGHT", limits.max_in_flight, 1, MANY),
+                max_header_bytes: vars.range(
+                    "MAX_HEADER_BYTES",
+                    limits.max_header_bytes,
+                    8_192,
+                    1 << 20,
+                ),
+                header_timeout: vars.duration("HEADER_TIMEOUT", limits.header_timeout),
+                max_endpoint_connections: vars.range(
+                    "MAX_ENDPOINT_CONNECTIONS",
+                    limits.max_endpoint_connections,
+                    1,
+                    MANY,
+                ),
+                pool_idle_timeout: vars.duration("POOL_IDLE_TIMEOUT", limits.pool_idle_timeout),
+                connect_timeout_outbound: vars
+                    .duration("OUTBOUND_CONNECT_TIMEOUT", limits.connect_timeout_outbound),
+                connect_timeout_inbound: vars
+                    .duration("INBOUND_CONNECT_TIMEOUT", limits.connect_timeout_inbound),
+                discovery_timeout: vars.duration("DISCOVERY_TIMEOUT", limits.discovery_timeout),
+                max_concurrent_streams: vars.range(
+                    "MAX_CONCURRENT_STREAMS",
+                    limits.max_concurrent_streams,
+                    1,
+                    1 << 20,
+                ),
+                max_targets: vars.range("MAX_TARGETS", limits.max_targets, 1, MANY),
+                max_series: vars.range("MAX_SERIES", limits.max_series, 1, 100_000),
+            },
+        };
+        vars.finish(config)
+    }
+}
+
+const MANY: usize = 10_000_000;
+
+/// The variables not read yet, and what was wrong with those that were.
+struct Vars {
+    left: BTreeMap<String, String>,
+    errors: Vec<String>,
+}
+
+impl Vars {
+    fn get<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Option<T> {
+        let value = self.left.remove(name).filter(|value| !value.is_empty())?;
+        self.parsed(name, &value, value.parse())
+    }
+
+    fn or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, default: T) -> T {
+        self.get(name).unwrap_or(default)
+    }
+
+    fn range<T>(&mut self, name: &str, default: T, min: T, max: T) -> T
+    where
+        T: FromStr<Err: fmt::Display> + PartialOrd + fmt::Display + Copy,
+    {
+        let value = self.or(name, default);
+        if value < min || value > max {
+            self.errors.push(format!("{PREFIX}{name}={value}: must be between {min} and {max}"));
+        }
+        value
+    }
+
+    fn duration(&mut self, name: &str, default: Duration) -> Duration {
+        self.with(name, default, parse_duration)
+    }
+
+    fn with<T>(
+        &mut self,
+        name: &str,
+        default: T,
+        parse: impl FnOnce(&str) -> Result<T, &'static str>,
+    ) -> T {
+        let Some(value) = self.left.remove(name).filter(|value| !value.is_empty()) else {
+            return default;
+        };
+        self.parsed(name, &value, parse(&value)).unwrap_or(default)
+    }
+
+    fn list<T: FromStr<Err: fmt::Display>>(&mut self, name: &str) -> Vec<T> {
+        let value = self.left.remove(name).unwrap_or_default();
+        let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.filter_map(|item| self.parsed(name, item, item.parse())).collect()
+    }
+
+    fn parsed<T, E: fmt::Display>(
+        &mut self,
+        name: &str,
+        value: &str,
+        parsed: Result<T, E>,
+    ) -> Option<T> {
+        parsed.map_err(|error| self.errors.push(format!("{PREFIX}{name}={value}: {error}"))).ok()
+    }
+
+    fn finish(mut self, config: Config) -> Result<Config, ConfigErrors> {
+        for name in self.left.keys() {
+            self.errors.push(format!("{PREFIX}{name}: there is no such setting"));
+        }
+        if self.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(self.errors)) }
+    }
+}
+
+/// `250ms`, `10s`, `2m`.
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const WANTED: &str = "is not a duration such as 250ms, 10s or 2m";
+    let digits = text.find(|c: char| !c.is_ascii_digit()).ok_or(WANTED)?;
+    let amount: u64 = text[..digits].parse().map_err(|_| WANTED)?;
+    match &text[digits..] {
+        "ms" => Ok(Duration::from_millis(amount)),
+        "s" => Ok(Duration::from_secs(amount)),
+        "m" => amount.checked_mul(60).map(Duration::from_secs).ok_or(WANTED),
+        _ => Err(WANTED),
+    }
+}
+
+impl FromStr for Upstream {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "is not IP:PORT=NAME:PORT";
+        let (listen, authority) = text.split_once('=').ok_or(WANTED)?;
+        authority.parse::<http::uri::Authority>().map_err(|_| WANTED)?;
+        Ok(Self { listen: listen.parse().map_err(|_| WANTED)?, authority: authority.to_owned() })
+    }
+}
+
+impl FromStr for InboundPort {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const WANTED: &str = "is not IP:PORT=IP:PORT[|IP:PORT…]";
+        let (listen, forward) = text.split_once('=').ok_or(WANTED)?;
+        let forward: Result<Vec<_>, _> = forward.split('|').map(str::parse).collect();
+        Ok(Self {
+            listen: listen.parse().map_err(|_| WANTED)?,
+            forward: forward.map_err(|_| WANTED)?,
+        })
+    }
+}
+
+fn parse_log_format(text: &str) -> Result<LogFormat, &'static str> {
+    match text {
+        "plain" => Ok(LogFormat::Plain),
+        "json" => Ok(LogFormat::Json),
+        _ => Err("is neither plain nor json"),
+    }
+}
+
+fn parse_access_log(text: &str) -> Result<Option<AccessLogFormat>, &'static str> {
+    match text {
+        "off" => Ok(None),
+        "common" => Ok(Some(AccessLogFormat::Common)),
+        "json" => Ok(Some(AccessLogFormat::Json)),
+        _ => Err("is none of off, common, json"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(vars: &[(&str, &str)]) -> Result<Config, ConfigErrors> {
+        Config::from_vars(vars.iter().map(|(k, v)| (format!("{PREFIX}{k}"), (*v).to_owned())))
+    }
+
+    #[test]
+    fn nothing_set_is_a_whole_configuration() {
+        let config = config(&[]).unwrap();
+        assert_eq!(config.outbound.addr, "127.0.0.1:4140".parse().unwrap());
+        assert_eq!(config.threads, 1);
+    }
+
+    #[test]
+    fn lists_are_read() {
+        let config = config(&[
+            ("OUTBOUND_UPSTREAMS", "127.1.0.3:15001=shipping.shop:7000, 127.1.0.3:15002=tax:80"),
+            ("INBOUND_PORTS", "127.1.0.3:8080=127.1.0.3:9000|127.0.0.1:9000"),
+        ])
+        .unwrap();
+        assert_eq!(config.outbound.upstreams[1].authority, "tax:80");
+        assert_eq!(config.inbound.ports[0].forward.len(), 2);
+    }
+
+    #[test]
+    fn every_mistake_is_told_at_once() {
+        let error = config(&[
+            ("THREADS", "0"),
+            ("ADMIN_ADDR", "here"),
+            ("SHUTDOWN_GRACE", "10"),
+            ("INBOUND_PORTS", "8080"),
+            ("COLOUR", "blue"),
+        ])
+        .unwrap_err()
+        .to_string();
+        for name in ["THREADS", "ADMIN_ADDR", "SHUTDOWN_GRACE", "INBOUND_PORTS", "COLOUR"] {
+            assert!(error.contains(name), "{name} in {error}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! What a connection speaks, from its first bytes, without ever stalling it.
+//!
+//! A client that waits for the server to speak (MySQL, SMTP) would wait for ever if the proxy
+//! waited for the client. So a client that is silent for a moment gets its server connected; if the
+//! server speaks first, the connection is opaque, and the destination is remembered as such. A
+//! client that merely takes its time is still detected when it speaks.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+
+use crate::http::server::Version;
+use crate::io::Io;
+
+/// How long a client may be silent before the server is given a chance to speak first.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(30);
+/// A post-quantum ClientHello or a long request line fits.
+const PEEK_LIMIT: usize = 16 * 1024;
+const H2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// Longer methods exist nowhere; without a bound any text would look like one.
+const MAX_METHOD: usize = 24;
+
+/// What the first bytes tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Detected {
+    Http(Version),
+    /// A TLS handshake, with its server name if it has one.
+    Tls {
+        sni: Option<String>,
+    },
+    Opaque,
+}
+
+impl Detected {
+    /// For the metrics of detection.
+    pub(crate) fn label(&self) -> crate::telemetry::Detected {
+        use crate::telemetry::Detected as Label;
+        match self {
+            Self::Http(Version::Http1) => Label::Http1,
+            Self::Http(Version::Http2) => Label::Http2,
+            Self::Tls { .. } => Label::Tls,
+            Self::Opaque => Label::Opaque,
+        }
+    }
+}
+
+/// What is known so far.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Sniffed {
+    Yes(Detected),
+    NeedMore,
+}
+
+/// Reads a connection's first bytes until they tell. May be dropped and run again at any time:
+/// what was read is kept here until [`Detector::finish`].
+#[derive(Debug, Default)]
+pub(crate) struct Detector {
+    read: BytesMut,
+}
+
+impl Detector {
+    /// Reads until the protocol is known. `None`: the client closed without a byte.
+    pub(crate) async fn run(&mut self, io: &mut Io) -> io::Result<Option<Detected>> {
+        loop {
+            self.read.reserve(1024);
+            if io.read_buf(&mut self.read).await? == 0 {
+                return Ok((!self.read.is_empty()).then_some(Detected::Opaque));
+            }
+            match sniff(&self.read) {
+                Sniffed::Yes(detected) => return Ok(Some(detected)),
+                Sniffed::NeedMore if self.read.len() >= PEEK_LIMIT => {
+                    return Ok(Some(Detected::Opaque));
+                }
+                Sniffed::NeedMore => {}
+            }
+        }
+    }
+
+    /// The same within a time; a client that stops in the middle of something is opaque.
+    pub(crate) async fn run_within(
+        &mut self,
+        io: &mut Io,
+        timeout: Duration,
+    ) -> io::Result<Option<Detected>> {
+        let detected = tokio::time::timeout(timeout, self.run(io)).await;
+        detected.unwrap_or(Ok(Some(Detected::Opaque)))
+    }
+
+    pub(crate) fn has_read(&self) -> bool {
+        !self.read.is_empty()
+    }
+
+    /// Puts what was read back into the connection.
+    pub(crate) fn finish(self, io: &mut Io) {
+        io.unread(self.read.freeze());
+    }
+}
+
+/// Looks at the first bytes of a connection.
+fn sniff(bytes: &[u8]) -> Sniffed {
+    let preface = bytes.len().min(H2_PREFACE.len());
+    if bytes[..preface] == H2_PREFACE[..preface] {
+        return match preface == H2_PREFACE.len() {
+            true => Sniffed::Yes(Detected::Http(Version::Http2)),
+            false => Sniffed::NeedMore,
+        };
+    }
+    if bytes[0] == mesh_tls::HANDSHAKE {
+        return match mesh_tls::client_hello(bytes) {
+            mesh_tls::ClientHello::Complete { sni } => Sniffed::Yes(Detected::Tls { sni }),
+            mesh_tls::ClientHello::Incomplete => Sniffed::NeedMore,
+            mesh_tls::ClientHello::NotTls => Sniffed::Yes(Detected::Opaque),
+        };
+    }
+    sniff_http1(bytes)
+}
+
+/// A request line is `METHOD SP target SP HTTP/1.x`; anything else is not HTTP.
+fn sniff_http1(bytes: &[u8]) -> Sniffed {
+    const OPAQUE: Sniffed = Sniffed::Yes(Detected::Opaque);
+    let line_end = bytes.iter().position(|b| *b == b'\n');
+    let line = &bytes[..line_end.unwrap_or(bytes.len())];
+    let Some(space) = line.iter().position(|b| *b == b' ') else {
+        let may_be_method = line.len() <= MAX_METHOD && line.iter().all(is_method_byte);
+        return if may_be_method && line_end.is_none() { Sniffed::NeedMore } else { OPAQUE };
+    };
+    if space == 0 || space > MAX_METHOD || !line[..space].iter().all(is_method_byte) {
+        return OPAQUE;
+    }
+    if line_end.is_none() {
+        let text = line.iter().all(|b| *b >= b' ' || *b == b'\r');
+        return if text { Sniffed::NeedMore } else { OPAQUE };
+    }
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    match version {
+        b"HTTP/1.1" | b"HTTP/1.0" => Sniffed::Yes(Detected::Http(Version::Http1)),
+        _ => OPAQUE,
+    }
+}
+
+fn is_method_byte(byte: &u8) -> bool {
+    byte.is_ascii_uppercase() || matches!(byte, b'-' | b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HTTP1: Sniffed = Sniffed::Yes(Detected::Http(Version::Http1));
+    const HTTP2: Sniffed = Sniffed::Yes(Detected::Http(Version::Http2));
+    const OPAQUE: Sniffed = Sniffed::Yes(Detected::Opaque);
+
+    #[test]
+    fn protocols_are_told_apart() {
+        for (bytes, expected) in [
+            (&b"GET / HTTP/1.1\r\n"[..], HTTP1),
+            (b"GET http://a/b HTTP/1.0\r\nhost: a\r\n", HTTP1),
+            (b"M-SEARCH * HTTP/1.1\r\n", HTTP1),
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", HTTP2),
+            (b"PRI * HTTP/2", Sniffed::NeedMore),
+            (b"GE", Sniffed::NeedMore),
+            (b"GET /very/long", Sniffed::NeedMore),
+            (b"SET key value\r\n", OPAQUE),
+            (b"EHLO host\r\n", OPAQUE),
+            (b"\x00\x01\x02", OPAQUE),
+            (b" GET / HTTP/1.1\r\n", OPAQUE),
+            (b"GET / HTTP/9.9\r\n", OPAQUE),
+            (b"\x16\x03\x01", Sniffed::NeedMore),
+            (b"\x16not tls at all", OPAQUE),
+        ] {
+            assert_eq!(sniff(bytes), expected, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
+            sniff(&bytes);
+        }
+
+        #[test]
+        fn a_request_line_is_known_however_it_is_cut(cut in 1usize..16) {
+            let line = b"GET / HTTP/1.1\r\n";
+            let partial = sniff(&line[..cut]);
+            prop_assert!(partial == Sniffed::NeedMore || (cut == line.len() && partial == HTTP1));
+        }
+    }
+}

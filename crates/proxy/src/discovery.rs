@@ -1,0 +1,245 @@
+//! What the control plane says, kept current and kept at all while it is away.
+//!
+//! Everything asked for is one gRPC stream, followed by a task that lives as long as somebody reads
+//! its `watch::Receiver`. A stream that breaks is opened again with backoff while readers go on
+//! with what it said last; a message that makes no sense is counted and changes nothing. The tasks
+//! run on the control runtime, so they never take the data path's time.
+
+mod follow;
+mod targets;
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use mesh_api::BackendExtension;
+use mesh_api::client::ControlClient;
+use mesh_model::endpoint::Endpoint;
+use mesh_model::inbound::ServerPolicy;
+use mesh_model::{Destination, OutboundPolicy, Reason, ResourceRef, Target};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+pub(crate) use self::follow::Streams;
+use self::follow::{Followed, Follower};
+use crate::telemetry::Telemetry;
+
+/// What is known of a target. `None` until the control plane (or DNS) has answered once.
+pub(crate) type Resolution = Option<Result<Arc<OutboundPolicy>, Reason>>;
+
+/// The endpoints of a service.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum EndpointSet {
+    /// Nothing heard yet.
+    #[default]
+    Unknown,
+    Known {
+        /// Whether there is such a service at all.
+        exists: bool,
+        endpoints: Arc<Vec<Arc<Endpoint>>>,
+    },
+}
+
+/// Asks the control plane. Clones share the streams.
+#[derive(Clone, Debug)]
+pub(crate) struct Discovery {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: Option<ControlClient>,
+    runtime: Handle,
+    follower: Follower,
+    targets: Watches<Target, Resolution>,
+    endpoints: Watches<String, EndpointSet>,
+    ports: Watches<u16, Option<Arc<ServerPolicy>>>,
+    extensions: Watches<ResourceRef, BackendExtension>,
+}
+
+impl Discovery {
+    /// `client` is `None` where there is no control plane.
+    pub(crate) fn new(
+        client: Option<ControlClient>,
+        runtime: Handle,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        let inner = Inner {
+            client,
+            runtime,
+            follower: Follower::new(telemetry),
+            targets: Watches::default(),
+            endpoints: Watches::default(),
+            ports: Watches::default(),
+            extensions: Watches::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// State of the streams to the control plane.
+    pub(crate) fn streams(&self) -> &Streams {
+        self.inner.follower.streams()
+    }
+
+    /// How to reach a target.
+    pub(crate) fn target(&self, target: &Target) -> watch::Receiver<Resolution> {
+        let this = self.clone();
+        self.inner.targets.get(target, &self.inner.runtime, move |target, tx| async move {
+            targets::follow(&this.inner.follower, this.inner.client.as_ref(), &target, tx).await;
+        })
+    }
+
+    /// The endpoints of a service port, by the path its policy names.
+    pub(crate) fn endpoints(&self, path: &str) -> watch::Receiver<EndpointSet> {
+        let this = self.clone();
+        self.inner.endpoints.get(
+            &path.to_owned(),
+            &self.inner.runtime,
+            move |path, tx| async move {
+                let Some(client) = &this.inner.client else { return };
+                // The first `Add` after a (re)connect replaces the set; until then the old one serves.
+                let mut fresh = true;
+                let follow = this.inner.follower.follow(
+                    "destination",
+                    || client.watch_destination(&path),
+                    |event| match event {
+                        Followed::Opened => fresh = true,
+                        Followed::Update(update) => {
+                            let reset = std::mem::take(&mut fresh);
+                            tx.send_if_modified(|set| apply(set, update, reset));
+                        }
+                        Followed::Refused => {
+                            tx.send_if_modified(|set| {
+                                apply(set, Destination::NoEndpoints { exists: false }, true)
+                            });
+                        }
+                    },
+                );
+                tokio::select! { () = follow => {}, () = tx.closed() => {} }
+            },
+        )
+    }
+
+    /// The policy of one of the workload's own ports.
+    pub(crate) fn port(&self, port: u16) -> watch::Receiver<Option<Arc<ServerPolicy>>> {
+        let this = self.clone();
+        self.inner.ports.get(&port, &self.inner.runtime, move |port, tx| async move {
+            let Some(client) = &this.inner.client else { return };
+            let follow = this.inner.follower.follow(
+                "inbound",
+                || client.watch_port(port),
+                |event| {
+                    if let Followed::Update(policy) = event {
+                        tx.send_replace(Some(Arc::new(policy)));
+                    }
+                },
+            );
+            tokio::select! { () = follow => {}, () = tx.closed() => {} }
+        })
+    }
+
+    /// Our extensions of a backend; the default where the control plane has none.
+    pub(crate) fn extension(&self, key: &ResourceRef) -> watch::Receiver<BackendExtension> {
+        let this = self.clone();
+        self.inner.extensions.get(key, &self.inner.runtime, move |key, tx| async move {
+            let Some(client) = &this.inner.client else { return };
+            let follow = this.inner.follower.follow(
+                "extension",
+                || client.watch_backend(&key),
+                |event| {
+                    if let Followed::Update(extension) = event {
+                        tx.send_if_modified(|old| {
+                            let changed = *old != extension;
+                            *old = extension;
+                            changed
+                        });
+                    }
+                },
+            );
+            tokio::select! { () = follow => {}, () = tx.closed() => {} }
+        })
+    }
+}
+
+/// Applies one message to a set; says whether that changed it.
+fn apply(set: &mut EndpointSet, update: Destination, reset: bool) -> bool {
+    let old = match set {
+        EndpointSet::Known { endpoints, .. } if !reset => endpoints.as_slice(),
+        _ => &[],
+    };
+    let new = match update {
+        Destination::NoEndpoints { exists } => {
+            EndpointSet::Known { exists, endpoints: Arc::default() }
+        }
+        Destination::Remove(addrs) => {
+            let left = old.iter().filter(|endpoint| !addrs.contains(&endpoint.addr));
+            EndpointSet::Known { exists: true, endpoints: Arc::new(left.cloned().collect()) }
+        }
+        Destination::Add { endpoints: added, .. } => {
+            let mut all: Vec<_> = old
+                .iter()
+                .filter(|old| !added.iter().any(|new| new.addr == old.addr))
+                .cloned()
+                .collect();
+            all.extend(added.into_iter().map(Arc::new));
+            EndpointSet::Known { exists: true, endpoints: Arc::new(all) }
+        }
+    };
+    let changed = *set != new;
+    *set = new;
+    changed
+}
+
+/// One watch per key, shared by all who ask for it while anybody holds it.
+#[derive(Debug)]
+struct Watches<K, V> {
+    open: Arc<Mutex<HashMap<K, watch::Sender<V>>>>,
+}
+
+impl<K, V> Default for Watches<K, V> {
+    fn default() -> Self {
+        Self { open: Arc::default() }
+    }
+}
+
+impl<K, V> Watches<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Default + Send + Sync + 'static,
+{
+    /// The watch for `key`; `follow` feeds a new one until it returns or nobody is left.
+    fn get<F>(
+        &self,
+        key: &K,
+        runtime: &Handle,
+        follow: impl FnOnce(K, watch::Sender<V>) -> F,
+    ) -> watch::Receiver<V>
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let mut open = self.open.lock();
+        if let Some(sender) = open.get(key) {
+            return sender.subscribe();
+        }
+        let (sender, receiver) = watch::channel(V::default());
+        open.insert(key.clone(), sender.clone());
+        let (followed, key) = (follow(key.clone(), sender.clone()), key.clone());
+        let all = Arc::clone(&self.open);
+        runtime.spawn(async move {
+            let mut followed = std::pin::pin!(followed);
+            loop {
+                followed.as_mut().await;
+                // Somebody may have subscribed between the last reader's leaving and now.
+                let mut open = all.lock();
+                if sender.receiver_count() == 0 {
+                    open.remove(&key);
+                    return;
+                }
+                drop(open);
+                sender.closed().await;
+            }
+        });
+        receiver
+    }
+}

@@ -1,0 +1,201 @@
+//! What a target resolves to: its policy; or, where the control plane knows of none, the endpoint
+//! its profile names; or the address itself, as if there were no mesh.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_api::client::ControlClient;
+use mesh_model::endpoint::{Endpoint, ProtocolHint};
+use mesh_model::outbound::{
+    Backend, BackendKind, Forward, HttpPolicy, Protocol, Queue, RouteBackend, TcpPolicy, TcpRoute,
+};
+use mesh_model::route::{Distribution, Route, Rule, Timeouts};
+use mesh_model::{Meta, OutboundPolicy, Reason, Target};
+use tokio::sync::watch;
+
+use super::Resolution;
+use super::follow::{Followed, Follower};
+
+/// Feeds `tx` until nobody reads it.
+pub(super) async fn follow(
+    follower: &Follower,
+    client: Option<&ControlClient>,
+    target: &Target,
+    tx: watch::Sender<Resolution>,
+) {
+    let Some(client) = client else {
+        let unmeshed = unmeshed(target, None, false);
+        tokio::select! { () = resolve(unmeshed, &tx) => {}, () = tx.closed() => {} }
+        return tx.closed().await;
+    };
+    // Turns true when the control plane says it has no policy, and false when it has one.
+    let (refused, mut is_refused) = watch::channel(false);
+    let policies = follower.follow(
+        "outbound",
+        || client.watch_outbound(target),
+        |event| match event {
+            Followed::Opened => {}
+            Followed::Update(policy) => {
+                refused.send_replace(false);
+                tx.send_replace(Some(Ok(Arc::new(policy))));
+            }
+            Followed::Refused => {
+                refused.send_replace(true);
+            }
+        },
+    );
+    let fallback = async {
+        loop {
+            if is_refused.wait_for(|refused| *refused).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = follow_fallback(follower, client, target, &tx) => {}
+                _ = is_refused.wait_for(|refused| !*refused) => {}
+            }
+        }
+    };
+    tokio::select! { () = policies => {}, () = fallback => {}, () = tx.closed() => {} }
+}
+
+async fn follow_fallback(
+    follower: &Follower,
+    client: &ControlClient,
+    target: &Target,
+    tx: &watch::Sender<Resolution>,
+) {
+    if matches!(target, Target::Authority(_)) {
+        return resolve(unmeshed(target, None, false), tx).await;
+    }
+    let (profiles, mut profile) = watch::channel(None);
+    let follow = follower.follow(
+        "profile",
+        || client.watch_profile(target),
+        |event| match event {
+            Followed::Opened => {}
+            Followed::Update(update) => {
+                profiles.send_replace(Some(update));
+            }
+            Followed::Refused => {
+                profiles.send_replace(Some(mesh_model::Profile::default()));
+            }
+        },
+    );
+    let publish = async {
+        while profile.changed().await.is_ok() {
+            let Some(profile) = profile.borrow_and_update().clone() else { continue };
+            resolve(unmeshed(target, profile.endpoint, profile.opaque), tx).await;
+        }
+    };
+    tokio::select! { () = follow => {}, () = publish => {} }
+}
+
+/// A target without policy.
+struct Unmeshed<'a> {
+    target: &'a Target,
+    endpoint: Option<Endpoint>,
+    opaque: bool,
+}
+
+fn unmeshed(target: &Target, endpoint: Option<Endpoint>, opaque: bool) -> Unmeshed<'_> {
+    Unmeshed { target, endpoint, opaque }
+}
+
+/// How long a name's address is believed; a name that does not resolve is asked for sooner.
+const DNS_TTL: Duration = Duration::from_secs(30);
+const DNS_RETRY: Duration = Duration::from_secs(2);
+
+/// Publishes where an unmeshed target is; names are looked up again and again.
+async fn resolve(unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
+    let publish = |addr| {
+        let endpoint = unmeshed.endpoint.clone().unwrap_or_else(|| Endpoint::plain(addr));
+        let policy = Arc::new(forward_to(endpoint, unmeshed.opaque));
+        tx.send_if_modified(|old| {
+            let same = matches!(old, Some(Ok(old)) if *old == policy);
+            *old = Some(Ok(policy));
+            !same
+        });
+    };
+    let authority = match unmeshed.target {
+        Target::Addr(addr) => return publish(*addr),
+        Target::Authority(authority) => authority,
+    };
+    loop {
+        let wait = match lookup(authority).await {
+            Some(addr) => {
+                publish(addr);
+                DNS_TTL
+            }
+            None => {
+                // An address that was good once is better than none.
+                tx.send_if_modified(|old| match old {
+                    Some(Ok(_)) => false,
+                    _ => {
+                        *old = Some(Err(Reason::UnknownTarget));
+                        true
+                    }
+                });
+                DNS_RETRY
+            }
+        };
+        tokio::time::sleep(wait).await;
+    }
+}
+
+async fn lookup(authority: &str) -> Option<SocketAddr> {
+    let authority: http::uri::Authority = authority.parse().ok()?;
+    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let mut addrs =
+        tokio::net::lookup_host((host, authority.port_u16().unwrap_or(80))).await.ok()?;
+    addrs.next()
+}
+
+/// The policy of a lone endpoint: detect, and forward as is.
+fn forward_to(endpoint: Endpoint, opaque: bool) -> OutboundPolicy {
+    let opaque = opaque || endpoint.hint == ProtocolHint::Opaque;
+    let meta = endpoint.resource.clone().unwrap_or_else(|| Meta::Default("endpoint".into()));
+    let backend = Backend {
+        meta: meta.clone(),
+        queue: Queue { capacity: 100, failfast_timeout: Duration::from_secs(3) },
+        kind: BackendKind::Forward(endpoint),
+    };
+    let tcp = TcpPolicy {
+        routes: Arc::new([TcpRoute {
+            meta: Meta::Default("endpoint".into()),
+            snis: Vec::new(),
+            backends: Distribution::FirstAvailable(vec![Arc::new(backend.clone())]),
+            refuse: None,
+        }]),
+    };
+    if opaque {
+        return OutboundPolicy { meta, protocol: Protocol::Opaque(tcp) };
+    }
+    let backend = Arc::new(RouteBackend { filters: Vec::new(), backend });
+    let http = HttpPolicy {
+        routes: Arc::new([Route {
+            meta: Meta::Default("endpoint".into()),
+            hosts: Vec::new(),
+            rules: vec![Rule {
+                matches: Vec::new(),
+                filters: Vec::new(),
+                action: Forward {
+                    backends: Distribution::FirstAvailable(vec![backend]),
+                    timeouts: Timeouts::default(),
+                    retry: None,
+                    allow_request_headers: false,
+                },
+            }],
+        }]),
+        breaker: None,
+    };
+    OutboundPolicy {
+        meta,
+        protocol: Protocol::Detect {
+            timeout: Duration::from_secs(10),
+            http1: http.clone(),
+            http2: http,
+            opaque: tcp,
+        },
+    }
+}

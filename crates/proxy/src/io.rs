@@ -1,0 +1,118 @@
+//! A client connection whose first bytes may have been read already.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::http::activity::Activity;
+use crate::telemetry::Transport;
+
+/// A TCP connection: bytes read ahead are read again first, all bytes are counted, and the start
+/// of a message is noted for the sweep of slow clients.
+#[derive(Debug)]
+pub(crate) struct Io {
+    tcp: TcpStream,
+    ahead: Bytes,
+    transport: Transport,
+    activity: Option<Arc<Activity>>,
+}
+
+impl Io {
+    pub(crate) fn new(tcp: TcpStream, ahead: Bytes, transport: Transport) -> Self {
+        Self { tcp, ahead, transport, activity: None }
+    }
+
+    /// Puts bytes back to be read again, before those that still are.
+    pub(crate) fn unread(&mut self, bytes: Bytes) {
+        if self.ahead.is_empty() {
+            self.ahead = bytes;
+        } else if !bytes.is_empty() {
+            self.ahead = [bytes, std::mem::take(&mut self.ahead)].concat().into();
+        }
+    }
+
+    /// Notes arriving bytes there.
+    pub(crate) fn observe(&mut self, activity: Arc<Activity>) {
+        if !self.ahead.is_empty() {
+            activity.received();
+        }
+        self.activity = Some(activity);
+    }
+}
+
+impl AsyncRead for Io {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let take = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead[..take]);
+            self.ahead.advance(take);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        match &polled {
+            Poll::Ready(Ok(())) => {
+                let read = buf.filled().len() - before;
+                self.transport.read(read as u64);
+                if let Some(activity) = self.activity.as_ref().filter(|_| read > 0) {
+                    activity.received();
+                }
+            }
+            Poll::Ready(Err(error)) => self.transport.failed(error),
+            Poll::Pending => {}
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Io {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        self.wrote(polled)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        self.wrote(polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
+
+impl Io {
+    fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        match &polled {
+            Poll::Ready(Ok(written)) => self.transport.wrote(*written as u64),
+            Poll::Ready(Err(error)) => self.transport.failed(error),
+            Poll::Pending => {}
+        }
+        polled
+    }
+}

@@ -1,0 +1,110 @@
+//! Listening sockets, and where a redirected connection was going.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::connect::keep_alive;
+
+const BACKLOG: i32 = 4_096;
+
+/// A listener could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {addr} ({what}): {source}")]
+pub(crate) struct ListenError {
+    what: &'static str,
+    addr: SocketAddr,
+    source: io::Error,
+}
+
+/// Binds a listener. `shared` lets every worker have one of its own on the same address.
+pub(crate) fn bind(
+    what: &'static str,
+    addr: SocketAddr,
+    shared: bool,
+) -> Result<std::net::TcpListener, ListenError> {
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.set_reuse_port(shared)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&addr.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket.into())
+    };
+    bind().map_err(|source| ListenError { what, addr, source })
+}
+
+/// Accepts until the drain begins. At most `max` connections are open at a time; more are closed at
+/// once, so that those already open are served.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    max: usize,
+    drain: &CancellationToken,
+    mut serve: impl FnMut(TcpStream, SocketAddr, Open),
+) {
+    let open = Arc::new(AtomicUsize::new(0));
+    let mut full = false;
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = drain.cancelled() => return,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                // Out of file descriptors, most likely: some must be closed first.
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let place = Open::take(&open);
+        let was_full = std::mem::replace(&mut full, open.load(Relaxed) > max);
+        if full {
+            if !was_full {
+                tracing::warn!(max, "too many connections; closing new ones");
+            }
+            continue;
+        }
+        let options = stream.set_nodelay(true).and_then(|()| keep_alive(&stream));
+        if options.is_ok() {
+            serve(stream, client, place);
+        }
+    }
+}
+
+/// The place of one open connection.
+#[derive(Debug)]
+pub(crate) struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn take(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Where a connection was going before it was redirected here; `None` if it was not.
+pub(crate) fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let socket = SockRef::from(stream);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = original.ok()?.as_socket()?;
+    (original != local).then_some(original)
+}

@@ -1,0 +1,378 @@
+//! Backends: a balancer, and the task that keeps its endpoints as the control plane says.
+//!
+//! Routes and policies come and go; a backend that stays the same keeps its connections, latencies
+//! and breakers, so backends are shared by name for as long as anybody uses them.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mesh_api::BackendExtension;
+use mesh_layers::{
+    BalanceConfig, Balancer, BoxError, BreakerConfig, EndpointStatus, HashKey, Health, Missing,
+    Penalty, Request, Response, Strategy, SuccessRate,
+};
+use mesh_model::Meta;
+use mesh_model::endpoint::Endpoint;
+use mesh_model::outbound::{self as model, Backend, BackendKind};
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
+use tower::Service;
+
+use super::endpoint::EndpointService;
+use crate::config::Config;
+use crate::discovery::{Discovery, EndpointSet};
+use crate::exchange::{BackendInfo, Exchange, Recorder};
+use crate::telemetry::{BalancerView, EndpointState};
+
+/// The backends of one worker, by name.
+#[derive(Debug)]
+pub(crate) struct Backends {
+    config: Arc<Config>,
+    discovery: Discovery,
+    recorder: Arc<Recorder>,
+    shared: Mutex<HashMap<Key, Weak<BackendStack>>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Key {
+    parent: Meta,
+    backend: Meta,
+    place: Place,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Place {
+    Path(String),
+    Addr(SocketAddr),
+}
+
+/// One backend.
+#[derive(Debug)]
+pub(crate) struct BackendStack {
+    pub(crate) info: Arc<BackendInfo>,
+    parent: Meta,
+    backend: Backend,
+    breaker: Option<model::Breaker>,
+    current: Arc<RwLock<Current>>,
+    /// Ends with the backend.
+    _follow: Option<AbortOnDropHandle<()>>,
+}
+
+/// The balancer, and what our extensions say of it.
+#[derive(Clone, Debug)]
+struct Current {
+    balancer: Balancer<EndpointService>,
+    extension: BackendExtension,
+}
+
+impl Backends {
+    pub(crate) fn new(config: Arc<Config>, discovery: Discovery, recorder: Arc<Recorder>) -> Self {
+        Self { config, discovery, recorder, shared: Mutex::default() }
+    }
+
+    /// The backend as a policy of `parent` describes it; the one in use if it is the same.
+    pub(crate) fn get(
+        &self,
+        parent: &Meta,
+        backend: &Backend,
+        breaker: Option<model::Breaker>,
+    ) -> Arc<BackendStack> {
+        let place = match &backend.kind {
+            BackendKind::Balance(balance) => Place::Path(balance.path.clone()),
+            BackendKind::Forward(endpoint) => Place::Addr(endpoint.addr),
+        };
+        let key = Key { parent: parent.clone(), backend: backend.meta.clone(), place };
+        let mut shared = self.shared.lock();
+        if let Some(found) = shared.get(&key).and_then(Weak::upgrade)
+            && found.backend == *backend
+            && found.breaker == breaker
+        {
+            return found;
+        }
+        let stack = Arc::new(self.build(parent, backend, breaker));
+        shared.retain(|_, stack| stack.strong_count() > 0);
+        shared.insert(key, Arc::downgrade(&stack));
+        stack
+    }
+
+    fn build(
+        &self,
+        parent: &Meta,
+        backend: &Backend,
+        breaker: Option<model::Breaker>,
+    ) -> BackendStack {
+        let info = BackendInfo::new(&backend.meta);
+        let balance = balance_config(&info, backend, breaker, &BackendExtension::default());
+        let balancer = Balancer::new(balance);
+        let current = Current { balancer, extension: BackendExtension::default() };
+        let current = Arc::new(RwLock::new(current));
+        let follow = Follow {
+            config: Arc::clone(&self.config),
+            recorder: Arc::clone(&self.recorder),
+            info: Arc::clone(&info),
+            backend: backend.clone(),
+            breaker,
+            current: Arc::clone(&current),
+        };
+        let follow = match &backend.kind {
+            BackendKind::Forward(endpoint) => {
+                follow.apply(&[Arc::new(endpoint.clone())]);
+                None
+            }
+            BackendKind::Balance(balance) => {
+                let endpoints = self.discovery.endpoints(&balance.path);
+                let extension = backend.meta.resource().map(|key| self.discovery.extension(key));
+                Some(AbortOnDropHandle::new(tokio::spawn(follow.run(endpoints, extension))))
+            }
+        };
+        let (parent, backend) = (parent.clone(), backend.clone());
+        BackendStack { info, parent, backend, breaker, current, _follow: follow }
+    }
+
+    /// All backends in use.
+    pub(crate) fn all(&self) -> Vec<Arc<BackendStack>> {
+        self.shared.lock().values().filter_map(Weak::upgrade).collect()
+    }
+}
+
+impl BackendStack {
+    fn current(&self) -> Current {
+        self.current.read().clone()
+    }
+
+    pub(crate) fn balancer(&self) -> Balancer<EndpointService> {
+        self.current.read().balancer.clone()
+    }
+
+    /// Whether a request would get an endpoint at once.
+    pub(crate) fn is_available(&self) -> bool {
+        self.balancer().status().iter().any(|endpoint| endpoint.state == Health::Ready)
+    }
+
+    pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
+        self.balancer().status()
+    }
+
+    /// For `/config`.
+    pub(crate) fn describe(&self) -> serde_json::Value {
+        let endpoint = |status: EndpointStatus| {
+            serde_json::json!({
+                "address": status.addr.to_string(),
+                "weight": status.weight,
+                "state": state_name(status.state),
+                "rtt_ms": status.rtt.as_secs_f64() * 1e3,
+                "in_flight": status.in_flight,
+                "consecutive_failures": status.consecutive_failures,
+            })
+        };
+        serde_json::json!({
+            "parent": self.parent.to_string(),
+            "backend": self.info.text.as_ref(),
+            "strategy": self.current.read().extension.strategy.as_str(),
+            "endpoints": self.endpoints().into_iter().map(endpoint).collect::<Vec<_>>(),
+        })
+    }
+
+    /// Closes connections that have been idle for too long.
+    pub(crate) fn expire(&self, now: tokio::time::Instant) {
+        self.balancer().update(|set| set.services().for_each(|(_, s)| s.client().expire(now)));
+    }
+
+    /// For the gauges and `stat`.
+    pub(crate) fn view(&self) -> BalancerView {
+        let state = |status: EndpointStatus| match status.state {
+            Health::Ready => EndpointState::Ready,
+            Health::Ejected { .. } => EndpointState::Ejected,
+            Health::Probing => EndpointState::Probing,
+        };
+        let endpoints = self.endpoints().into_iter().map(|status| (status.addr, state(status)));
+        BalancerView {
+            parent: self.parent.clone(),
+            backend: self.info.meta.clone(),
+            endpoints: endpoints.collect(),
+        }
+    }
+}
+
+fn state_name(state: Health) -> &'static str {
+    match state {
+        Health::Ready => "ready",
+        Health::Ejected { .. } => "ejected",
+        Health::Probing => "probing",
+    }
+}
+
+/// The backend as the end of a route's stack.
+#[derive(Clone, Debug)]
+pub(crate) struct BackendService(pub(crate) Arc<BackendStack>);
+
+impl Service<Request> for BackendService {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = <Balancer<EndpointService> as Service<Request>>::Future;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let Current { mut balancer, extension } = self.0.current();
+        let mut client = None;
+        if let Some(exchange) = Exchange::of(&request) {
+            exchange.split(&self.0.info);
+            client = Some(exchange.client());
+        }
+        if extension.strategy == model::Strategy::RingHash {
+            let key = hash_key(&extension, &request, client);
+            request.extensions_mut().insert(HashKey(key));
+        }
+        balancer.call(request)
+    }
+}
+
+fn hash_key(extension: &BackendExtension, request: &Request, client: Option<SocketAddr>) -> u64 {
+    // Fixed keys: every proxy, and the same one after a restart, sends a session to the same place.
+    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+    match extension.hash_header.as_ref().and_then(|name| request.headers().get(name)) {
+        Some(value) => hasher.hash_one(value.as_bytes()),
+        None => hasher.hash_one(client.map(|addr| addr.ip())),
+    }
+}
+
+/// What the following task needs.
+struct Follow {
+    config: Arc<Config>,
+    recorder: Arc<Recorder>,
+    info: Arc<BackendInfo>,
+    backend: Backend,
+    breaker: Option<model::Breaker>,
+    current: Arc<RwLock<Current>>,
+}
+
+impl Follow {
+    async fn run(
+        self,
+        mut endpoints: watch::Receiver<EndpointSet>,
+        extension: Option<watch::Receiver<BackendExtension>>,
+    ) {
+        // Without extensions to hear of, that branch stays pending.
+        let (_none, never) = watch::channel(BackendExtension::default());
+        let mut extension = extension.unwrap_or(never);
+        loop {
+            self.extend(&extension.borrow_and_update().clone());
+            match endpoints.borrow_and_update().clone() {
+                EndpointSet::Unknown => {}
+                EndpointSet::Known { exists, endpoints } if endpoints.is_empty() => {
+                    let why = if exists { Missing::NoEndpoints } else { Missing::NotFound };
+                    self.current.read().balancer.set_missing(why);
+                }
+                EndpointSet::Known { endpoints, .. } => self.apply(&endpoints),
+            }
+            let gone = tokio::select! {
+                changed = endpoints.changed() => changed.is_err(),
+                changed = extension.changed() => changed.is_err(),
+            };
+            if gone {
+                return;
+            }
+        }
+    }
+
+    /// Makes these the balancer's endpoints; those that are the same keep all they have.
+    fn apply(&self, endpoints: &[Arc<Endpoint>]) {
+        let balancer = &self.current.read().balancer;
+        let known: HashMap<SocketAddr, EndpointService> =
+            balancer.update(|set| set.services().map(|(addr, s)| (addr, s.clone())).collect());
+        let same = |old: &Endpoint, new: &Endpoint| {
+            Endpoint { weight: 0, ..old.clone() } == Endpoint { weight: 0, ..new.clone() }
+        };
+        let mut kept = std::collections::HashSet::new();
+        let next: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| {
+                let service = match known.get(&endpoint.addr) {
+                    Some(service) if same(service.endpoint(), endpoint) => {
+                        kept.insert(endpoint.addr);
+                        service.clone()
+                    }
+                    _ => self.service(endpoint),
+                };
+                (endpoint.addr, endpoint.weight, service)
+            })
+            .collect();
+        balancer.replace(next, |addr| kept.contains(addr));
+    }
+
+    /// A new strategy is a new balancer with the same endpoints.
+    fn extend(&self, extension: &BackendExtension) {
+        let mut current = self.current.write();
+        if current.extension == *extension {
+            return;
+        }
+        let config = balance_config(&self.info, &self.backend, self.breaker, extension);
+        let balancer = Balancer::new(config);
+        let endpoints: Vec<_> = current.balancer.update(|set| {
+            set.services().map(|(addr, s)| (addr, s.endpoint().weight, s.clone())).collect()
+        });
+        balancer.replace(endpoints, |_| true);
+        *current = Current { balancer, extension: extension.clone() };
+    }
+
+    fn service(&self, endpoint: &Arc<Endpoint>) -> EndpointService {
+        EndpointService::new(Arc::clone(endpoint), &self.info, &self.recorder, &self.config)
+    }
+}
+
+fn balance_config(
+    info: &Arc<BackendInfo>,
+    backend: &Backend,
+    breaker: Option<model::Breaker>,
+    extension: &BackendExtension,
+) -> BalanceConfig {
+    let (default_rtt, decay, penalty) = match &backend.kind {
+        BackendKind::Balance(balance) => (balance.default_rtt, balance.decay, balance.penalty),
+        BackendKind::Forward(_) => (Duration::from_millis(30), Duration::from_secs(10), None),
+    };
+    let hooked = Arc::clone(info);
+    BalanceConfig {
+        strategy: match extension.strategy {
+            model::Strategy::PeakEwma => Strategy::PeakEwma { default_rtt, decay },
+            model::Strategy::LeastRequest => Strategy::LeastRequest,
+            model::Strategy::RoundRobin => Strategy::RoundRobin,
+            model::Strategy::RingHash => Strategy::RingHash,
+        },
+        breaker: breaker.map(breaker_config),
+        capacity: backend.queue.capacity as usize,
+        failfast_timeout: backend.queue.failfast_timeout,
+        penalty: penalty.map(|penalty| Penalty {
+            penalty: penalty.penalty,
+            max_retry_after: penalty.max_retry_after,
+            decay: penalty.decay,
+        }),
+        breaker_hook: Some(Arc::new(move |endpoint, transition| {
+            tracing::info!(backend = %hooked.text, %endpoint, ?transition, "circuit breaker");
+        })),
+    }
+}
+
+fn breaker_config(breaker: model::Breaker) -> BreakerConfig {
+    BreakerConfig {
+        consecutive: breaker.consecutive,
+        success_rate: breaker.success_rate.map(|rate| SuccessRate {
+            threshold: rate.threshold,
+            decay: rate.decay,
+            min_requests: rate.min_requests,
+        }),
+        backoff: mesh_layers::Backoff {
+            min: breaker.backoff.min,
+            max: breaker.backoff.max,
+            jitter: f64::from(breaker.backoff.jitter),
+        },
+        respect_retry_after: breaker.backoff.respect_retry_after,
+        min_ready_endpoints: breaker.min_ready,
+    }
+}

@@ -1,0 +1,201 @@
+//! One endpoint of a backend: the bottom of the outbound stack.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{StatusCode, Uri};
+use mesh_layers::{BoxError, Request, Response, ResponseFuture};
+use mesh_model::endpoint::{Endpoint, ProtocolHint};
+use mesh_model::stats::{SeriesKey, StatProtocol};
+use mesh_model::{Direction, Reason};
+use parking_lot::Mutex;
+use tower::Service;
+
+use crate::config::{Config, Limits};
+use crate::connect::{Connect, ConnectError};
+use crate::error::{MESH_REASON, PeerRefused};
+use crate::exchange::{BackendInfo, Exchange, Recorder, RouteInfo};
+use crate::http::client::Client;
+use crate::http::forward::{self, L5D_PROXY_ERROR};
+use crate::io::Io;
+use crate::telemetry::{HttpLabels, Peer, Series, SeriesSpec, TransportLabels};
+
+/// Sends requests and opens connections to one endpoint. Clones are handles on the same one.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointService {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    endpoint: Arc<Endpoint>,
+    backend: Arc<BackendInfo>,
+    client: Client,
+    /// The authority of requests that name none.
+    authority: Box<str>,
+    recorder: Arc<Recorder>,
+    /// Where requests of a route are counted; few routes share a backend.
+    series: Mutex<Vec<Counted>>,
+}
+
+#[derive(Debug)]
+struct Counted {
+    route: Arc<RouteInfo>,
+    protocol: StatProtocol,
+    series: Arc<Series>,
+}
+
+/// Routes come and go with policies; their entries here must not add up.
+const MAX_COUNTED: usize = 64;
+
+impl EndpointService {
+    pub(crate) fn new(
+        endpoint: Arc<Endpoint>,
+        backend: &Arc<BackendInfo>,
+        recorder: &Arc<Recorder>,
+        config: &Config,
+    ) -> Self {
+        let labels = TransportLabels {
+            dst: Arc::clone(&endpoint.labels),
+            ..TransportLabels::new(Direction::Outbound, Peer::Dst, Some(endpoint.addr))
+        };
+        let limits: &Limits = &config.limits;
+        let connect = Connect {
+            addrs: vec![endpoint.addr],
+            bind_ip: config.bind_ip,
+            timeout: limits.connect_timeout_outbound,
+            transport: recorder.telemetry.transport.series(&labels),
+        };
+        let inner = Inner {
+            client: Client::new(connect, endpoint.http2.clone(), limits),
+            authority: endpoint.addr.to_string().into(),
+            backend: Arc::clone(backend),
+            recorder: Arc::clone(recorder),
+            series: Mutex::default(),
+            endpoint,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    pub(crate) fn endpoint(&self) -> &Arc<Endpoint> {
+        &self.inner.endpoint
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    /// A connection of its own, for bytes.
+    pub(crate) async fn connect(&self) -> Result<Io, ConnectError> {
+        self.inner.client.connect().open().await
+    }
+
+    /// Where a route's exchanges with this endpoint are counted.
+    pub(crate) fn series(&self, route: &Arc<RouteInfo>, protocol: StatProtocol) -> Arc<Series> {
+        let mut counted = self.inner.series.lock();
+        let found = counted
+            .iter()
+            .find(|entry| entry.protocol == protocol && Arc::ptr_eq(&entry.route, route));
+        if let Some(entry) = found {
+            return Arc::clone(&entry.series);
+        }
+        if counted.len() >= MAX_COUNTED {
+            counted.clear();
+        }
+        let series = self.inner.recorder.telemetry.stats.series(self.spec(route, protocol));
+        let entry = Counted { route: Arc::clone(route), protocol, series: Arc::clone(&series) };
+        counted.push(entry);
+        series
+    }
+
+    fn spec(&self, route: &RouteInfo, protocol: StatProtocol) -> SeriesSpec {
+        let Inner { endpoint, backend, .. } = &*self.inner;
+        SeriesSpec {
+            key: SeriesKey {
+                direction: Direction::Outbound,
+                protocol,
+                peer: Some(endpoint.addr.ip()),
+                port: endpoint.addr.port(),
+                parent: Arc::clone(&route.parent_text),
+                route: Arc::clone(&route.route_text),
+                backend: Arc::clone(&backend.text),
+            },
+            labels: HttpLabels {
+                target_addr: Some(endpoint.addr),
+                parent: Some(route.parent.clone()),
+                route: Some(route.route.clone()),
+                backend: Some(backend.meta.clone()),
+                dst: Arc::clone(&endpoint.labels),
+                ..HttpLabels::default()
+            },
+        }
+    }
+
+    fn prepare(&self, request: &mut Request) {
+        let Inner { endpoint, authority, .. } = &*self.inner;
+        if let Some(authority) = &endpoint.authority_override {
+            override_authority(request, authority);
+        }
+        let as_http2 = endpoint.hint == ProtocolHint::H2 && !forward::wants_upgrade(request);
+        if request.version() == http::Version::HTTP_2 {
+            forward::to_http2(request, authority);
+        } else if as_http2 {
+            forward::mark_orig_proto(request);
+            forward::to_http2(request, authority);
+        } else {
+            forward::to_http1(request, authority);
+        }
+    }
+}
+
+impl Service<Request> for EndpointService {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request) -> ResponseFuture {
+        if let Some(exchange) = Exchange::of(&request)
+            && let Some(route) = exchange.route()
+        {
+            let series = self.series(&route, exchange.protocol());
+            exchange.balanced(self.inner.endpoint.addr, series);
+        }
+        self.prepare(&mut request);
+        let inner = Arc::clone(&self.inner);
+        Box::pin(async move {
+            let mut response = inner.client.send(request).await?;
+            if let Some(reason) = refused_by_proxy(&mut response) {
+                return Err(PeerRefused { addr: inner.endpoint.addr, reason }.into());
+            }
+            Ok(response)
+        })
+    }
+}
+
+/// Whether the far proxy says that its application never saw the request. What proxies tell each
+/// other about errors ends here.
+fn refused_by_proxy(response: &mut Response) -> Option<Reason> {
+    response.headers_mut().remove(L5D_PROXY_ERROR)?;
+    let may_refuse = [StatusCode::BAD_GATEWAY, StatusCode::SERVICE_UNAVAILABLE, StatusCode::OK];
+    if !may_refuse.contains(&response.status()) {
+        return None;
+    }
+    let reason = response.headers().get(MESH_REASON)?.to_str().ok().and_then(Reason::from_code)?;
+    matches!(reason, Reason::LocalRefused | Reason::Draining).then_some(reason)
+}
+
+fn override_authority(request: &mut Request, authority: &str) {
+    let Ok(value) = http::HeaderValue::from_str(authority) else { return };
+    if request.uri().authority().is_some() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.authority = authority.parse().ok();
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+    if request.version() != http::Version::HTTP_2 {
+        request.headers_mut().insert(http::header::HOST, value);
+    }
+}

@@ -1,0 +1,412 @@
+//! From a policy to the services that carry it out: one stack per rule, built when the policy
+//! comes and used by every request until the next one does.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use mesh_layers::{
+    BoxError, Budget, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer,
+    Timeouts,
+};
+use mesh_model::matching::{self, MatchRequest};
+use mesh_model::outbound::{
+    Breaker, Forward, GrpcRoute, HttpRoute, Protocol, RouteBackend, TcpPolicy, TcpRoute,
+};
+use mesh_model::route::{Distribution, Filter, GrpcMatch, HttpMatch, PathModifier, Route, Rule};
+use mesh_model::{Meta, OutboundPolicy, Reason};
+use tower::{Service, ServiceBuilder};
+
+use super::backend::{BackendService, BackendStack, Backends};
+use super::retry;
+use crate::error::MeshError;
+use crate::exchange::{Exchange, RouteInfo};
+use crate::http::filters::{FilterLayer, MatchedPrefix};
+use crate::telemetry::Telemetry;
+
+/// Retries per request, and a second on top of that.
+const BUDGET_RATIO: f64 = 0.2;
+const BUDGET_PER_SECOND: u32 = 10;
+const BUDGET_WINDOW: Duration = Duration::from_secs(10);
+
+/// A policy ready for use.
+#[derive(Debug)]
+pub(crate) struct Routes {
+    pub(crate) protocol: RoutedProtocol,
+    pub(crate) meta: Meta,
+}
+
+/// What the target speaks, and how each is routed.
+#[derive(Debug)]
+pub(crate) enum RoutedProtocol {
+    Detect { timeout: Duration, http1: HttpRouter, http2: HttpRouter, tcp: TcpRouter },
+    Http(HttpRouter),
+    Tls(TcpRouter),
+    Opaque(TcpRouter),
+}
+
+impl Routes {
+    pub(crate) fn build(
+        policy: &OutboundPolicy,
+        backends: &Backends,
+        telemetry: &Telemetry,
+    ) -> Self {
+        let build = Build { parent: &policy.meta, backends, telemetry };
+        let protocol = match &policy.protocol {
+            Protocol::Detect { timeout, http1, http2, opaque } => RoutedProtocol::Detect {
+                timeout: *timeout,
+                http1: build.http(&http1.routes, http1.breaker),
+                http2: build.http(&http2.routes, http2.breaker),
+                tcp: build.tcp(opaque),
+            },
+            Protocol::Http1(http) | Protocol::Http2(http) => {
+                RoutedProtocol::Http(build.http(&http.routes, http.breaker))
+            }
+            Protocol::Grpc(grpc) => RoutedProtocol::Http(HttpRouter {
+                table: Table::Grpc(
+                    Arc::clone(&grpc.routes),
+                    build.rules(&grpc.routes, grpc.breaker),
+                ),
+            }),
+            Protocol::Opaque(tcp) => RoutedProtocol::Opaque(build.tcp(tcp)),
+            Protocol::Tls(tcp) => RoutedProtocol::Tls(build.tcp(tcp)),
+        };
+        Self { protocol, meta: policy.meta.clone() }
+    }
+}
+
+/// Finds the rule for a request and has it carried out.
+#[derive(Clone, Debug)]
+pub(crate) struct HttpRouter {
+    table: Table,
+}
+
+#[derive(Clone, Debug)]
+enum Table {
+    Http(Arc<[HttpRoute]>, Vec<Vec<RuleStack>>),
+    Grpc(Arc<[GrpcRoute]>, Vec<Vec<RuleStack>>),
+}
+
+/// One rule's stack.
+#[derive(Clone, Debug)]
+struct RuleStack {
+    service: HttpService,
+    route: Arc<RouteInfo>,
+    /// A filter wants to know the prefix that matched.
+    wants_prefix: bool,
+}
+
+impl HttpRouter {
+    /// Carries a request out.
+    pub(crate) fn call(&self, request: Request) -> Result<ResponseFuture, MeshError> {
+        match &self.table {
+            Table::Http(routes, rules) => route(routes, rules, request),
+            Table::Grpc(routes, rules) => route(routes, rules, request),
+        }
+    }
+}
+
+fn route<M: MatchRequest>(
+    routes: &[Route<M, Forward>],
+    rules: &[Vec<RuleStack>],
+    request: Request,
+) -> Result<ResponseFuture, MeshError> {
+    let (head, body) = request.into_parts();
+    let found = matching::find(routes, &head).map(|found| {
+        let prefix = found.prefix.filter(|_| rules[found.route][found.rule].wants_prefix);
+        (&rules[found.route][found.rule], prefix.map(Arc::<str>::from))
+    });
+    let mut request = Request::from_parts(head, body);
+    let Some((rule, prefix)) = found else {
+        let message = format!("no route matches {} {}", request.method(), request.uri().path());
+        return Err(MeshError::new(Reason::NoRoute, message));
+    };
+    if let Some(prefix) = prefix {
+        request.extensions_mut().insert(MatchedPrefix(prefix));
+    }
+    if let Some(exchange) = Exchange::of(&request) {
+        exchange.routed(&rule.route);
+    }
+    Ok(rule.service.clone().call(request))
+}
+
+/// What building a policy's stacks needs.
+struct Build<'a> {
+    parent: &'a Meta,
+    backends: &'a Backends,
+    telemetry: &'a Telemetry,
+}
+
+impl Build<'_> {
+    fn http(&self, routes: &Arc<[HttpRoute]>, breaker: Option<Breaker>) -> HttpRouter {
+        HttpRouter { table: Table::Http(Arc::clone(routes), self.rules(routes, breaker)) }
+    }
+
+    fn rules<M: NamesMethod>(
+        &self,
+        routes: &[Route<M, Forward>],
+        breaker: Option<Breaker>,
+    ) -> Vec<Vec<RuleStack>> {
+        let stacks = |route: &Route<M, Forward>| {
+            let info = RouteInfo::new(self.telemetry, self.parent, &route.meta);
+            route.rules.iter().map(|rule| self.rule(rule, &info, breaker)).collect()
+        };
+        routes.iter().map(stacks).collect()
+    }
+
+    /// One rule, top to bottom in the order a request passes.
+    fn rule<M: NamesMethod>(
+        &self,
+        rule: &Rule<M, Forward>,
+        route: &Arc<RouteInfo>,
+        breaker: Option<Breaker>,
+    ) -> RuleStack {
+        let forward = &rule.action;
+        let names_methods =
+            !rule.matches.is_empty() && rule.matches.iter().all(NamesMethod::names_method);
+        let retry = retry::Policy::new(forward.retry.as_ref(), names_methods, route);
+        let budget = Budget::new(BUDGET_RATIO, BUDGET_PER_SECOND, BUDGET_WINDOW);
+        let timeouts = forward.timeouts;
+        let service = ServiceBuilder::new()
+            // Everything below is one type to everything above.
+            .layer(HttpService::layer())
+            // First, so that a redirect or an injected failure costs nothing further.
+            .option_layer(FilterLayer::new(&rule.filters))
+            // Above the retries: the request's time covers all of its tries.
+            .layer(DeadlineLayer::new(Timeouts {
+                request: timeouts.request,
+                response: timeouts.response,
+                idle: timeouts.idle,
+            }))
+            // Above the split and the balancer: a retry may go to another backend and endpoint.
+            .layer(RetryLayer::new(retry, budget))
+            .service(self.split(&forward.backends, breaker));
+        RuleStack {
+            service: HttpService::new(service),
+            route: Arc::clone(route),
+            wants_prefix: rule.filters.iter().any(wants_prefix),
+        }
+    }
+
+    fn split(&self, backends: &Distribution<RouteBackend>, breaker: Option<Breaker>) -> Split {
+        let branch = |backend: &Arc<RouteBackend>| {
+            let stack = self.backends.get(self.parent, &backend.backend, breaker);
+            let service = BackendService(Arc::clone(&stack));
+            let service = match FilterLayer::new(&backend.filters) {
+                None => HttpService::new(service),
+                Some(filters) => {
+                    HttpService::new(ServiceBuilder::new().layer(filters).service(service))
+                }
+            };
+            Branch { service, stack }
+        };
+        Split(Arc::new(Spread::new(backends, branch)))
+    }
+
+    fn tcp(&self, policy: &TcpPolicy) -> TcpRouter {
+        let routes = policy.routes.iter().map(|route| TcpRule {
+            route: route.clone(),
+            info: RouteInfo::new(self.telemetry, self.parent, &route.meta),
+            backends: Spread::new(&route.backends, |backend| {
+                self.backends.get(self.parent, backend, None)
+            }),
+        });
+        TcpRouter { routes: Arc::new(routes.collect()) }
+    }
+}
+
+fn wants_prefix(filter: &Filter) -> bool {
+    matches!(filter, Filter::Redirect(r) if matches!(r.path, Some(PathModifier::Prefix(_))))
+}
+
+/// Whether a match names the request's method: it then knows what it lets be retried.
+trait NamesMethod: MatchRequest {
+    fn names_method(&self) -> bool;
+}
+
+impl NamesMethod for HttpMatch {
+    fn names_method(&self) -> bool {
+        self.method.is_some()
+    }
+}
+
+impl NamesMethod for GrpcMatch {
+    fn names_method(&self) -> bool {
+        self.method.is_some()
+    }
+}
+
+/// A distribution, ready to pick from.
+#[derive(Clone, Debug)]
+enum Spread<B> {
+    Empty,
+    First(Vec<B>),
+    /// Each with the sum of the weights up to and including its own.
+    Random(Vec<(B, u64)>),
+}
+
+/// What [`Spread`] needs to know of a backend.
+trait Available {
+    fn is_available(&self) -> bool;
+}
+
+impl<B: Available> Spread<B> {
+    fn new<T>(distribution: &Distribution<T>, mut make: impl FnMut(&Arc<T>) -> B) -> Self {
+        match distribution {
+            Distribution::Empty => Self::Empty,
+            Distribution::FirstAvailable(backends) => {
+                Self::First(backends.iter().map(make).collect())
+            }
+            Distribution::Random(backends) => {
+                let mut sum = 0;
+                let weighed =
+                    backends.iter().filter(|(_, weight)| *weight > 0).map(|(b, weight)| {
+                        sum += u64::from(*weight);
+                        (make(b), sum)
+                    });
+                Self::Random(weighed.collect())
+            }
+        }
+    }
+
+    fn pick(&self) -> Option<&B> {
+        match self {
+            Self::Empty => None,
+            Self::First(backends) => match backends.as_slice() {
+                [only] => Some(only),
+                all => all.iter().find(|b| b.is_available()).or(all.first()),
+            },
+            Self::Random(backends) => match backends.as_slice() {
+                [] => None,
+                [(only, _)] => Some(only),
+                [.., (_, sum)] => {
+                    let draw = rand::random_range(0..*sum);
+                    let at = backends.partition_point(|(_, upto)| *upto <= draw);
+                    backends.get(at).map(|(b, _)| b)
+                }
+            },
+        }
+    }
+}
+
+/// Sends each try to one of a rule's backends.
+#[derive(Clone, Debug)]
+struct Split(Arc<Spread<Branch>>);
+
+#[derive(Clone, Debug)]
+struct Branch {
+    service: HttpService,
+    stack: Arc<BackendStack>,
+}
+
+impl Available for Branch {
+    fn is_available(&self) -> bool {
+        self.stack.is_available()
+    }
+}
+
+impl Available for Arc<BackendStack> {
+    fn is_available(&self) -> bool {
+        BackendStack::is_available(self)
+    }
+}
+
+impl Service<Request> for Split {
+    type Response = Response;
+    type Error = BoxError;
+    type Future = ResponseFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request) -> ResponseFuture {
+        match self.0.pick() {
+            Some(branch) => branch.service.clone().call(request),
+            None => Box::pin(std::future::ready(Err(no_backend().into()))),
+        }
+    }
+}
+
+fn no_backend() -> MeshError {
+    MeshError::new(Reason::NoBackend, "the route has no usable backend")
+}
+
+/// Finds the backend for a connection's bytes.
+#[derive(Clone, Debug)]
+pub(crate) struct TcpRouter {
+    routes: Arc<Vec<TcpRule>>,
+}
+
+#[derive(Debug)]
+struct TcpRule {
+    route: TcpRoute,
+    info: Arc<RouteInfo>,
+    backends: Spread<Arc<BackendStack>>,
+}
+
+impl TcpRouter {
+    /// The route and backend of a connection, by its SNI if it is TLS.
+    pub(crate) fn pick(
+        &self,
+        sni: Option<&str>,
+    ) -> Result<(Arc<RouteInfo>, Arc<BackendStack>), MeshError> {
+        let specificity = |rule: &&TcpRule| match (rule.route.snis.as_slice(), sni) {
+            ([], _) => Some((0, 0)),
+            (_, None) => None,
+            (snis, Some(sni)) => snis.iter().filter_map(|pattern| pattern.match_host(sni)).max(),
+        };
+        let mut best: Option<(&TcpRule, (u8, usize))> = None;
+        for rule in self.routes.iter() {
+            if let Some(found) = specificity(&rule)
+                && best.is_none_or(|(_, than)| found > than)
+            {
+                best = Some((rule, found));
+            }
+        }
+        let (rule, _) = best.ok_or_else(|| {
+            let name = sni.unwrap_or("a connection without server name");
+            MeshError::new(Reason::NoRoute, format!("no route matches {name}"))
+        })?;
+        if let Some(refuse) = &rule.route.refuse {
+            let message = format!("{} refuses the connection: {refuse:?}", rule.route.meta);
+            return Err(MeshError::new(Reason::Unauthorized, message));
+        }
+        let backend = rule.backends.pick().ok_or_else(no_backend)?;
+        Ok((Arc::clone(&rule.info), Arc::clone(backend)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    impl Available for (&'static str, bool) {
+        fn is_available(&self) -> bool {
+            self.1
+        }
+    }
+
+    #[test]
+    fn weights_are_kept() {
+        let weights = [("a", 75), ("b", 25), ("never", 0)];
+        let backends = weights.map(|(name, weight)| (Arc::new((name, true)), weight)).to_vec();
+        let spread = Spread::new(&Distribution::Random(backends), |b| **b);
+        let draws = 40_000;
+        let a = (0..draws).filter(|_| spread.pick().unwrap().0 == "a").count();
+        assert!((a as f64 / f64::from(draws) - 0.75).abs() < 0.02, "{a} of {draws}");
+        assert!((0..1000).all(|_| spread.pick().unwrap().0 != "never"));
+    }
+
+    #[test]
+    fn the_first_available_comes_first() {
+        let of = |backends: Vec<(&'static str, bool)>| {
+            let backends = backends.into_iter().map(Arc::new).collect();
+            let spread = Spread::new(&Distribution::FirstAvailable(backends), |b| **b);
+            spread.pick().map(|(name, _)| *name)
+        };
+        assert_eq!(of(vec![("a", false), ("b", true)]), Some("b"));
+        assert_eq!(of(vec![("a", false), ("b", false)]), Some("a"));
+        assert_eq!(of(vec![]), None);
+    }
+}

@@ -1,0 +1,186 @@
+//! Targets in use: what the control plane says about each, built into routes once per change.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_model::{OutboundPolicy, Reason, Target};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use super::backend::Backends;
+use super::route::Routes;
+use crate::config::Limits;
+use crate::discovery::{Discovery, Resolution};
+use crate::error::MeshError;
+use crate::telemetry::Telemetry;
+
+/// A target nobody used for so long is forgotten.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// The targets of one worker.
+#[derive(Debug)]
+pub(crate) struct Targets {
+    max: usize,
+    wait: Duration,
+    discovery: Discovery,
+    shared: Arc<Shared>,
+    known: Mutex<HashMap<Target, Known>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    backends: Arc<Backends>,
+    telemetry: Arc<Telemetry>,
+}
+
+#[derive(Debug)]
+struct Known {
+    stack: Arc<TargetStack>,
+    used: Instant,
+}
+
+/// One target.
+#[derive(Debug)]
+pub(crate) struct TargetStack {
+    target: Target,
+    wait: Duration,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    resolution: watch::Receiver<Resolution>,
+    built: Option<Built>,
+}
+
+#[derive(Clone, Debug)]
+struct Built {
+    policy: Arc<OutboundPolicy>,
+    routes: Arc<Routes>,
+}
+
+impl Targets {
+    pub(crate) fn new(
+        limits: &Limits,
+        discovery: Discovery,
+        backends: Arc<Backends>,
+        telemetry: Arc<Telemetry>,
+    ) -> Self {
+        Self {
+            max: limits.max_targets,
+            wait: limits.discovery_timeout,
+            discovery,
+            shared: Arc::new(Shared { backends, telemetry }),
+            known: Mutex::default(),
+        }
+    }
+
+    /// The stack of a target. The one used least recently makes room where there are too many.
+    pub(crate) fn get(&self, target: &Target) -> Arc<TargetStack> {
+        let now = Instant::now();
+        let mut known = self.known.lock();
+        if let Some(found) = known.get_mut(target) {
+            found.used = now;
+            return Arc::clone(&found.stack);
+        }
+        if known.len() >= self.max
+            && let Some(oldest) = known.iter().min_by_key(|(_, k)| k.used).map(|(t, _)| t.clone())
+        {
+            known.remove(&oldest);
+        }
+        let stack = Arc::new(TargetStack {
+            target: target.clone(),
+            wait: self.wait,
+            shared: Arc::clone(&self.shared),
+            state: Mutex::new(State { resolution: self.discovery.target(target), built: None }),
+        });
+        known.insert(target.clone(), Known { stack: Arc::clone(&stack), used: now });
+        stack
+    }
+
+    /// Forgets targets that are neither in use nor were lately.
+    pub(crate) fn expire(&self, now: Instant) {
+        self.known.lock().retain(|_, known| {
+            if Arc::strong_count(&known.stack) > 1 {
+                known.used = now;
+            }
+            now.duration_since(known.used) < IDLE
+        });
+    }
+
+    pub(crate) fn describe(&self) -> Value {
+        let known = self.known.lock();
+        let mut targets: Vec<_> = known.iter().collect();
+        targets.sort_by_key(|(target, _)| *target);
+        targets.into_iter().map(|(_, known)| known.stack.describe()).collect()
+    }
+}
+
+impl TargetStack {
+    /// The routes as of now; waits for the first word about the target.
+    pub(crate) async fn routes(&self) -> Result<Arc<Routes>, MeshError> {
+        if let Some(ready) = self.ready() {
+            return ready;
+        }
+        let mut resolution = self.state.lock().resolution.clone();
+        let known = resolution.wait_for(Option::is_some);
+        let span = tracing::debug_span!("outbound.discover");
+        let waited = tokio::time::timeout(self.wait, known).instrument(span).await.is_ok();
+        match self.ready() {
+            Some(ready) if waited => ready,
+            _ => {
+                let message = format!(
+                    "the control plane has not said within {:?} how to reach {}",
+                    self.wait, self.target
+                );
+                Err(MeshError::new(Reason::DiscoveryTimeout, message))
+            }
+        }
+    }
+
+    /// Rebuilds if the control plane has spoken since. `None` before it ever has.
+    fn ready(&self) -> Option<Result<Arc<Routes>, MeshError>> {
+        let mut state = self.state.lock();
+        if !state.resolution.has_changed().unwrap_or(false)
+            && let Some(built) = &state.built
+        {
+            return Some(Ok(Arc::clone(&built.routes)));
+        }
+        let resolution = state.resolution.borrow_and_update().clone()?;
+        let policy = match resolution {
+            Ok(policy) => policy,
+            Err(reason) => {
+                state.built = None;
+                let message = format!("nothing is known of {}", self.target);
+                return Some(Err(MeshError::new(reason, message)));
+            }
+        };
+        let Shared { backends, telemetry } = &*self.shared;
+        let same = state.built.as_ref().filter(|built| built.policy == policy);
+        let routes = match same {
+            Some(built) => Arc::clone(&built.routes),
+            None => Arc::new(Routes::build(&policy, backends, telemetry)),
+        };
+        state.built = Some(Built { policy, routes: Arc::clone(&routes) });
+        Some(Ok(routes))
+    }
+
+    fn describe(&self) -> Value {
+        let state = self.state.lock();
+        let policy = match &*state.resolution.borrow() {
+            None => json!({ "state": "pending" }),
+            Some(Err(reason)) => json!({ "state": "failed", "reason": reason.code() }),
+            Some(Ok(policy)) => json!({
+                "state": "known",
+                "resource": policy.meta.to_string(),
+                "policy": format!("{:#?}", policy.protocol),
+            }),
+        };
+        json!({ "target": self.target.to_string(), "policy": policy })
+    }
+}

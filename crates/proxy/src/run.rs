@@ -1,0 +1,253 @@
+//! Starts the proxy, keeps it running, drains it.
+//!
+//! The main thread has the control runtime: discovery, admin and control ports, signals. Each
+//! worker has a thread and a runtime of its own, so nothing of that ever takes its time.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use mesh_api::Workload;
+use mesh_api::client::ControlClient;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, AdminState, Readiness};
+use crate::config::Config;
+use crate::control_port;
+use crate::discovery::{Discovery, Streams};
+use crate::exchange::Recorder;
+use crate::http::server::Server;
+use crate::inbound::Inbound;
+use crate::listen;
+use crate::outbound::Outbound;
+use crate::telemetry::log::LogHandle;
+use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, log};
+use crate::worker::Worker;
+
+/// Runs a proxy configured by the environment, until it is told to end.
+///
+/// Exits with 0 after a drain, 1 when it could not start or had to cut connections.
+pub fn main() -> ExitCode {
+    let config = match Config::from_vars(std::env::vars()) {
+        Ok(config) => config,
+        Err(error) => return fail(&error),
+    };
+    let log = match log::init(&config.log, config.log_format) {
+        Ok(log) => log,
+        Err(error) => return fail(&error),
+    };
+    match run(config, log) {
+        Ok(code) => code,
+        Err(error) => fail(&*error),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "there may be no logger yet")]
+fn fail(error: &dyn std::fmt::Display) -> ExitCode {
+    eprintln!("mesh-proxy: {error}");
+    ExitCode::FAILURE
+}
+
+type Failed = Box<dyn std::error::Error>;
+
+fn run(config: Config, log: LogHandle) -> Result<ExitCode, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(control(Arc::new(config), log))
+}
+
+/// All that the describing closures look at.
+struct Halves {
+    outbound: Vec<Arc<Outbound>>,
+    inbound: Vec<Arc<Inbound>>,
+    servers: Vec<Arc<Server>>,
+}
+
+async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed> {
+    let mut signals = Signals::new()?;
+    let telemetry = Telemetry::new(&TelemetryConfig {
+        max_series: config.limits.max_series,
+        ..TelemetryConfig::default()
+    });
+    let client = config.control_addr.map(|addr| {
+        let workload =
+            Workload { namespace: config.pod_namespace.clone(), pod: config.pod_name.clone() };
+        ControlClient::new(ControlClient::lazy_channel(addr), workload)
+    });
+    let handle = tokio::runtime::Handle::current();
+    let discovery = Discovery::new(client, handle, Arc::clone(&telemetry));
+    let recorder = Arc::new(Recorder {
+        telemetry: Arc::clone(&telemetry),
+        access_log: AccessLog::new(config.access_log),
+    });
+    let drain = CancellationToken::new();
+    let admin = listen::bind("admin", config.admin_addr, false)?;
+    let control = listen::bind("control", config.control_listen, false)?;
+    let workers: Vec<_> = (0..config.threads)
+        .map(|_| Worker::bind(&config, &discovery, &recorder, &drain))
+        .collect::<Result<_, _>>()?;
+    let halves = Arc::new(Halves {
+        outbound: workers.iter().map(|w| Arc::clone(w.outbound())).collect(),
+        inbound: workers.iter().map(|w| Arc::clone(w.inbound())).collect(),
+        servers: workers.iter().map(|w| Arc::clone(w.server())).collect(),
+    });
+    let viewed = Arc::clone(&halves);
+    telemetry.balancers.set_view(move || {
+        let backends = viewed.outbound.iter().flat_map(|outbound| outbound.backends());
+        backends.map(|backend| backend.view()).collect()
+    });
+    let (ready, is_ready) = watch::channel(Readiness::NotReady("starting".into()));
+    let describe = describe(&config, &halves, discovery.streams(), &is_ready);
+    let (shutdown, mut asked) = mpsc::channel(1);
+    let state = AdminState {
+        ready: is_ready,
+        config: Arc::clone(&describe) as _,
+        shutdown,
+        log,
+        telemetry: Arc::clone(&telemetry),
+    };
+    // These go on during the drain: somebody may want to see how it goes.
+    let ports = CancellationToken::new();
+    tokio::spawn(admin::serve(TcpListener::from_std(admin)?, state, ports.clone()));
+    let control = TcpListener::from_std(control)?;
+    tokio::spawn(control_port::serve(control, telemetry, describe, ports.clone()));
+    let mut ended = start(workers)?;
+    tokio::spawn(tell_ready(discovery.clone(), Arc::clone(&config), ready.clone(), drain.clone()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %config.pod_name,
+        namespace = %config.pod_namespace, threads = config.threads, "started");
+
+    tokio::select! {
+        () = signals.next() => {}
+        _ = asked.recv() => {}
+        _ = ended.recv() => return Err("a worker ended".into()),
+    }
+    ready.send_replace(Readiness::NotReady("draining".into()));
+    tracing::info!(grace = ?config.shutdown_grace, "draining");
+    drain.cancel();
+    let drained = async {
+        for _ in 0..config.threads {
+            ended.recv().await;
+        }
+    };
+    let clean = tokio::select! {
+        () = drained => true,
+        () = tokio::time::sleep(config.shutdown_grace) => false,
+        () = signals.next() => false,
+    };
+    if clean {
+        tracing::info!("drained");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let cut: usize = halves.servers.iter().map(|server| server.open()).sum();
+    tracing::warn!(cut, "connections were cut");
+    Ok(ExitCode::FAILURE)
+}
+
+/// Starts the workers' threads; each tells when it has ended.
+fn start(workers: Vec<Worker>) -> std::io::Result<mpsc::Receiver<()>> {
+    let (end, ended) = mpsc::channel(workers.len());
+    for (index, worker) in workers.into_iter().enumerate() {
+        let end = end.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+            if let Err(error) = runtime.block_on(worker.run()) {
+                tracing::error!(%error, "worker failed");
+            }
+            // The receiver is gone when the process is about to be.
+            let _ = end.blocking_send(());
+        })?;
+    }
+    Ok(ended)
+}
+
+/// A proxy is ready once the control plane has answered it; without one, at once.
+async fn tell_ready(
+    discovery: Discovery,
+    config: Arc<Config>,
+    ready: watch::Sender<Readiness>,
+    drain: CancellationToken,
+) {
+    if config.control_addr.is_some() {
+        ready.send_replace(Readiness::NotReady("waiting for the control plane".into()));
+        // Some stream must be open to hear an answer on; every workload has ports.
+        let port = config.inbound.ports.first().map_or(80, |port| port.listen.port());
+        let _asked = discovery.port(port);
+        let mut answered = discovery.streams().answered();
+        tokio::select! {
+            _ = answered.wait_for(|answered| *answered) => {}
+            () = drain.cancelled() => return,
+        }
+    }
+    if !drain.is_cancelled() {
+        ready.send_replace(Readiness::Ready);
+    }
+}
+
+/// The proxy's account of itself.
+fn describe(
+    config: &Arc<Config>,
+    halves: &Arc<Halves>,
+    streams: &Streams,
+    ready: &watch::Receiver<Readiness>,
+) -> Arc<dyn Fn() -> Value + Send + Sync> {
+    let started = Instant::now();
+    let (config, halves) = (Arc::clone(config), Arc::clone(halves));
+    let (streams, ready) = (streams.clone(), ready.clone());
+    Arc::new(move || {
+        let backends = halves.outbound.iter().flat_map(|outbound| outbound.backends());
+        let open: usize = halves.servers.iter().map(|server| server.open()).sum();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "pod": config.pod_name,
+            "namespace": config.pod_namespace,
+            "uptime_seconds": started.elapsed().as_secs(),
+            "ready": *ready.borrow() == Readiness::Ready,
+            "rss_bytes": rss_bytes(),
+            "open_connections": open,
+            "control": {
+                "address": config.control_addr.map(|addr| addr.to_string()),
+                "streams_up": streams.up(),
+                "streams_wanted": streams.wanted(),
+                "config_rejected": streams.rejected(),
+            },
+            "outbound": {
+                "targets": halves.outbound.iter().map(|o| o.describe()).collect::<Vec<_>>(),
+                "backends": backends.map(|backend| backend.describe()).collect::<Vec<_>>(),
+            },
+            "inbound": {
+                "ports": halves.inbound.iter().map(|i| i.describe()).collect::<Vec<_>>(),
+            },
+        })
+    })
+}
+
+fn rss_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+/// SIGTERM and SIGINT.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
