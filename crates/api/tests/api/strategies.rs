@@ -61,7 +61,7 @@ pub(crate) fn resource() -> impl Strategy<Value = ResourceRef> {
     )
 }
 
-pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
+pub(crate) fn endpoint() -> BoxedStrategy<Endpoint> {
     let identity = prop_oneof![
         (name(), name()).prop_map(|(id, server_name)| TlsIdentity { id, server_name }),
         (name(), name()).prop_map(|(id, server_name)| {
@@ -90,6 +90,7 @@ pub(crate) fn endpoint() -> impl Strategy<Value = Endpoint> {
                 resource,
             },
         )
+        .boxed()
 }
 
 fn http2() -> impl Strategy<Value = Http2Params> {
@@ -161,7 +162,7 @@ fn header_match() -> impl Strategy<Value = HeaderMatch> {
     (header_name(), value).prop_map(|(name, value)| HeaderMatch { name, value })
 }
 
-fn http_match() -> impl Strategy<Value = HttpMatch> {
+fn http_match() -> BoxedStrategy<HttpMatch> {
     let path = prop_oneof![
         name().prop_map(|path| PathMatch::Exact(format!("/{path}"))),
         name().prop_map(|path| PathMatch::Prefix(format!("/{path}"))),
@@ -174,6 +175,7 @@ fn http_match() -> impl Strategy<Value = HttpMatch> {
     let query = (name(), value).prop_map(|(name, value)| QueryMatch { name, value });
     (option::of(path), vec(header_match(), 0..3), vec(query, 0..3), option::of(method()))
         .prop_map(|(path, headers, query, method)| HttpMatch { path, headers, query, method })
+        .boxed()
 }
 
 pub(crate) fn method() -> impl Strategy<Value = Method> {
@@ -218,7 +220,7 @@ fn header_modifier() -> impl Strategy<Value = HeaderModifier> {
         .prop_map(|(set, add, remove)| HeaderModifier { set, add, remove })
 }
 
-fn redirect() -> impl Strategy<Value = Filter> {
+fn redirect() -> BoxedStrategy<Filter> {
     let scheme = select(vec![Scheme::HTTP, Scheme::HTTPS, Scheme::try_from("ftp").unwrap()]);
     let path = prop_oneof![
         name().prop_map(|path| PathModifier::Full(format!("/{path}"))),
@@ -226,11 +228,11 @@ fn redirect() -> impl Strategy<Value = Filter> {
     ];
     let status = (300u16..400).prop_map(|s| StatusCode::from_u16(s).unwrap());
     let scheme = scheme.prop_map(|scheme| scheme.to_string());
-    (option::of(scheme), option::of(name()), option::of(1u16..), option::of(path), status).prop_map(
-        |(scheme, host, port, path, status)| {
+    (option::of(scheme), option::of(name()), option::of(1u16..), option::of(path), status)
+        .prop_map(|(scheme, host, port, path, status)| {
             Filter::Redirect(Redirect { scheme, host, port, path, status })
-        },
-    )
+        })
+        .boxed()
 }
 
 fn http_filter() -> BoxedStrategy<Filter> {
@@ -254,7 +256,7 @@ fn grpc_filter() -> BoxedStrategy<Filter> {
     .boxed()
 }
 
-fn backend() -> impl Strategy<Value = Backend> {
+fn backend() -> BoxedStrategy<Backend> {
     let penalty = (duration(), duration(), duration()).prop_map(|(penalty, max, decay)| Penalty {
         penalty,
         max_retry_after: max,
@@ -269,7 +271,7 @@ fn backend() -> impl Strategy<Value = Backend> {
     let kind = prop_oneof![endpoint().prop_map(BackendKind::Forward), balance];
     let queue = (1u32.., duration())
         .prop_map(|(capacity, failfast_timeout)| Queue { capacity, failfast_timeout });
-    (meta(), queue, kind).prop_map(|(meta, queue, kind)| Backend { meta, queue, kind })
+    (meta(), queue, kind).prop_map(|(meta, queue, kind)| Backend { meta, queue, kind }).boxed()
 }
 
 fn distribution<B: std::fmt::Debug + Clone>(
@@ -326,9 +328,9 @@ fn grpc_retry() -> impl Strategy<Value = Retry> {
 
 fn forward(
     filter: BoxedStrategy<Filter>,
-    retry: impl Strategy<Value = Retry>,
-) -> impl Strategy<Value = Forward> {
-    let backend = (vec(filter, 0..2), backend().boxed())
+    retry: impl Strategy<Value = Retry> + 'static,
+) -> BoxedStrategy<Forward> {
+    let backend = (vec(filter, 0..2), backend())
         .prop_map(|(filters, backend)| RouteBackend { filters, backend });
     let limit = || option::of(duration());
     let timeouts = (limit(), limit(), limit()).prop_map(|(request, response, idle)| Timeouts {
@@ -336,14 +338,14 @@ fn forward(
         response,
         idle,
     });
-    (distribution(backend), timeouts, option::of(retry), any::<bool>()).prop_map(
-        |(backends, timeouts, retry, allow_request_headers)| Forward {
+    (distribution(backend), timeouts, option::of(retry), any::<bool>())
+        .prop_map(|(backends, timeouts, retry, allow_request_headers)| Forward {
             backends,
             timeouts,
             retry,
             allow_request_headers,
-        },
-    )
+        })
+        .boxed()
 }
 
 fn route<M: std::fmt::Debug, R: std::fmt::Debug>(
@@ -360,7 +362,7 @@ fn route<M: std::fmt::Debug, R: std::fmt::Debug>(
     })
 }
 
-fn breaker() -> impl Strategy<Value = Breaker> {
+fn breaker() -> BoxedStrategy<Breaker> {
     let decay = duration().prop_map(|decay| decay + Duration::from_millis(10));
     let rate =
         (0.001f64..=1.0, decay, 0u32..=1_000_000).prop_map(|(threshold, decay, min_requests)| {
@@ -371,39 +373,41 @@ fn breaker() -> impl Strategy<Value = Breaker> {
         rate.clone().prop_map(|rate| (None, Some(rate))),
         (1u32.., rate).prop_map(|(failures, rate)| (Some(failures), Some(rate))),
     ];
-    (conditions, backoff(), any::<u32>()).prop_map(
-        |((consecutive, success_rate), backoff, min_ready)| Breaker {
+    (conditions, backoff(), any::<u32>())
+        .prop_map(|((consecutive, success_rate), backoff, min_ready)| Breaker {
             consecutive,
             success_rate,
             backoff,
             min_ready,
-        },
-    )
+        })
+        .boxed()
 }
 
-fn http_policy() -> impl Strategy<Value = HttpPolicy> {
+fn http_policy() -> BoxedStrategy<HttpPolicy> {
     let route = route(http_match(), http_filter(), forward(http_filter(), http_retry()));
     (vec(route, 0..3), option::of(breaker()))
         .prop_map(|(routes, breaker)| HttpPolicy { routes: routes.into(), breaker })
+        .boxed()
 }
 
-fn grpc_policy() -> impl Strategy<Value = GrpcPolicy> {
+fn grpc_policy() -> BoxedStrategy<GrpcPolicy> {
     let route = route(grpc_match(), grpc_filter(), forward(grpc_filter(), grpc_retry()));
     (vec(route, 0..3), option::of(breaker()))
         .prop_map(|(routes, breaker)| GrpcPolicy { routes: routes.into(), breaker })
+        .boxed()
 }
 
 fn tcp_route(snis: impl Strategy<Value = Vec<HostMatch>>) -> impl Strategy<Value = TcpRoute> {
     let refuse = prop_oneof![Just(Refuse::Forbidden), ".{0,8}".prop_map(Refuse::Invalid)];
-    (meta(), snis, distribution(backend().boxed()), option::of(refuse))
+    (meta(), snis, distribution(backend()), option::of(refuse))
         .prop_map(|(meta, snis, backends, refuse)| TcpRoute { meta, snis, backends, refuse })
 }
 
-fn opaque_policy() -> impl Strategy<Value = TcpPolicy> {
-    tcp_route(Just(Vec::new())).prop_map(|route| TcpPolicy { routes: [route].into() })
+fn opaque_policy() -> BoxedStrategy<TcpPolicy> {
+    tcp_route(Just(Vec::new())).prop_map(|route| TcpPolicy { routes: [route].into() }).boxed()
 }
 
-pub(crate) fn outbound() -> impl Strategy<Value = OutboundPolicy> {
+pub(crate) fn outbound() -> BoxedStrategy<OutboundPolicy> {
     let tls = vec(tcp_route(vec(host(), 0..3)), 1..3)
         .prop_map(|routes| Protocol::Tls(TcpPolicy { routes: routes.into() }));
     let detect = (duration(), http_policy(), http_policy(), opaque_policy()).prop_map(
@@ -417,7 +421,7 @@ pub(crate) fn outbound() -> impl Strategy<Value = OutboundPolicy> {
         opaque_policy().prop_map(Protocol::Opaque),
         tls,
     ];
-    (meta(), protocol).prop_map(|(meta, protocol)| OutboundPolicy { meta, protocol })
+    (meta(), protocol).prop_map(|(meta, protocol)| OutboundPolicy { meta, protocol }).boxed()
 }
 
 fn cidr() -> impl Strategy<Value = Cidr> {
@@ -427,7 +431,7 @@ fn cidr() -> impl Strategy<Value = Cidr> {
     })
 }
 
-fn authorization() -> impl Strategy<Value = Authorization> {
+fn authorization() -> BoxedStrategy<Authorization> {
     let authentication = prop_oneof![
         Just(Authentication::Unauthenticated),
         Just(Authentication::MeshTls),
@@ -437,14 +441,14 @@ fn authorization() -> impl Strategy<Value = Authorization> {
     ];
     let network = (cidr(), vec(cidr(), 0..2)).prop_map(|(net, except)| Network { net, except });
     let labels = btree_map(name(), name(), 0..3);
-    (meta(), vec(network, 1..3), authentication, labels).prop_map(
-        |(meta, networks, authentication, labels)| Authorization {
+    (meta(), vec(network, 1..3), authentication, labels)
+        .prop_map(|(meta, networks, authentication, labels)| Authorization {
             meta,
             networks,
             authentication,
             labels,
-        },
-    )
+        })
+        .boxed()
 }
 
 fn authorizations() -> impl Strategy<Value = Arc<[Authorization]>> {
@@ -473,7 +477,7 @@ fn rate_limit() -> impl Strategy<Value = RateLimit> {
     )
 }
 
-pub(crate) fn server() -> impl Strategy<Value = ServerPolicy> {
+pub(crate) fn server() -> BoxedStrategy<ServerPolicy> {
     let http = || {
         let routes = vec(server_route(http_match(), inbound_http_filter()), 0..3);
         (routes.prop_map(Arc::from), option::of(rate_limit()))
@@ -497,7 +501,11 @@ pub(crate) fn server() -> impl Strategy<Value = ServerPolicy> {
         }
         Arc::new(labels)
     });
-    (protocol, authorizations(), labels).prop_map(|(protocol, authorizations, labels)| {
-        ServerPolicy { protocol, authorizations, labels }
-    })
+    (protocol, authorizations(), labels)
+        .prop_map(|(protocol, authorizations, labels)| ServerPolicy {
+            protocol,
+            authorizations,
+            labels,
+        })
+        .boxed()
 }
