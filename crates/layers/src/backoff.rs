@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// `min`, doubled each step up to `max`, plus a random share of up to `jitter` of it, `max` at most.
+/// `min`, doubled each step up to `max`, plus a random share of up to `jitter` of it, `max` at
+/// most.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Backoff {
     pub min: Duration,
@@ -21,11 +22,7 @@ impl Backoff {
     fn delay_with(&self, step: u32, random: f64) -> Duration {
         let max = self.max.max(self.min);
         let base = self.min.saturating_mul(1 << step.min(31)).min(max);
-        let share = if self.jitter.is_finite() {
-            self.jitter.max(0.0) * random
-        } else {
-            0.0
-        };
+        let share = if self.jitter.is_finite() { self.jitter.max(0.0) * random } else { 0.0 };
         let extra = Duration::try_from_secs_f64(base.as_secs_f64() * share).unwrap_or(max);
         base.saturating_add(extra).min(max)
     }
@@ -41,11 +38,7 @@ mod tests {
 
     #[test]
     fn doubles_up_to_the_maximum() {
-        let backoff = Backoff {
-            min: 25 * MS,
-            max: 250 * MS,
-            jitter: 0.0,
-        };
+        let backoff = Backoff { min: 25 * MS, max: 250 * MS, jitter: 0.0 };
         let delays: Vec<u128> = (0..6).map(|step| backoff.delay(step).as_millis()).collect();
         assert_eq!(delays, [25, 50, 100, 200, 250, 250]);
         assert_eq!(backoff.delay(u32::MAX), 250 * MS);
@@ -53,11 +46,7 @@ mod tests {
 
     #[test]
     fn jitter_adds_a_share_of_the_base() {
-        let backoff = Backoff {
-            min: 100 * MS,
-            max: 1000 * MS,
-            jitter: 0.5,
-        };
+        let backoff = Backoff { min: 100 * MS, max: 1000 * MS, jitter: 0.5 };
         assert_eq!(backoff.delay_with(0, 0.0), 100 * MS);
         assert_eq!(backoff.delay_with(0, 0.5), 125 * MS);
         assert_eq!(backoff.delay_with(1, 0.5), 250 * MS);

@@ -1,8 +1,9 @@
 //! The one body type of the stack.
 //!
-//! A newtype over a few cases, so that the common ones (nothing, a few bytes, what hyper received) cost no box and no dynamic
-//! call, and so that layers can wrap a body without their type showing in every signature. `size_hint` and `is_end_stream` are
-//! exact wherever they can be: hyper derives `content-length` and the h2 END_STREAM flag from them.
+//! A newtype over a few cases, so that the common ones (nothing, a few bytes, what hyper received)
+//! cost no box and no dynamic call, and so that layers can wrap a body without their type showing
+//! in every signature. `size_hint` and `is_end_stream` are exact wherever they can be: hyper
+//! derives `content-length` and the h2 END_STREAM flag from them.
 
 use std::any::Any;
 use std::fmt;
@@ -39,11 +40,7 @@ impl Body {
     /// A body of these bytes in one frame, or of none when they are empty.
     pub fn full(bytes: impl Into<Bytes>) -> Self {
         let bytes = bytes.into();
-        if bytes.is_empty() {
-            Self::empty()
-        } else {
-            Self(Inner::Full(bytes))
-        }
+        if bytes.is_empty() { Self::empty() } else { Self(Inner::Full(bytes)) }
     }
 
     /// Any other body. One allocation, unless it is a `Body` or hyper's `Incoming` already.
@@ -57,10 +54,7 @@ impl Body {
         if let Some(body) = any.downcast_mut::<Option<Self>>().and_then(Option::take) {
             return body;
         }
-        if let Some(incoming) = any
-            .downcast_mut::<Option<Incoming>>()
-            .and_then(Option::take)
-        {
+        if let Some(incoming) = any.downcast_mut::<Option<Incoming>>().and_then(Option::take) {
             return Self::from(incoming);
         }
         match slot {
@@ -69,7 +63,8 @@ impl Body {
         }
     }
 
-    /// Marks the errors of a request's body as [`RequestBodyError`], so that layers below don't blame the endpoint for them.
+    /// Marks the errors of a request's body as [`RequestBodyError`], so that layers below don't
+    /// blame the endpoint for them.
     #[must_use]
     pub fn mark_request(self) -> Self {
         match self.0 {
@@ -183,12 +178,7 @@ mod tests {
 
     #[test]
     fn full_of_nothing_is_empty() {
-        for body in [
-            Body::full(""),
-            Body::from(String::new()),
-            Body::empty(),
-            Body::default(),
-        ] {
+        for body in [Body::full(""), Body::from(String::new()), Body::empty(), Body::default()] {
             assert!(body.is_end_stream());
             assert_eq!(body.size_hint().exact(), Some(0));
         }
@@ -215,10 +205,7 @@ mod tests {
         tx.error("reset by the client");
         let error = body.frame().await.unwrap().unwrap_err();
         assert!(crate::is_request_body_error(&error));
-        assert_eq!(
-            std::error::Error::source(&*error).unwrap().to_string(),
-            "reset by the client"
-        );
+        assert_eq!(std::error::Error::source(&*error).unwrap().to_string(), "reset by the client");
     }
 
     #[test]

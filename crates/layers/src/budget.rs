@@ -49,11 +49,7 @@ impl Budget {
     pub fn new(ratio: f64, min_per_sec: u32, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(SLOTS as u64));
         Self(Arc::new(Inner {
-            ratio: if ratio.is_finite() {
-                ratio.max(0.0)
-            } else {
-                0.0
-            },
+            ratio: if ratio.is_finite() { ratio.max(0.0) } else { 0.0 },
             reserve: f64::from(min_per_sec) * window.as_secs_f64(),
             slot_length: window / SLOTS as u32,
             epoch: Instant::now(),
@@ -176,9 +172,7 @@ mod tests {
 
     #[test]
     fn nonsense_ratios_grant_nothing() {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .expect("a runtime");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let _guard = runtime.enter();
         for ratio in [f64::NAN, f64::INFINITY, -1.0] {
             let budget = Budget::new(ratio, 0, Duration::ZERO);

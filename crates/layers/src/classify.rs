@@ -12,8 +12,8 @@ pub enum Outcome {
     Failure,
 }
 
-/// Whether headers are those of a gRPC message: `application/grpc` alone, with a `+codec` or with parameters. gRPC-Web is not,
-/// since it carries its status in the body.
+/// Whether headers are those of a gRPC message: `application/grpc` alone, with a `+codec` or with
+/// parameters. gRPC-Web is not, since it carries its status in the body.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let Some(value) = headers.get(CONTENT_TYPE) else {
         return false;
@@ -45,24 +45,20 @@ pub fn grpc_is_failure(code: u16) -> bool {
 
 /// 5xx is a failure.
 pub fn status_outcome(status: StatusCode) -> Outcome {
-    if status.is_server_error() {
-        Outcome::Failure
-    } else {
-        Outcome::Success
-    }
+    if status.is_server_error() { Outcome::Failure } else { Outcome::Success }
 }
 
-/// The outcome as far as the head of a response tells it; `None` when it is gRPC and the status is still to come in trailers.
+/// The outcome as far as the head of a response tells it; `None` when it is gRPC and the status is
+/// still to come in trailers.
 pub fn response_outcome(status: StatusCode, headers: &HeaderMap) -> Option<Outcome> {
     if status != StatusCode::OK || !is_grpc(headers) {
         return Some(status_outcome(status));
     }
-    headers
-        .contains_key(GRPC_STATUS)
-        .then(|| trailers_outcome(Some(headers)))
+    headers.contains_key(GRPC_STATUS).then(|| trailers_outcome(Some(headers)))
 }
 
-/// The outcome of a gRPC exchange by its trailers. None, or without a readable status, is a failure: clients report unknown.
+/// The outcome of a gRPC exchange by its trailers. None, or without a readable status, is a
+/// failure: clients report unknown.
 pub fn trailers_outcome(trailers: Option<&HeaderMap>) -> Outcome {
     match trailers.and_then(grpc_status) {
         Some(code) if !grpc_is_failure(code) => Outcome::Success,
@@ -106,12 +102,9 @@ mod tests {
 
     #[test]
     fn reads_a_status_or_nothing() {
-        for (text, code) in [
-            ("0", Some(0)),
-            ("14", Some(14)),
-            ("65535", Some(65535)),
-            ("014", Some(14)),
-        ] {
+        for (text, code) in
+            [("0", Some(0)), ("14", Some(14)), ("65535", Some(65535)), ("014", Some(14))]
+        {
             assert_eq!(grpc_status(&header("grpc-status", text)), code, "{text}");
         }
         for text in ["", "65536", "-1", "+1", "1 ", "ok", "99999999999999999999"] {
@@ -136,18 +129,9 @@ mod tests {
             Some(Outcome::Failure)
         );
         headers.insert("grpc-status", HeaderValue::from_static("14"));
-        assert_eq!(
-            response_outcome(StatusCode::OK, &headers),
-            Some(Outcome::Failure)
-        );
-        assert_eq!(
-            response_outcome(StatusCode::OK, &HeaderMap::new()),
-            Some(Outcome::Success)
-        );
+        assert_eq!(response_outcome(StatusCode::OK, &headers), Some(Outcome::Failure));
+        assert_eq!(response_outcome(StatusCode::OK, &HeaderMap::new()), Some(Outcome::Success));
         assert_eq!(trailers_outcome(None), Outcome::Failure);
-        assert_eq!(
-            trailers_outcome(Some(&header("grpc-status", "5"))),
-            Outcome::Success
-        );
+        assert_eq!(trailers_outcome(Some(&header("grpc-status", "5"))), Outcome::Success);
     }
 }

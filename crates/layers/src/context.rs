@@ -1,6 +1,7 @@
 //! What layers tell each other in a request's extensions.
 //!
-//! Each is put there only by a layer that has something to say, since an extension costs an allocation.
+//! Each is put there only by a layer that has something to say, since an extension costs an
+//! allocation.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +13,8 @@ use tokio::time::Instant;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestDeadline(pub Instant);
 
-/// When this try is given up: its own timeout or the request's, whichever is sooner. Put by [`crate::RetryLayer`].
+/// When this try is given up: its own timeout or the request's, whichever is sooner. Put by
+/// [`crate::RetryLayer`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TryDeadline(pub Instant);
 
@@ -20,12 +22,14 @@ pub struct TryDeadline(pub Instant);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt(pub u32);
 
-/// What a consistent-hash balancer hashes the request by: a header, a cookie or the client's address, already hashed.
+/// What a consistent-hash balancer hashes the request by: a header, a cookie or the client's
+/// address, already hashed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HashKey(pub u64);
 
-/// The endpoints that tries of this request went to, shared by all its tries: put by [`crate::RetryLayer`], filled by
-/// [`crate::Balancer`], which prefers others. It is shared and not returned because a try that timed out returns nothing.
+/// The endpoints that tries of this request went to, shared by all its tries: put by
+/// [`crate::RetryLayer`], filled by [`crate::Balancer`], which prefers others. It is shared and not
+/// returned because a try that timed out returns nothing.
 #[derive(Clone, Debug, Default)]
 pub struct Tried(pub(crate) Arc<Mutex<Vec<SocketAddr>>>);
 

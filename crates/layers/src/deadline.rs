@@ -91,10 +91,7 @@ impl<S> Layer<S> for DeadlineLayer {
     type Service = Deadline<S>;
 
     fn layer(&self, inner: S) -> Deadline<S> {
-        Deadline {
-            inner,
-            timeouts: self.timeouts,
-        }
+        Deadline { inner, timeouts: self.timeouts }
     }
 }
 
@@ -119,17 +116,10 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         if self.timeouts.is_none() {
-            return DeadlineFuture {
-                call: self.inner.call(request),
-                watch: None,
-            };
+            return DeadlineFuture { call: self.inner.call(request), watch: None };
         }
         let now = Instant::now();
-        if let Some(at) = self
-            .timeouts
-            .request
-            .and_then(|limit| now.checked_add(limit))
-        {
+        if let Some(at) = self.timeouts.request.and_then(|limit| now.checked_add(limit)) {
             put_deadline(&mut request, at);
         }
         let mut upload = None;
@@ -146,10 +136,7 @@ where
             last: now,
             timer: None,
         };
-        DeadlineFuture {
-            call: self.inner.call(request),
-            watch: Some(watch),
-        }
+        DeadlineFuture { call: self.inner.call(request), watch: Some(watch) }
     }
 }
 
@@ -173,10 +160,7 @@ struct UploadProgress {
 
 impl Upload {
     fn new(now: Instant) -> Self {
-        Self(Arc::new(Mutex::new(UploadProgress {
-            last: now,
-            ended: false,
-        })))
+        Self(Arc::new(Mutex::new(UploadProgress { last: now, ended: false })))
     }
 }
 
@@ -186,10 +170,7 @@ impl Track for Upload {
     }
 
     fn end(self, _: End<'_>) {
-        *self.0.lock() = UploadProgress {
-            last: Instant::now(),
-            ended: true,
-        };
+        *self.0.lock() = UploadProgress { last: Instant::now(), ended: true };
     }
 }
 
@@ -232,10 +213,7 @@ impl Watch {
             };
             match moment.limit {
                 Some(limit) if moment.at <= now => return Poll::Ready(limit),
-                _ => self
-                    .timer
-                    .as_mut()
-                    .map(|timer| timer.as_mut().reset(moment.at)),
+                _ => self.timer.as_mut().map(|timer| timer.as_mut().reset(moment.at)),
             };
         }
     }
@@ -254,15 +232,10 @@ impl Watch {
             }
         };
         let reached = |kind, from: Instant, after: Duration| {
-            from.checked_add(after).map(|at| Moment {
-                at,
-                limit: Some(TimedOut { kind, after }),
-            })
+            from.checked_add(after).map(|at| Moment { at, limit: Some(TimedOut { kind, after }) })
         };
-        let request = self
-            .timeouts
-            .request
-            .and_then(|t| reached(TimeoutKind::Request, self.started, t));
+        let request =
+            self.timeouts.request.and_then(|t| reached(TimeoutKind::Request, self.started, t));
         let response = self.timeouts.response.and_then(|t| {
             match [uploaded, self.head].into_iter().flatten().min() {
                 Some(from) => reached(TimeoutKind::Response, from, t),
@@ -274,10 +247,7 @@ impl Watch {
             .timeouts
             .idle
             .and_then(|t| reached(TimeoutKind::Idle, self.last.max(upload_last), t));
-        [request, response, idle]
-            .into_iter()
-            .flatten()
-            .min_by_key(|moment| moment.at)
+        [request, response, idle].into_iter().flatten().min_by_key(|moment| moment.at)
     }
 }
 
@@ -310,12 +280,9 @@ where
                 let now = Instant::now();
                 watch.head = Some(now);
                 watch.last = now;
-                Poll::Ready(Ok(response.map(|body| {
-                    Body::boxed(DeadlineBody {
-                        body,
-                        watch: Some(watch),
-                    })
-                })))
+                Poll::Ready(Ok(
+                    response.map(|body| Body::boxed(DeadlineBody { body, watch: Some(watch) }))
+                ))
             }
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
             Poll::Pending => match this.watch {
@@ -393,11 +360,7 @@ mod tests {
 
     fn timeouts(request: u64, response: u64, idle: u64) -> Timeouts {
         let limit = |seconds: u64| (seconds > 0).then_some(Duration::from_secs(seconds));
-        Timeouts {
-            request: limit(request),
-            response: limit(response),
-            idle: limit(idle),
-        }
+        Timeouts { request: limit(request), response: limit(response), idle: limit(idle) }
     }
 
     fn kind(error: BoxError) -> TimeoutKind {
@@ -432,10 +395,7 @@ mod tests {
                 Ok::<_, BoxError>(Response::new(Body::full("x")))
             }));
         let response = service.call(Request::new(Body::empty())).await.unwrap();
-        assert!(
-            response.body().as_full().is_some(),
-            "the body is not wrapped"
-        );
+        assert!(response.body().as_full().is_some(), "the body is not wrapped");
     }
 
     #[tokio::test(start_paused = true)]
@@ -483,10 +443,7 @@ mod tests {
         assert!(body.frame().now_or_never().is_none(), "arms the timer");
         advance(6 * SECOND).await;
         tx.data("late");
-        assert_eq!(
-            kind(body.frame().await.unwrap().unwrap_err()),
-            TimeoutKind::Request
-        );
+        assert_eq!(kind(body.frame().await.unwrap().unwrap_err()), TimeoutKind::Request);
     }
 
     #[tokio::test(start_paused = true)]
@@ -556,10 +513,8 @@ mod tests {
         drop(tx);
         assert_eq!(collect(body).await.unwrap(), "a");
 
-        let mut service =
-            DeadlineLayer::new(timeouts(5, 5, 5)).layer(service_fn(|_: Request| async {
-                Err::<Response, BoxError>("refused".into())
-            }));
+        let mut service = DeadlineLayer::new(timeouts(5, 5, 5))
+            .layer(service_fn(|_: Request| async { Err::<Response, BoxError>("refused".into()) }));
         let error = service.call(Request::new(Body::empty())).await.unwrap_err();
         assert_eq!(error.to_string(), "refused");
     }
@@ -567,11 +522,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn endless_limits_are_no_limits() {
         let limit = Some(Duration::MAX);
-        let limits = Timeouts {
-            request: limit,
-            response: limit,
-            idle: limit,
-        };
+        let limits = Timeouts { request: limit, response: limit, idle: limit };
         let (tx, mut body) = answer(limits).await;
         assert!(body.frame().now_or_never().is_none());
         advance(3600 * SECOND).await;

@@ -1,8 +1,9 @@
 //! Tower middleware that knows HTTP but not this mesh.
 //!
-//! Everything here is a [`tower::Service`] from [`Request`] to [`Response`] with [`BoxError`], and differs from tower's own
-//! middleware in one decision: **every service is always ready and `Clone`**. `poll_ready` answers `Ready(Ok(()))`, waiting (for
-//! an endpoint, for a backoff) happens inside the future of the call, where it has a bound and an error of its own. So nothing
+//! Everything here is a [`tower::Service`] from [`Request`] to [`Response`] with [`BoxError`], and
+//! differs from tower's own middleware in one decision: **every service is always ready and
+//! `Clone`**. `poll_ready` answers `Ready(Ok(()))`, waiting (for an endpoint, for a backoff)
+//! happens inside the future of the call, where it has a bound and an error of its own. So nothing
 //! needs a `Buffer`, a clone may be called at once, and a failed endpoint can't poison a stack.
 //!
 //! # In the order a request meets them
@@ -16,11 +17,13 @@
 //! | [`retry`] | [`RetryLayer`]: tries again what a policy says, with [`budget`], [`backoff`] and a [`replay`] of the body |
 //! | [`balance`] | [`Balancer`]: picks an endpoint by load, ejects failing ones, waits for one or fails fast |
 //!
-//! Beside them: [`body`] (the one body type), [`classify`] (what counts as a failure), [`context`] (what layers tell each other
-//! in a request's extensions) and [`error`] (finding a cause along `source()`).
+//! Beside them: [`body`] (the one body type), [`classify`] (what counts as a failure), [`context`]
+//! (what layers tell each other in a request's extensions) and [`error`] (finding a cause along
+//! `source()`).
 //!
-//! Nothing here knows routes, identities, metrics or reason codes: the proxy gives policies and callbacks, and turns the typed
-//! errors ([`TimedOut`], [`Overloaded`], [`Unavailable`]) into responses.
+//! Nothing here knows routes, identities, metrics or reason codes: the proxy gives policies and
+//! callbacks, and turns the typed errors ([`TimedOut`], [`Overloaded`], [`Unavailable`]) into
+//! responses.
 
 pub mod backoff;
 pub mod balance;

@@ -33,10 +33,7 @@ pub struct Overloaded {
 
 impl ConcurrencyLimit {
     pub fn new(max: usize) -> Self {
-        Self(Arc::new(Limit {
-            max,
-            in_flight: AtomicUsize::new(0),
-        }))
+        Self(Arc::new(Limit { max, in_flight: AtomicUsize::new(0) }))
     }
 
     /// Exchanges now in flight.
@@ -48,11 +45,7 @@ impl ConcurrencyLimit {
         // Relaxed: the count guards no other memory.
         let before = self.0.in_flight.fetch_add(1, Ordering::Relaxed);
         let permit = Permit(Arc::clone(&self.0));
-        if before < self.0.max {
-            Ok(permit)
-        } else {
-            Err(Overloaded { max: self.0.max })
-        }
+        if before < self.0.max { Ok(permit) } else { Err(Overloaded { max: self.0.max }) }
     }
 }
 
@@ -74,10 +67,7 @@ impl<S> Layer<S> for ConcurrencyLimit {
     type Service = Limited<S>;
 
     fn layer(&self, inner: S) -> Limited<S> {
-        Limited {
-            inner,
-            limit: self.clone(),
-        }
+        Limited { inner, limit: self.clone() }
     }
 }
 
@@ -102,11 +92,9 @@ where
 
     fn call(&mut self, request: Request) -> Self::Future {
         match self.limit.permit() {
-            Ok(permit) => State::Admitted {
-                call: self.inner.call(request),
-                permit: Some(permit),
+            Ok(permit) => {
+                State::Admitted { call: self.inner.call(request), permit: Some(permit) }.into()
             }
-            .into(),
             Err(overloaded) => State::Shed { overloaded }.into(),
         }
     }
@@ -186,11 +174,7 @@ mod tests {
         assert_eq!(limit.in_flight(), 1);
         let error = service.call(request()).await.unwrap_err();
         assert_eq!(find_cause(&error), Some(&Overloaded { max: 1 }));
-        assert_eq!(
-            limit.in_flight(),
-            1,
-            "a shed request gives back what it took"
-        );
+        assert_eq!(limit.in_flight(), 1, "a shed request gives back what it took");
 
         drop(tx);
         collect(response.into_body()).await.unwrap();
@@ -211,9 +195,8 @@ mod tests {
         drop(response);
         assert_eq!(limit.in_flight(), 0);
 
-        let mut pending = limit.layer(service_fn(|_: Request| {
-            std::future::pending::<Result<Response, BoxError>>()
-        }));
+        let mut pending = limit
+            .layer(service_fn(|_: Request| std::future::pending::<Result<Response, BoxError>>()));
         let mut call = Box::pin(pending.call(request()));
         assert!(call.as_mut().now_or_never().is_none());
         assert_eq!(limit.in_flight(), 1);
@@ -224,9 +207,8 @@ mod tests {
     #[tokio::test]
     async fn an_error_gives_the_permit_back() {
         let limit = ConcurrencyLimit::new(1);
-        let mut service = limit.layer(service_fn(|_: Request| async {
-            Err::<Response, BoxError>("no".into())
-        }));
+        let mut service =
+            limit.layer(service_fn(|_: Request| async { Err::<Response, BoxError>("no".into()) }));
         let mut call = Box::pin(service.call(request()));
         call.as_mut().await.unwrap_err();
         drop(call);

@@ -104,10 +104,7 @@ impl Replay {
                 state.trailers_sent = false;
                 let generation = state.generation;
                 drop(state);
-                Body::boxed(ReplayBody {
-                    shared: Arc::clone(shared),
-                    generation,
-                })
+                Body::boxed(ReplayBody { shared: Arc::clone(shared), generation })
             }
         }
     }
@@ -163,11 +160,7 @@ impl Shared {
     fn next_kept(&mut self) -> Option<Bytes> {
         let chunk = self.chunks.get_mut(self.cursor)?;
         self.cursor += 1;
-        Some(if self.keeping {
-            chunk.clone()
-        } else {
-            std::mem::take(chunk)
-        })
+        Some(if self.keeping { chunk.clone() } else { std::mem::take(chunk) })
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
@@ -208,11 +201,7 @@ impl Shared {
 
     fn size_hint(&self) -> SizeHint {
         let kept: usize = self.chunks[self.cursor..].iter().map(Bytes::len).sum();
-        let rest = if self.ended {
-            SizeHint::with_exact(0)
-        } else {
-            self.body.size_hint()
-        };
+        let rest = if self.ended { SizeHint::with_exact(0) } else { self.body.size_hint() };
         SizeHint::with_exact(kept as u64) + rest
     }
 }
@@ -245,11 +234,7 @@ impl HttpBody for ReplayBody {
 
     fn size_hint(&self) -> SizeHint {
         let shared = self.shared.lock();
-        if shared.generation == self.generation {
-            shared.size_hint()
-        } else {
-            SizeHint::default()
-        }
+        if shared.generation == self.generation { shared.size_hint() } else { SizeHint::default() }
     }
 }
 
@@ -360,9 +345,7 @@ mod tests {
         let (tx, body) = body_channel();
         let replay = Replay::new(body, 100);
         tx.error("reset");
-        assert!(crate::is_request_body_error(
-            &next(&mut replay.body()).unwrap().unwrap_err()
-        ));
+        assert!(crate::is_request_body_error(&next(&mut replay.body()).unwrap().unwrap_err()));
         assert_eq!(replay.check(), Err(NotReplayable::Failed));
     }
 

@@ -121,11 +121,7 @@ impl<S, P: RetryPolicy> Layer<S> for RetryLayer<P> {
     type Service = Retry<S, P>;
 
     fn layer(&self, inner: S) -> Retry<S, P> {
-        Retry {
-            inner,
-            policy: self.policy.clone(),
-            budget: self.budget.clone(),
-        }
+        Retry { inner, policy: self.policy.clone(), budget: self.budget.clone() }
     }
 }
 
@@ -183,10 +179,7 @@ where
         Self {
             replay: Replay::new(body, params.max_body_bytes),
             may_retry: retry.policy.may_retry(&head),
-            deadline: head
-                .extensions
-                .get::<RequestDeadline>()
-                .map(|deadline| deadline.0),
+            deadline: head.extensions.get::<RequestDeadline>().map(|deadline| deadline.0),
             head: Some(head),
             attempt: 0,
             retry,
@@ -227,11 +220,7 @@ where
         };
         match timeout_at(at, call).await {
             Ok(result) => result,
-            Err(_) => Err(TimedOut {
-                kind: TimeoutKind::PerTry,
-                after,
-            }
-            .into()),
+            Err(_) => Err(TimedOut { kind: TimeoutKind::PerTry, after }.into()),
         }
     }
 
@@ -301,10 +290,7 @@ where
         }
         let wait = params.backoff.delay(self.attempt);
         let resumes = Instant::now().checked_add(wait);
-        if self
-            .deadline
-            .is_some_and(|deadline| resumes.is_none_or(|at| at >= deadline))
-        {
+        if self.deadline.is_some_and(|deadline| resumes.is_none_or(|at| at >= deadline)) {
             return refuse(RetryEvent::DeadlineNear);
         }
         if !budget.withdraw() {

@@ -1,7 +1,8 @@
 //! [`HttpService`]: any always-ready service of this crate's shape, its type erased.
 //!
-//! Put `.layer(HttpService::layer())` at the head of a section, so that compile times and types stay small: a clone is one
-//! atomic, a call is a clone of what is inside and one box for its future (none if that is boxed already).
+//! Put `.layer(HttpService::layer())` at the head of a section, so that compile times and types
+//! stay small: a clone is one atomic, a call is a clone of what is inside and one box for its
+//! future (none if that is boxed already).
 
 use std::any::Any;
 use std::fmt;
@@ -49,7 +50,8 @@ where
     S::Future: Send + 'static,
 {
     fn call_erased(&self, request: Request) -> ResponseFuture {
-        // A clone and not a lock: two threads may be in here, and a call may come back to the same service.
+        // A clone and not a lock: two threads may be in here, and a call may come back to the same
+        // service.
         match unless_is::<S::Future, ResponseFuture>(Service::call(&mut self.clone(), request)) {
             Ok(future) => Box::pin(future),
             Err(boxed) => boxed,
@@ -60,9 +62,8 @@ where
 /// `Err` with the value as a `B` if that is what an `A` is. Decided when compiled.
 fn unless_is<A: 'static, B: 'static>(value: A) -> Result<A, B> {
     let mut slot = Some(value);
-    if let Some(same) = (&mut slot as &mut dyn Any)
-        .downcast_mut::<Option<B>>()
-        .and_then(Option::take)
+    if let Some(same) =
+        (&mut slot as &mut dyn Any).downcast_mut::<Option<B>>().and_then(Option::take)
     {
         return Err(same);
     }
@@ -117,15 +118,10 @@ mod tests {
 
     #[tokio::test]
     async fn calls_what_it_erased() {
-        let mut service = ServiceBuilder::new()
-            .layer(HttpService::layer())
-            .service(service_fn(|request: Request| async move {
-                Ok::<_, BoxError>(Response::new(request.into_body()))
-            }));
-        let response = service
-            .call(Request::new(Body::full("ping")))
-            .await
-            .unwrap();
+        let mut service = ServiceBuilder::new().layer(HttpService::layer()).service(service_fn(
+            |request: Request| async move { Ok::<_, BoxError>(Response::new(request.into_body())) },
+        ));
+        let response = service.call(Request::new(Body::full("ping"))).await.unwrap();
         assert_eq!(collect(response.into_body()).await.unwrap(), "ping");
     }
 
@@ -134,10 +130,7 @@ mod tests {
         let service = HttpService::new(service_fn(|_: Request| async {
             Err::<Response, BoxError>("refused".into())
         }));
-        let error = service
-            .oneshot(Request::new(Body::empty()))
-            .await
-            .unwrap_err();
+        let error = service.oneshot(Request::new(Body::empty())).await.unwrap_err();
         assert_eq!(error.to_string(), "refused");
     }
 

@@ -44,11 +44,7 @@ pub fn track<T: Track>(body: Body, tracker: T) -> Body {
         tracker.end(End::Complete { trailers: None });
         return body;
     }
-    Body::boxed(Tracked {
-        body,
-        tracker: Some(tracker),
-        waiting: false,
-    })
+    Body::boxed(Tracked { body, tracker: Some(tracker), waiting: false })
 }
 
 struct Tracked<T: Track> {
@@ -86,9 +82,7 @@ impl<T: Track> HttpBody for Tracked<T> {
             Poll::Ready(Some(Err(error))) => this.end(End::Error(error)),
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(trailers) = frame.trailers_ref() {
-                    this.end(End::Complete {
-                        trailers: Some(trailers),
-                    });
+                    this.end(End::Complete { trailers: Some(trailers) });
                 } else if let Some(tracker) = &mut this.tracker {
                     tracker.data(frame.data_ref().map_or(0, Bytes::len));
                     // The reader of a body of known length need not come back after its last byte.

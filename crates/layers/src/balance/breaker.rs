@@ -91,12 +91,7 @@ pub(super) struct Breaker {
 
 impl Breaker {
     pub(super) fn new(now: Instant) -> Self {
-        Self {
-            phase: Phase::Closed,
-            consecutive: 0,
-            rate: Rate::new(now),
-            step: 0,
-        }
+        Self { phase: Phase::Closed, consecutive: 0, rate: Rate::new(now), step: 0 }
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -130,10 +125,7 @@ impl Breaker {
     }
 
     fn wants_to_open(&self, config: &BreakerConfig) -> Option<Cause> {
-        if config
-            .consecutive
-            .is_some_and(|max| max > 0 && self.consecutive >= max)
-        {
+        if config.consecutive.is_some_and(|max| max > 0 && self.consecutive >= max) {
             return Some(Cause::Consecutive);
         }
         let rate = config.success_rate.as_ref()?;
@@ -208,12 +200,7 @@ struct Rate {
 
 impl Rate {
     fn new(now: Instant) -> Self {
-        Self {
-            updated: now,
-            successes: 0.0,
-            total: 0.0,
-            seen: 0,
-        }
+        Self { updated: now, successes: 0.0, total: 0.0, seen: 0 }
     }
 
     fn record(&mut self, success: bool, decay: Duration, now: Instant) {
@@ -226,11 +213,7 @@ impl Rate {
     }
 
     fn value(&self) -> f64 {
-        if self.total > 0.0 {
-            self.successes / self.total
-        } else {
-            1.0
-        }
+        if self.total > 0.0 { self.successes / self.total } else { 1.0 }
     }
 }
 
@@ -243,16 +226,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn config() -> BreakerConfig {
-        let backoff = Backoff {
-            min: SECOND,
-            max: 4 * SECOND,
-            jitter: 0.0,
-        };
-        BreakerConfig {
-            consecutive: Some(3),
-            backoff,
-            ..BreakerConfig::default()
-        }
+        let backoff = Backoff { min: SECOND, max: 4 * SECOND, jitter: 0.0 };
+        BreakerConfig { consecutive: Some(3), backoff, ..BreakerConfig::default() }
     }
 
     fn term(transition: Transition) -> u64 {
@@ -283,19 +258,14 @@ mod tests {
         for _ in 0..4 {
             let opened = breaker.open(&config, Cause::ProbeFailed, None, now);
             terms.push(term(opened));
-            let Phase::Open { until, .. } = breaker.phase() else {
-                panic!()
-            };
+            let Phase::Open { until, .. } = breaker.phase() else { panic!() };
             assert_eq!(breaker.tick(until - Duration::from_nanos(1)), None);
             assert_eq!(breaker.tick(until), Some(Transition::HalfOpened));
             now = until;
         }
         assert_eq!(terms, [1, 2, 4, 4]);
         breaker.close(now);
-        assert_eq!(
-            term(breaker.open(&config, Cause::Consecutive, None, now)),
-            1
-        );
+        assert_eq!(term(breaker.open(&config, Cause::Consecutive, None, now)), 1);
     }
 
     #[test]
@@ -326,16 +296,8 @@ mod tests {
 
     #[test]
     fn success_rate_opens_it_after_a_minimum_and_forgets() {
-        let rate = SuccessRate {
-            threshold: 0.8,
-            decay: 10 * SECOND,
-            min_requests: 5,
-        };
-        let config = BreakerConfig {
-            consecutive: None,
-            success_rate: Some(rate),
-            ..config()
-        };
+        let rate = SuccessRate { threshold: 0.8, decay: 10 * SECOND, min_requests: 5 };
+        let config = BreakerConfig { consecutive: None, success_rate: Some(rate), ..config() };
         let now = Instant::now();
         let mut breaker = Breaker::new(now);
         for _ in 0..3 {
@@ -352,10 +314,7 @@ mod tests {
             assert_eq!(breaker.failure(&config, now), None, "not below 80 %");
         }
         // 40 s later hardly anything of the good times counts.
-        assert_eq!(
-            breaker.failure(&config, now + 40 * SECOND),
-            Some(Cause::SuccessRate)
-        );
+        assert_eq!(breaker.failure(&config, now + 40 * SECOND), Some(Cause::SuccessRate));
     }
 
     #[test]
@@ -373,15 +332,8 @@ mod tests {
 
     #[test]
     fn endless_terms_do_not_overflow() {
-        let backoff = Backoff {
-            min: Duration::MAX,
-            max: Duration::MAX,
-            jitter: 1.0,
-        };
-        let config = BreakerConfig {
-            backoff,
-            ..config()
-        };
+        let backoff = Backoff { min: Duration::MAX, max: Duration::MAX, jitter: 1.0 };
+        let config = BreakerConfig { backoff, ..config() };
         let now = Instant::now();
         let mut breaker = Breaker::new(now);
         breaker.open(&config, Cause::Consecutive, None, now);

@@ -30,13 +30,7 @@ impl<S> Lease<S> {
         probe: bool,
         started: Instant,
     ) -> Self {
-        Self {
-            shared,
-            endpoint,
-            started,
-            probe,
-            settled: false,
-        }
+        Self { shared, endpoint, started, probe, settled: false }
     }
 
     pub fn service(&self) -> &S {
@@ -65,6 +59,10 @@ impl<S> Lease<S> {
         self.settle_failure(retry_after);
     }
 
+    pub(super) fn has_breaker(&self) -> bool {
+        self.shared.config.breaker.is_some()
+    }
+
     /// Whether it decides about the endpoint and has not yet.
     pub(super) fn awaits_verdict(&self) -> bool {
         self.probe && !self.settled
@@ -77,11 +75,7 @@ impl<S> Lease<S> {
     /// It lasted until now without an answer.
     pub(super) fn observe_at_least(&self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.started);
-        self.endpoint
-            .record
-            .lock()
-            .load
-            .observe_at_least(elapsed, now);
+        self.endpoint.record.lock().load.observe_at_least(elapsed, now);
     }
 
     pub(super) fn penalize(&self, retry_after: Option<Duration>, now: Instant) {
@@ -108,19 +102,11 @@ impl<S> Lease<S> {
         let cause = if self.probe {
             Some(Cause::ProbeFailed)
         } else {
-            self.endpoint
-                .record
-                .lock()
-                .breaker
-                .failure(&breaker, Instant::now())
+            self.endpoint.record.lock().breaker.failure(&breaker, Instant::now())
         };
         let Some(cause) = cause else { return };
         self.shared.change(|state, transitions, now| {
-            let ejection = Ejection {
-                breaker: &breaker,
-                cause,
-                retry_after,
-            };
+            let ejection = Ejection { breaker: &breaker, cause, retry_after };
             state.eject(&self.endpoint, ejection, now, transitions);
         });
     }
@@ -136,8 +122,7 @@ impl<S> Drop for Lease<S> {
     fn drop(&mut self) {
         self.endpoint.pending.fetch_sub(1, Ordering::Relaxed);
         if self.awaits_verdict() {
-            self.shared
-                .change(|_, _, _| self.endpoint.record.lock().breaker.return_probe());
+            self.shared.change(|_, _, _| self.endpoint.record.lock().breaker.return_probe());
         }
     }
 }

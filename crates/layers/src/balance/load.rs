@@ -58,19 +58,9 @@ impl Load {
         penalty: Option<Penalty>,
         now: Instant,
     ) -> Self {
-        let rtt = Decaying {
-            nanos: nanos(default_rtt),
-            updated: now,
-        };
-        let none = Decaying {
-            nanos: 0.0,
-            updated: now,
-        };
-        Self {
-            rtt,
-            decay,
-            penalty: penalty.map(|penalty| (none, penalty)),
-        }
+        let rtt = Decaying { nanos: nanos(default_rtt), updated: now };
+        let none = Decaying { nanos: 0.0, updated: now };
+        Self { rtt, decay, penalty: penalty.map(|penalty| (none, penalty)) }
     }
 
     /// A request took so long.
@@ -79,9 +69,7 @@ impl Load {
         self.rtt.nanos = if sample >= self.rtt.nanos {
             sample
         } else {
-            let elapsed = now
-                .saturating_duration_since(self.rtt.updated)
-                .as_secs_f64();
+            let elapsed = now.saturating_duration_since(self.rtt.updated).as_secs_f64();
             let kept = (-elapsed / self.decay.as_secs_f64().max(1e-9)).exp();
             sample + (self.rtt.nanos - sample) * kept
         };
@@ -101,10 +89,7 @@ impl Load {
         if let Some((state, config)) = &mut self.penalty {
             let hint = retry_after.map(|hint| hint.min(config.max_retry_after));
             let penalty = nanos(hint.unwrap_or(config.penalty));
-            *state = Decaying {
-                nanos: penalty.max(state.value(config.decay, now)),
-                updated: now,
-            };
+            *state = Decaying { nanos: penalty.max(state.value(config.decay, now)), updated: now };
         }
     }
 
@@ -136,11 +121,8 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn load(now: Instant) -> Load {
-        let penalty = Penalty {
-            penalty: 5 * SECOND,
-            max_retry_after: 20 * SECOND,
-            decay: 10 * SECOND,
-        };
+        let penalty =
+            Penalty { penalty: 5 * SECOND, max_retry_after: 20 * SECOND, decay: 10 * SECOND };
         Load::new(30 * MS, 10 * SECOND, Some(penalty), now)
     }
 
@@ -188,11 +170,7 @@ mod tests {
         load.penalize(Some(3600 * SECOND), start);
         assert_eq!(load.cost(start), plain + 20e9, "a hint is capped");
         load.penalize(Some(SECOND), start);
-        assert_eq!(
-            load.cost(start),
-            plain + 20e9,
-            "and does not shorten what is there"
-        );
+        assert_eq!(load.cost(start), plain + 20e9, "and does not shorten what is there");
         assert!(load.cost(start + 100 * SECOND) < plain + 1e6);
     }
 }

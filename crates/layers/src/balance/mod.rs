@@ -2,9 +2,9 @@
 //!
 //! It is a handle on a set of endpoints that whoever discovers them keeps up to date. A request
 //! [acquires](Balancer::acquire) a [`Lease`] on one: by the [`Strategy`], among those whose circuit
-//! breaker is closed, preferably one that it was not at yet. The lease counts as pending until it is
-//! dropped, and takes the latency and the outcome. While no endpoint is available requests wait, in
-//! bounded number and for a bounded time since it became so; after that they fail at once.
+//! breaker is closed, preferably one that it was not at yet. The lease counts as pending until it
+//! is dropped, and takes the latency and the outcome. While no endpoint is available requests wait,
+//! in bounded number and for a bounded time since it became so; after that they fail at once.
 //!
 //! There is no task and no timer in the background: a term of ejection that is over is noticed by
 //! the next pick, or by a request that waits for it.
@@ -22,6 +22,7 @@ mod service;
 mod state;
 #[cfg(test)]
 mod tests;
+mod upload;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -96,10 +97,7 @@ pub enum Strategy {
 impl Default for Strategy {
     /// Peak EWMA from 30 ms, over 10 s.
     fn default() -> Self {
-        Self::PeakEwma {
-            default_rtt: Duration::from_millis(30),
-            decay: Duration::from_secs(10),
-        }
+        Self::PeakEwma { default_rtt: Duration::from_millis(30), decay: Duration::from_secs(10) }
     }
 }
 
@@ -196,8 +194,7 @@ impl<S> Balancer<S> {
 
     /// Changes the set, all at once.
     pub fn update<R>(&self, change: impl FnOnce(&mut EndpointSet<'_, S>) -> R) -> R {
-        self.0
-            .change(|state, _, _| change(&mut EndpointSet::new(state, &self.0.config)))
+        self.0.change(|state, _, _| change(&mut EndpointSet::new(state, &self.0.config)))
     }
 
     /// Adds an endpoint, or replaces one, whose latency and breaker are then forgotten. Of weight 0
@@ -311,12 +308,13 @@ impl<S> Shared<S> {
     ) -> R {
         let now = Instant::now();
         let mut transitions = Vec::new();
-        let result = {
+        let (result, gone) = {
             let mut state = self.state.lock();
             let result = change(&mut state, &mut transitions, now);
             state.settle(&self.config, now, &mut transitions);
-            result
+            (result, std::mem::take(&mut state.gone))
         };
+        drop(gone);
         self.tell(&transitions);
         self.changed.notify_waiters();
         result
@@ -358,9 +356,7 @@ impl<S> Clone for Balancer<S> {
 
 impl<S> fmt::Debug for Balancer<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Balancer")
-            .field("config", &self.0.config)
-            .finish_non_exhaustive()
+        f.debug_struct("Balancer").field("config", &self.0.config).finish_non_exhaustive()
     }
 }
 

@@ -47,42 +47,23 @@ const PERIOD: u64 = 1 << 42;
 impl Picker {
     /// Over `(index, weight)`, weights above 0. With a source of randomness for picking in turn.
     pub(super) fn new(in_service: &[(usize, u32)], turns: Option<&mut SmallRng>) -> Self {
-        let total: u64 = in_service
-            .iter()
-            .map(|(_, weight)| u64::from(*weight))
-            .sum();
+        let total: u64 = in_service.iter().map(|(_, weight)| u64::from(*weight)).sum();
         let mean = total as f64 / in_service.len().max(1) as f64;
         let mut up_to = 0;
         let candidate = |(index, weight): &(usize, u32)| {
             let weight = u64::from(*weight);
             up_to += weight;
-            Candidate {
-                index: *index,
-                weight,
-                up_to,
-                share: weight as f64 / mean,
-            }
+            Candidate { index: *index, weight, up_to, share: weight as f64 / mean }
         };
         let candidates: Vec<_> = in_service.iter().map(candidate).collect();
-        let uniform = candidates
-            .windows(2)
-            .all(|pair| pair[0].weight == pair[1].weight);
+        let uniform = candidates.windows(2).all(|pair| pair[0].weight == pair[1].weight);
         let turn = |rng: &mut SmallRng, candidate: &Candidate| {
             let period = PERIOD / candidate.weight;
             let deadline = u128::from(rng.random_range(0..period));
-            Reverse(Turn {
-                deadline,
-                index: candidate.index,
-                period,
-            })
+            Reverse(Turn { deadline, index: candidate.index, period })
         };
         let turns = turns.map(|rng| candidates.iter().map(|c| turn(rng, c)).collect());
-        Self {
-            candidates,
-            total,
-            uniform,
-            turns: turns.unwrap_or_default(),
-        }
+        Self { candidates, total, uniform, turns: turns.unwrap_or_default() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -102,9 +83,7 @@ impl Picker {
         excluded: impl Fn(usize) -> bool,
         cost: impl Fn(usize, f64) -> f64,
     ) -> Option<usize> {
-        let drawn = excluding
-            .then(|| self.draw_two_except(rng, excluded))
-            .flatten();
+        let drawn = excluding.then(|| self.draw_two_except(rng, excluded)).flatten();
         let (first, second) = match drawn {
             Some(two) => two,
             None => self.draw_two(rng)?,
@@ -134,9 +113,7 @@ impl Picker {
     /// One in proportion to the weights. There is one.
     fn draw(&self, rng: &mut SmallRng) -> &Candidate {
         let ticket = rng.random_range(0..self.total);
-        &self.candidates[self
-            .candidates
-            .partition_point(|candidate| candidate.up_to <= ticket)]
+        &self.candidates[self.candidates.partition_point(|candidate| candidate.up_to <= ticket)]
     }
 
     /// For retries, which are few: a walk over all, in proportion to the weights. `None` if all are
@@ -147,11 +124,7 @@ impl Picker {
         excluded: impl Fn(usize) -> bool,
     ) -> Option<(&Candidate, &Candidate)> {
         let (mut seen, mut first, mut second) = (0, None, None);
-        for candidate in self
-            .candidates
-            .iter()
-            .filter(|candidate| !excluded(candidate.index))
-        {
+        for candidate in self.candidates.iter().filter(|candidate| !excluded(candidate.index)) {
             seen += candidate.weight;
             for drawn in [&mut first, &mut second] {
                 if rng.random_range(0..seen) < candidate.weight {
@@ -236,10 +209,7 @@ mod tests {
         for _ in 0..10 {
             assert_ne!(picker.next_in_turn(|index| index == 1).unwrap(), 1);
         }
-        assert!(
-            picker.next_in_turn(|_| true).is_some(),
-            "rather the same again than none"
-        );
+        assert!(picker.next_in_turn(|_| true).is_some(), "rather the same again than none");
         assert_eq!(Picker::new(&[], Some(&mut rng())).next_in_turn(none), None);
     }
 
@@ -258,9 +228,7 @@ mod tests {
             let picker = Picker::new(&weighted(weights), None);
             let mut rng = rng();
             let shares = shares(20_000, weights.len(), || {
-                picker
-                    .cheaper_of_two(&mut rng, false, none, |_, _| 1.0)
-                    .unwrap()
+                picker.cheaper_of_two(&mut rng, false, none, |_, _| 1.0).unwrap()
             });
             let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
             for (share, weight) in shares.iter().zip(weights) {
@@ -281,15 +249,8 @@ mod tests {
                 let pick = picker.cheaper_of_two(&mut rng, true, |index| index != 2, |_, _| 1.0);
                 assert_eq!(pick, Some(2));
             }
-            assert!(
-                picker
-                    .cheaper_of_two(&mut rng, true, |_| true, |_, _| 1.0)
-                    .is_some()
-            );
+            assert!(picker.cheaper_of_two(&mut rng, true, |_| true, |_, _| 1.0).is_some());
         }
-        assert_eq!(
-            Picker::default().cheaper_of_two(&mut rng(), false, none, |_, _| 1.0),
-            None
-        );
+        assert_eq!(Picker::default().cheaper_of_two(&mut rng(), false, none, |_, _| 1.0), None);
     }
 }

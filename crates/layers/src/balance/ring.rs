@@ -22,11 +22,7 @@ impl Ring {
     /// A ring of endpoints `(address, weight)`, known by their position. Those of weight 0 are left
     /// out, unless all are.
     pub(super) fn new(endpoints: &[(SocketAddr, u32)]) -> Self {
-        let heaviest = endpoints
-            .iter()
-            .map(|(_, weight)| *weight)
-            .max()
-            .unwrap_or(0);
+        let heaviest = endpoints.iter().map(|(_, weight)| *weight).max().unwrap_or(0);
         let full = u64::from(heaviest).max(1).next_power_of_two();
         let crowd = (endpoints.len() as u64).max(1).next_power_of_two();
         let each = (MAX_POINTS / crowd).clamp(1, MAX_POINTS_EACH);
@@ -85,9 +81,7 @@ mod tests {
 
     fn owners(endpoints: &[(SocketAddr, u32)], keys: u64) -> Vec<SocketAddr> {
         let ring = Ring::new(endpoints);
-        (0..keys)
-            .map(|key| endpoints[ring.walk(key).next().unwrap()].0)
-            .collect()
+        (0..keys).map(|key| endpoints[ring.walk(key).next().unwrap()].0).collect()
     }
 
     fn share(owners: &[SocketAddr], of: SocketAddr) -> f64 {
@@ -124,12 +118,7 @@ mod tests {
 
     #[test]
     fn shares_follow_the_weights() {
-        let endpoints = [
-            (addr(1), 1024),
-            (addr(2), 512),
-            (addr(3), 512),
-            (addr(4), 0),
-        ];
+        let endpoints = [(addr(1), 1024), (addr(2), 512), (addr(3), 512), (addr(4), 0)];
         let owners = owners(&endpoints, 20_000);
         for (n, expected) in [(1, 0.5), (2, 0.25), (3, 0.25), (4, 0.0)] {
             let share = share(&owners, addr(n));
@@ -161,9 +150,8 @@ mod tests {
     fn its_size_is_bounded_whatever_the_weights() {
         let weights = [1, 10_000, u32::MAX];
         for count in [1u32, 500, 5_000, 70_000] {
-            let endpoints: Vec<_> = (0..count)
-                .map(|n| (addr(n), weights[n as usize % 3]))
-                .collect();
+            let endpoints: Vec<_> =
+                (0..count).map(|n| (addr(n), weights[n as usize % 3])).collect();
             let ring = Ring::new(&endpoints);
             assert!(ring.points.len() <= (MAX_POINTS as usize).max(endpoints.len()));
             assert!(ring.points.len() >= endpoints.len(), "everybody is on it");

@@ -3,7 +3,7 @@
 //! The latency is that of the response's head; the request is pending until the response's body
 //! ends. The outcome is the classification of the response, for gRPC by its trailers; an error is a
 //! failure unless it is the client's; and a request that was given up is a failure only if its
-//! deadline had passed, else the client went away.
+//! deadline had passed while it was the endpoint's turn, else the client went away.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use tower::Service;
 
 use super::retry_after::retry_after;
+use super::upload::Starved;
 use super::{Balancer, Lease};
 use crate::{
     BoxError, End, HashKey, Outcome, Request, RequestDeadline, Response, ResponseFuture, Track,
@@ -41,12 +42,8 @@ where
             None => self.try_acquire(hash, &[]),
         };
         let state = match acquired {
-            Ok(lease) => State::Calling {
-                exchange: Exchange::begin(lease, request),
-            },
-            Err(_) => State::Waiting {
-                rest: Box::pin(wait_and_call(self.clone(), hash, request)),
-            },
+            Ok(lease) => State::Calling { exchange: Exchange::begin(lease, request) },
+            Err(_) => State::Waiting { rest: Box::pin(wait_and_call(self.clone(), hash, request)) },
         };
         BalancerFuture { state }
     }
@@ -61,11 +58,7 @@ async fn wait_and_call<S>(
 where
     S: Service<Request, Response = Response, Error = BoxError> + Clone + Send + Sync + 'static,
 {
-    let tried = request
-        .extensions()
-        .get::<Tried>()
-        .map(Tried::addrs)
-        .unwrap_or_default();
+    let tried = request.extensions().get::<Tried>().map(Tried::addrs).unwrap_or_default();
     let lease = balancer.acquire(hash, &tried).await?;
     Exchange::begin(lease, request).await
 }
@@ -112,14 +105,22 @@ pin_project! {
         #[pin]
         call: S::Future,
         unanswered: Unanswered<S>,
-        request_deadline: Option<Instant>,
     }
 }
 
 /// A lease whose request has no answer yet.
 struct Unanswered<S> {
     lease: Option<Lease<S>>,
-    deadline: Option<Instant>,
+    patience: Patience,
+}
+
+/// How long the endpoint has, and whether it is the one who takes that long.
+#[derive(Clone, Default)]
+struct Patience {
+    request: Option<Instant>,
+    /// To the head of the response.
+    head: Option<Instant>,
+    starved: Starved,
 }
 
 impl<S> Exchange<S>
@@ -131,20 +132,33 @@ where
         if let Some(tried) = extensions.get::<Tried>() {
             tried.push(lease.addr());
         }
-        let request_deadline = extensions
-            .get::<RequestDeadline>()
-            .map(|deadline| deadline.0);
-        let try_deadline = extensions.get::<TryDeadline>().map(|deadline| deadline.0);
+        let (patience, request) = Patience::of(request, lease.has_breaker());
         let call = lease.service().clone().call(request);
-        let deadline = try_deadline.or(request_deadline);
-        Self {
-            call,
-            unanswered: Unanswered {
-                lease: Some(lease),
-                deadline,
-            },
-            request_deadline,
+        Self { call, unanswered: Unanswered { lease: Some(lease), patience } }
+    }
+}
+
+impl Patience {
+    fn of(request: Request, matters: bool) -> (Self, Request) {
+        let extensions = request.extensions();
+        let limit = extensions.get::<RequestDeadline>().map(|deadline| deadline.0);
+        let head = extensions.get::<TryDeadline>().map(|deadline| deadline.0).or(limit);
+        if !matters || head.is_none() {
+            return (Self::default(), request);
         }
+        let (parts, body) = request.into_parts();
+        let (starved, body) = Starved::follow(body);
+        (Self { request: limit, head, starved }, Request::from_parts(parts, body))
+    }
+
+    /// Whether it is the endpoint's fault that the request is given up before its head.
+    fn ended_before_head(&self, now: Instant) -> bool {
+        self.head.is_some_and(|at| at <= now) && !self.starved.now()
+    }
+
+    /// Whether it is the endpoint's fault that the response is given up.
+    fn ended(&self, now: Instant) -> bool {
+        self.request.is_some_and(|at| at <= now) && !self.starved.now()
     }
 }
 
@@ -161,7 +175,10 @@ where
             return Poll::Ready(result);
         };
         Poll::Ready(match result {
-            Ok(response) => Ok(answered(lease, response, *this.request_deadline)),
+            Ok(response) => {
+                let patience = std::mem::take(&mut this.unanswered.patience);
+                Ok(answered(lease, response, patience))
+            }
             Err(error) => {
                 if !is_request_body_error(&error) {
                     lease.failure(None);
@@ -173,7 +190,7 @@ where
 }
 
 /// Tells what the head of a response says, and follows its body for the rest.
-fn answered<S>(mut lease: Lease<S>, response: Response, deadline: Option<Instant>) -> Response
+fn answered<S>(mut lease: Lease<S>, response: Response, patience: Patience) -> Response
 where
     S: Send + Sync + 'static,
 {
@@ -195,12 +212,7 @@ where
         lease.settle_success(rtt, now);
     }
     let status_in_trailers = outcome.is_none();
-    let rest = Answered {
-        lease,
-        rtt,
-        status_in_trailers,
-        deadline,
-    };
+    let rest = Answered { lease, rtt, status_in_trailers, patience };
     response.map(|body| track(body, rest))
 }
 
@@ -209,7 +221,7 @@ struct Answered<S> {
     lease: Lease<S>,
     rtt: Duration,
     status_in_trailers: bool,
-    deadline: Option<Instant>,
+    patience: Patience,
 }
 
 impl<S: Send + Sync + 'static> Track for Answered<S> {
@@ -227,7 +239,7 @@ impl<S: Send + Sync + 'static> Track for Answered<S> {
             End::Error(error) if is_request_body_error(error) => return,
             End::Error(_) => Outcome::Failure,
             // If nobody was waiting for it, it was the client that took too long.
-            End::Dropped { waiting } if waiting && passed(self.deadline, now) => Outcome::Failure,
+            End::Dropped { waiting } if waiting && self.patience.ended(now) => Outcome::Failure,
             End::Dropped { .. } => return,
         };
         match outcome {
@@ -241,15 +253,14 @@ impl<S> Drop for Unanswered<S> {
     fn drop(&mut self) {
         let Some(lease) = &mut self.lease else { return };
         let now = Instant::now();
-        if passed(self.deadline, now) {
+        if self.patience.ended_before_head(now) {
             lease.failure(None);
-        } else {
+        } else if !self.patience.starved.now() {
             // Not to its discredit, but it can't be faster than that.
             lease.observe_at_least(now);
         }
     }
 }
 
-fn passed(deadline: Option<Instant>, now: Instant) -> bool {
-    deadline.is_some_and(|deadline| deadline <= now)
-}
+#[cfg(test)]
+mod tests;

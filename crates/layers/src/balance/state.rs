@@ -42,10 +42,7 @@ impl Record {
             _ => (Duration::ZERO, DISPLAY_DECAY),
         };
         let load = Load::new(default_rtt, decay, config.penalty, now);
-        Self {
-            load,
-            breaker: Breaker::new(now),
-        }
+        Self { load, breaker: Breaker::new(now) }
     }
 }
 
@@ -71,6 +68,8 @@ pub(super) struct State<S> {
     slots: Vec<Slot<S>>,
     by_addr: HashMap<SocketAddr, usize>,
     missing: Missing,
+    /// Removed, and to be dropped without the lock: what a service does then is its own affair.
+    pub(super) gone: Vec<Arc<Endpoint<S>>>,
     /// Over the slots in service.
     picker: Picker,
     /// Over all slots, if the strategy is by hash.
@@ -107,6 +106,7 @@ impl<S> State<S> {
             slots: Vec::new(),
             by_addr: HashMap::new(),
             missing: Missing::default(),
+            gone: Vec::new(),
             picker: Picker::default(),
             ring: Ring::default(),
             probes: Vec::new(),
@@ -130,9 +130,7 @@ impl<S> State<S> {
         }
         let picked = match config.strategy {
             Strategy::RingHash => self.pick_by_hash(hash, exclude),
-            _ => self
-                .pick_probe(exclude)
-                .or_else(|| self.pick_by_load(config, exclude, now)),
+            _ => self.pick_probe(exclude).or_else(|| self.pick_by_load(config, exclude, now)),
         };
         let Some(index) = picked else {
             return Err(self.blocked(now));
@@ -141,12 +139,7 @@ impl<S> State<S> {
         if probe {
             self.slots[index].standing = Standing::Out;
             self.probes.retain(|probe| *probe != index);
-            self.slots[index]
-                .endpoint
-                .record
-                .lock()
-                .breaker
-                .take_probe();
+            self.slots[index].endpoint.record.lock().breaker.take_probe();
         }
         let endpoint = &self.slots[index].endpoint;
         endpoint.pending.fetch_add(1, Ordering::Relaxed);
@@ -174,17 +167,15 @@ impl<S> State<S> {
         match config.strategy {
             Strategy::RoundRobin => self.picker.next_in_turn(excluded),
             Strategy::PeakEwma { .. } => {
-                self.picker
-                    .cheaper_of_two(rng, !exclude.is_empty(), excluded, |index, share| {
-                        let latency = slots[index].endpoint.record.lock().load.cost(now);
-                        latency * (pending(index) / share + 1.0)
-                    })
+                self.picker.cheaper_of_two(rng, !exclude.is_empty(), excluded, |index, share| {
+                    let latency = slots[index].endpoint.record.lock().load.cost(now);
+                    latency * (pending(index) / share + 1.0)
+                })
             }
             Strategy::LeastRequest | Strategy::RingHash => {
-                self.picker
-                    .cheaper_of_two(rng, !exclude.is_empty(), excluded, |index, share| {
-                        pending(index) / share
-                    })
+                self.picker.cheaper_of_two(rng, !exclude.is_empty(), excluded, |index, share| {
+                    pending(index) / share
+                })
             }
         }
     }
@@ -194,10 +185,7 @@ impl<S> State<S> {
         let usable = |index: &usize| self.slots[*index].standing != Standing::Out;
         let untried =
             |index: &usize| usable(index) && !exclude.contains(&self.slots[*index].endpoint.addr);
-        self.ring
-            .walk(key)
-            .find(untried)
-            .or_else(|| self.ring.walk(key).find(usable))
+        self.ring.walk(key).find(untried).or_else(|| self.ring.walk(key).find(usable))
     }
 
     fn blocked(&self, now: Instant) -> Blocked {
@@ -208,11 +196,7 @@ impl<S> State<S> {
             Missing::NotFound => Reason::NoEndpoints { exists: false },
         };
         let since = self.unavailable_since.unwrap_or(now);
-        Blocked {
-            reason,
-            since,
-            next_probe: self.next_probe,
-        }
+        Blocked { reason, since, next_probe: self.next_probe }
     }
 
     /// Works out anew who is in service, after any change of the set or of a breaker.
@@ -266,9 +250,7 @@ impl<S> State<S> {
         now: Instant,
         transitions: &mut Transitions,
     ) {
-        let floor = config
-            .breaker
-            .map_or(0, |breaker| breaker.min_ready_endpoints) as usize;
+        let floor = config.breaker.map_or(0, |breaker| breaker.min_ready_endpoints) as usize;
         if floor == 0 {
             return;
         }
@@ -297,11 +279,7 @@ impl<S> State<S> {
         now: Instant,
         transitions: &mut Transitions,
     ) {
-        let Ejection {
-            breaker,
-            cause,
-            retry_after,
-        } = ejection;
+        let Ejection { breaker, cause, retry_after } = ejection;
         if !self.holds(endpoint) {
             return;
         }
@@ -364,11 +342,8 @@ impl<S> State<S> {
     }
 
     fn rebuild_ring(&mut self) {
-        let endpoints: Vec<_> = self
-            .slots
-            .iter()
-            .map(|slot| (slot.endpoint.addr, slot.weight))
-            .collect();
+        let endpoints: Vec<_> =
+            self.slots.iter().map(|slot| (slot.endpoint.addr, slot.weight)).collect();
         self.ring = Ring::new(&endpoints);
     }
 }
@@ -387,20 +362,14 @@ impl<'a, S> EndpointSet<'a, S> {
     /// Adds an endpoint, or replaces one, whose latency and breaker are then forgotten.
     pub fn insert(&mut self, addr: SocketAddr, weight: u32, service: S) {
         let record = Mutex::new(Record::new(self.config, Instant::now()));
-        let endpoint = Arc::new(Endpoint {
-            addr,
-            service,
-            pending: AtomicU32::new(0),
-            record,
-        });
-        let slot = Slot {
-            endpoint,
-            weight,
-            standing: Standing::Out,
-        };
+        let endpoint = Arc::new(Endpoint { addr, service, pending: AtomicU32::new(0), record });
+        let slot = Slot { endpoint, weight, standing: Standing::Out };
         self.state.missing = Missing::NoEndpoints;
         match self.state.by_addr.get(&addr) {
-            Some(index) => self.state.slots[*index] = slot,
+            Some(index) => {
+                let old = std::mem::replace(&mut self.state.slots[*index], slot);
+                self.state.gone.push(old.endpoint);
+            }
             None => {
                 self.state.by_addr.insert(addr, self.state.slots.len());
                 self.state.slots.push(slot);
@@ -422,7 +391,8 @@ impl<'a, S> EndpointSet<'a, S> {
         let Some(index) = self.state.by_addr.remove(addr) else {
             return false;
         };
-        self.state.slots.swap_remove(index);
+        let removed = self.state.slots.swap_remove(index);
+        self.state.gone.push(removed.endpoint);
         if let Some(moved) = self.state.slots.get(index) {
             self.state.by_addr.insert(moved.endpoint.addr, index);
         }
@@ -431,13 +401,8 @@ impl<'a, S> EndpointSet<'a, S> {
 
     /// Removes all but these.
     pub fn retain(&mut self, keep: &HashSet<SocketAddr>) {
-        let gone: Vec<_> = self
-            .state
-            .by_addr
-            .keys()
-            .filter(|addr| !keep.contains(addr))
-            .copied()
-            .collect();
+        let gone: Vec<_> =
+            self.state.by_addr.keys().filter(|addr| !keep.contains(addr)).copied().collect();
         for addr in gone {
             self.remove(&addr);
         }
@@ -445,7 +410,8 @@ impl<'a, S> EndpointSet<'a, S> {
 
     /// Removes all, and says why there is nothing.
     pub fn clear(&mut self, why: Missing) {
-        self.state.slots.clear();
+        let removed = self.state.slots.drain(..).map(|slot| slot.endpoint);
+        self.state.gone.extend(removed);
         self.state.by_addr.clear();
         self.state.missing = why;
     }

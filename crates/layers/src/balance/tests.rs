@@ -24,38 +24,20 @@ fn balancer(config: BalanceConfig, endpoints: u8) -> Set {
 }
 
 fn breaking(consecutive: u32) -> BreakerConfig {
-    let backoff = Backoff {
-        min: SECOND,
-        max: 60 * SECOND,
-        jitter: 0.0,
-    };
-    BreakerConfig {
-        consecutive: Some(consecutive),
-        backoff,
-        ..BreakerConfig::default()
-    }
+    let backoff = Backoff { min: SECOND, max: 60 * SECOND, jitter: 0.0 };
+    BreakerConfig { consecutive: Some(consecutive), backoff, ..BreakerConfig::default() }
 }
 
 fn with_breaker(breaker: BreakerConfig) -> BalanceConfig {
-    BalanceConfig {
-        breaker: Some(breaker),
-        ..BalanceConfig::default()
-    }
+    BalanceConfig { breaker: Some(breaker), ..BalanceConfig::default() }
 }
 
 fn with_strategy(strategy: Strategy) -> BalanceConfig {
-    BalanceConfig {
-        strategy,
-        ..BalanceConfig::default()
-    }
+    BalanceConfig { strategy, ..BalanceConfig::default() }
 }
 
 fn acquire_now(balancer: &Set) -> Lease<&'static str> {
-    balancer
-        .acquire(None, &[])
-        .now_or_never()
-        .expect("available")
-        .unwrap()
+    balancer.acquire(None, &[]).now_or_never().expect("available").unwrap()
 }
 
 fn is_waiting(balancer: &Set) -> bool {
@@ -63,32 +45,19 @@ fn is_waiting(balancer: &Set) -> bool {
 }
 
 fn refused(balancer: &Set) -> Unavailable {
-    balancer
-        .acquire(None, &[])
-        .now_or_never()
-        .expect("at once")
-        .unwrap_err()
+    balancer.acquire(None, &[]).now_or_never().expect("at once").unwrap_err()
 }
 
 /// Fails one request at this endpoint.
 fn fail(balancer: &Set, n: u8) {
     let others: Vec<_> = (1..=9).filter(|other| *other != n).map(addr).collect();
-    let mut lease = balancer
-        .acquire(None, &others)
-        .now_or_never()
-        .unwrap()
-        .unwrap();
+    let mut lease = balancer.acquire(None, &others).now_or_never().unwrap().unwrap();
     assert_eq!(lease.addr(), addr(n));
     lease.failure(None);
 }
 
 fn health(balancer: &Set, n: u8) -> Health {
-    balancer
-        .status()
-        .into_iter()
-        .find(|status| status.addr == addr(n))
-        .unwrap()
-        .state
+    balancer.status().into_iter().find(|status| status.addr == addr(n)).unwrap().state
 }
 
 fn is_ejected(balancer: &Set, n: u8) -> bool {
@@ -119,16 +88,9 @@ async fn without_an_endpoint_for_long_requests_fail_at_once() {
     let start = Instant::now();
     advance(SECOND).await;
     let reason = Reason::Unresolved;
-    let failed = Unavailable::FailFast {
-        after: 3 * SECOND,
-        reason,
-    };
+    let failed = Unavailable::FailFast { after: 3 * SECOND, reason };
     assert_eq!(balancer.acquire(None, &[]).await.unwrap_err(), failed);
-    assert_eq!(
-        start.elapsed(),
-        3 * SECOND,
-        "since it became so, not since the request"
-    );
+    assert_eq!(start.elapsed(), 3 * SECOND, "since it became so, not since the request");
     assert_eq!(refused(&balancer), failed);
 
     balancer.insert(addr(1), 1, "");
@@ -139,17 +101,11 @@ async fn without_an_endpoint_for_long_requests_fail_at_once() {
 
 #[tokio::test(start_paused = true)]
 async fn few_enough_wait() {
-    let config = BalanceConfig {
-        capacity: 1,
-        ..BalanceConfig::default()
-    };
+    let config = BalanceConfig { capacity: 1, ..BalanceConfig::default() };
     let balancer = balancer(config, 0);
     let mut first = Box::pin(balancer.acquire(None, &[]));
     assert!(first.as_mut().now_or_never().is_none());
-    let full = Unavailable::QueueFull {
-        capacity: 1,
-        reason: Reason::Unresolved,
-    };
+    let full = Unavailable::QueueFull { capacity: 1, reason: Reason::Unresolved };
     assert_eq!(refused(&balancer), full);
     drop(first);
     assert!(is_waiting(&balancer), "who goes away frees the place");
@@ -160,23 +116,14 @@ async fn says_why_there_is_nothing() {
     let balancer = balancer(with_breaker(breaking(1)), 1);
     fail(&balancer, 1);
     assert!(is_waiting(&balancer), "ejected just now");
-    let config = BalanceConfig {
-        failfast_timeout: Duration::ZERO,
-        ..with_breaker(breaking(1))
-    };
+    let config = BalanceConfig { failfast_timeout: Duration::ZERO, ..with_breaker(breaking(1)) };
     let impatient = self::balancer(config, 1);
     fail(&impatient, 1);
     assert_eq!(refused(&impatient).reason(), Reason::AllEjected);
     impatient.remove(&addr(1));
-    assert_eq!(
-        refused(&impatient).reason(),
-        Reason::NoEndpoints { exists: true }
-    );
+    assert_eq!(refused(&impatient).reason(), Reason::NoEndpoints { exists: true });
     impatient.set_missing(Missing::NotFound);
-    assert_eq!(
-        refused(&impatient).reason(),
-        Reason::NoEndpoints { exists: false }
-    );
+    assert_eq!(refused(&impatient).reason(), Reason::NoEndpoints { exists: false });
     impatient.set_missing(Missing::Unresolved);
     assert_eq!(refused(&impatient).reason(), Reason::Unresolved);
 }
@@ -199,13 +146,7 @@ async fn requests_flow_around_a_slow_endpoint() {
 #[tokio::test(start_paused = true)]
 async fn requests_flow_around_a_busy_endpoint() {
     let decay = 10 * SECOND;
-    for strategy in [
-        Strategy::PeakEwma {
-            default_rtt: 30 * MS,
-            decay,
-        },
-        Strategy::LeastRequest,
-    ] {
+    for strategy in [Strategy::PeakEwma { default_rtt: 30 * MS, decay }, Strategy::LeastRequest] {
         let balancer = balancer(with_strategy(strategy), 2);
         let busy = balancer.acquire(None, &[addr(1)]).await.unwrap();
         for _ in 0..20 {
@@ -226,10 +167,7 @@ async fn every_strategy_avoids_what_was_tried_and_prefers_it_to_nothing() {
     ] {
         let balancer = balancer(with_strategy(strategy), 3);
         for _ in 0..20 {
-            let lease = balancer
-                .acquire(Some(1), &[addr(1), addr(3)])
-                .await
-                .unwrap();
+            let lease = balancer.acquire(Some(1), &[addr(1), addr(3)]).await.unwrap();
             assert_eq!(lease.addr(), addr(2), "{strategy:?}");
         }
         let all = [addr(1), addr(2), addr(3)];
@@ -239,11 +177,7 @@ async fn every_strategy_avoids_what_was_tried_and_prefers_it_to_nothing() {
 
 #[tokio::test(start_paused = true)]
 async fn weight_zero_gets_nothing_unless_there_is_nothing_else() {
-    for strategy in [
-        Strategy::default(),
-        Strategy::RoundRobin,
-        Strategy::RingHash,
-    ] {
+    for strategy in [Strategy::default(), Strategy::RoundRobin, Strategy::RingHash] {
         let balancer = balancer(with_strategy(strategy), 2);
         balancer.update(|set| assert!(set.reweigh(&addr(1), 0)));
         for _ in 0..20 {
@@ -259,27 +193,15 @@ async fn turns_follow_weights() {
     let balancer = balancer(with_strategy(Strategy::RoundRobin), 0);
     balancer.insert(addr(1), 3, "");
     balancer.insert(addr(2), 1, "");
-    let picks = (0..400)
-        .filter(|_| acquire_now(&balancer).addr() == addr(1))
-        .count();
+    let picks = (0..400).filter(|_| acquire_now(&balancer).addr() == addr(1)).count();
     assert!((299..=301).contains(&picks), "{picks}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn equal_keys_meet_at_one_endpoint_and_only_its_keys_move_when_it_is_ejected() {
-    let config = BalanceConfig {
-        strategy: Strategy::RingHash,
-        ..with_breaker(breaking(1))
-    };
+    let config = BalanceConfig { strategy: Strategy::RingHash, ..with_breaker(breaking(1)) };
     let balancer = balancer(config, 5);
-    let owner = |key: u64| {
-        balancer
-            .acquire(Some(key), &[])
-            .now_or_never()
-            .unwrap()
-            .unwrap()
-            .addr()
-    };
+    let owner = |key: u64| balancer.acquire(Some(key), &[]).now_or_never().unwrap().unwrap().addr();
     let before: Vec<_> = (0..200).map(owner).collect();
     assert_eq!(before, (0..200).map(owner).collect::<Vec<_>>());
     fail(&balancer, 3);
@@ -295,20 +217,11 @@ async fn an_endpoint_that_fails_is_ejected_probed_and_readmitted() {
     let events = Arc::new(Mutex::new(Vec::new()));
     let log = Arc::clone(&events);
     let hook: BreakerHook = Arc::new(move |addr, event| log.lock().push((addr, event)));
-    let config = BalanceConfig {
-        breaker_hook: Some(hook),
-        ..with_breaker(breaking(3))
-    };
+    let config = BalanceConfig { breaker_hook: Some(hook), ..with_breaker(breaking(3)) };
     let balancer = balancer(config, 2);
     let start = Instant::now();
     (0..3).for_each(|_| fail(&balancer, 1));
-    assert_eq!(
-        health(&balancer, 1),
-        Health::Ejected {
-            since: start,
-            until: start + SECOND
-        }
-    );
+    assert_eq!(health(&balancer, 1), Health::Ejected { since: start, until: start + SECOND });
     for _ in 0..20 {
         assert_eq!(acquire_now(&balancer).addr(), addr(2));
     }
@@ -331,10 +244,7 @@ async fn an_endpoint_that_fails_is_ejected_probed_and_readmitted() {
     probe.success(5 * MS);
     assert_eq!(health(&balancer, 1), Health::Ready);
 
-    let opened = |seconds: u32, cause| Transition::Opened {
-        term: SECOND * seconds,
-        cause,
-    };
+    let opened = |seconds: u32, cause| Transition::Opened { term: SECOND * seconds, cause };
     let expected = [
         opened(1, Cause::Consecutive),
         Transition::HalfOpened,
@@ -350,10 +260,7 @@ async fn a_retry_does_not_probe_while_there_is_somebody_better() {
     let balancer = balancer(with_breaker(breaking(1)), 3);
     fail(&balancer, 1);
     advance(SECOND).await;
-    assert_eq!(
-        balancer.acquire(None, &[addr(2)]).await.unwrap().addr(),
-        addr(3)
-    );
+    assert_eq!(balancer.acquire(None, &[addr(2)]).await.unwrap().addr(), addr(3));
     assert_eq!(acquire_now(&balancer).addr(), addr(1));
 }
 
@@ -387,24 +294,14 @@ async fn those_who_wait_get_the_probe_or_its_success() {
 
 #[tokio::test(start_paused = true)]
 async fn no_more_are_ejected_than_the_floor_allows() {
-    let breaker = BreakerConfig {
-        min_ready_endpoints: 2,
-        ..breaking(1)
-    };
+    let breaker = BreakerConfig { min_ready_endpoints: 2, ..breaking(1) };
     let balancer = balancer(with_breaker(breaker), 3);
     (1..=3).for_each(|n| fail(&balancer, n));
     assert!(is_ejected(&balancer, 1));
-    assert_eq!(
-        [health(&balancer, 2), health(&balancer, 3)],
-        [Health::Ready; 2]
-    );
+    assert_eq!([health(&balancer, 2), health(&balancer, 3)], [Health::Ready; 2]);
 
     balancer.remove(&addr(3));
-    assert_eq!(
-        health(&balancer, 1),
-        Health::Ready,
-        "back early, for the sake of the floor"
-    );
+    assert_eq!(health(&balancer, 1), Health::Ready, "back early, for the sake of the floor");
 }
 
 #[tokio::test(start_paused = true)]
@@ -419,32 +316,14 @@ async fn replacing_keeps_what_is_known_of_the_unchanged() {
     let balancer = balancer(with_breaker(breaking(1)), 3);
     fail(&balancer, 1);
     fail(&balancer, 2);
-    let set = [
-        (addr(1), 5, "new"),
-        (addr(2), 5, "new"),
-        (addr(4), 5, "new"),
-    ];
-    balancer.replace(set, |unchanged| {
-        *unchanged == addr(1) || *unchanged == addr(4)
-    });
+    let set = [(addr(1), 5, "new"), (addr(2), 5, "new"), (addr(4), 5, "new")];
+    balancer.replace(set, |unchanged| *unchanged == addr(1) || *unchanged == addr(4));
     assert!(is_ejected(&balancer, 1), "unchanged");
-    assert_eq!(
-        health(&balancer, 2),
-        Health::Ready,
-        "another service, another chance"
-    );
-    let mut addrs: Vec<_> = balancer
-        .status()
-        .iter()
-        .map(|s| (s.addr, s.weight))
-        .collect();
+    assert_eq!(health(&balancer, 2), Health::Ready, "another service, another chance");
+    let mut addrs: Vec<_> = balancer.status().iter().map(|s| (s.addr, s.weight)).collect();
     addrs.sort_unstable();
     assert_eq!(addrs, [(addr(1), 5), (addr(2), 5), (addr(4), 5)]);
-    assert_eq!(
-        *acquire_now(&balancer).service(),
-        "new",
-        "one that was not there is new anyhow"
-    );
+    assert_eq!(*acquire_now(&balancer).service(), "new", "one that was not there is new anyhow");
 }
 
 #[tokio::test(start_paused = true)]
@@ -460,22 +339,11 @@ async fn a_late_failure_does_not_eject_a_successor() {
 
 #[tokio::test(start_paused = true)]
 async fn retry_after_sets_the_term() {
-    let balancer = balancer(
-        with_breaker(BreakerConfig {
-            respect_retry_after: true,
-            ..breaking(1)
-        }),
-        1,
-    );
+    let balancer =
+        balancer(with_breaker(BreakerConfig { respect_retry_after: true, ..breaking(1) }), 1);
     let now = Instant::now();
     acquire_now(&balancer).failure(Some(20 * SECOND));
-    assert_eq!(
-        health(&balancer, 1),
-        Health::Ejected {
-            since: now,
-            until: now + 20 * SECOND
-        }
-    );
+    assert_eq!(health(&balancer, 1), Health::Ejected { since: now, until: now + 20 * SECOND });
 }
 
 #[tokio::test(start_paused = true)]
@@ -488,6 +356,23 @@ async fn the_first_outcome_counts_and_a_lease_is_pending_until_dropped() {
     assert_eq!(balancer.status()[0].in_flight, 1);
     drop(lease);
     assert_eq!(balancer.status()[0].in_flight, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_may_use_the_balancer_while_it_is_dropped() {
+    struct Nosy(Balancer<Nosy>);
+    impl Drop for Nosy {
+        fn drop(&mut self) {
+            self.0.status();
+        }
+    }
+    let balancer: Balancer<Nosy> = Balancer::new(BalanceConfig::default());
+    balancer.insert(addr(1), 1, Nosy(balancer.clone()));
+    balancer.insert(addr(1), 1, Nosy(balancer.clone()));
+    balancer.remove(&addr(1));
+    balancer.insert(addr(2), 1, Nosy(balancer.clone()));
+    balancer.set_missing(Missing::NotFound);
+    assert!(balancer.status().is_empty());
 }
 
 mod set {

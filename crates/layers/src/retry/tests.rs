@@ -79,17 +79,9 @@ struct Seen {
 
 impl Bench {
     fn new(max_retries: u32) -> Self {
-        let backoff = Backoff {
-            min: 100 * MS,
-            max: 1000 * MS,
-            jitter: 0.0,
-        };
+        let backoff = Backoff { min: 100 * MS, max: 1000 * MS, jitter: 0.0 };
         Self {
-            params: RetryParams {
-                max_retries,
-                backoff,
-                ..RetryParams::default()
-            },
+            params: RetryParams { max_retries, backoff, ..RetryParams::default() },
             budget: Budget::new(0.0, 100, Duration::from_secs(10)),
             events: Arc::default(),
             seen: Arc::default(),
@@ -105,16 +97,10 @@ impl Bench {
         let script: Arc<Mutex<VecDeque<Step>>> = Arc::new(Mutex::new(script.into_vec().into()));
         let seen = Arc::clone(&self.seen);
         let server = service_fn(move |request: Request| {
-            let step = script
-                .lock()
-                .pop_front()
-                .expect("no more tries were expected");
+            let step = script.lock().pop_front().expect("no more tries were expected");
             serve(step, request, Arc::clone(&seen))
         });
-        let policy = Policy {
-            params: self.params,
-            events: Arc::clone(&self.events),
-        };
+        let policy = Policy { params: self.params, events: Arc::clone(&self.events) };
         RetryLayer::new(policy, self.budget.clone()).layer(server)
     }
 
@@ -123,9 +109,7 @@ impl Bench {
         request: Request,
         script: impl IntoIterator<Item = Step>,
     ) -> Result<Response, BoxError> {
-        self.service(script.into_iter().collect())
-            .call(request)
-            .await
+        self.service(script.into_iter().collect()).call(request).await
     }
 
     fn events(&self) -> Vec<RetryEvent> {
@@ -177,35 +161,18 @@ fn status(code: u16) -> Response {
 }
 
 fn grpc(body: Body) -> Response {
-    http::Response::builder()
-        .header("content-type", "application/grpc")
-        .body(body)
-        .unwrap()
+    http::Response::builder().header("content-type", "application/grpc").body(body).unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn retries_with_growing_waits_until_it_works() {
     let bench = Bench::new(3);
-    let script = [
-        Step::Answer(status(503)),
-        Step::Fail("again"),
-        Step::Answer(status(200)),
-    ];
+    let script = [Step::Answer(status(503)), Step::Fail("again"), Step::Answer(status(200))];
     let response = bench.call(get(), script).await.unwrap();
     assert_eq!(response.status(), 200);
-    assert_eq!(
-        bench.events(),
-        [
-            RetryEvent::Retried,
-            RetryEvent::Retried,
-            RetryEvent::Succeeded
-        ]
-    );
+    assert_eq!(bench.events(), [RetryEvent::Retried, RetryEvent::Retried, RetryEvent::Succeeded]);
     let seen = bench.seen.lock();
-    assert_eq!(
-        seen.iter().map(|seen| seen.attempt).collect::<Vec<_>>(),
-        [0, 1, 2]
-    );
+    assert_eq!(seen.iter().map(|seen| seen.attempt).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(seen[1].at - seen[0].at, 100 * MS);
     assert_eq!(seen[2].at - seen[1].at, 200 * MS);
 }
@@ -213,10 +180,7 @@ async fn retries_with_growing_waits_until_it_works() {
 #[tokio::test]
 async fn what_works_at_once_is_not_an_event() {
     let bench = Bench::new(3);
-    bench
-        .call(get(), [Step::Answer(status(404))])
-        .await
-        .unwrap();
+    bench.call(get(), [Step::Answer(status(404))]).await.unwrap();
     bench.call(get(), [Step::Fail("other")]).await.unwrap_err();
     assert!(bench.events().is_empty());
 }
@@ -228,19 +192,13 @@ async fn the_last_answer_is_handed_down_as_it_is() {
     let response = bench.call(get(), script).await.unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(collect(response.into_body()).await.unwrap(), "body");
-    assert_eq!(
-        bench.events(),
-        [RetryEvent::Retried, RetryEvent::LimitExceeded]
-    );
+    assert_eq!(bench.events(), [RetryEvent::Retried, RetryEvent::LimitExceeded]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_may_have_been_processed_is_not_repeated_unless_it_never_arrived() {
     let bench = Bench::new(2);
-    let response = bench
-        .call(post("pay"), [Step::Answer(status(503))])
-        .await
-        .unwrap();
+    let response = bench.call(post("pay"), [Step::Answer(status(503))]).await.unwrap();
     assert_eq!(response.status(), 503);
     assert_eq!(bench.events(), [RetryEvent::NotIdempotent]);
 
@@ -257,18 +215,10 @@ async fn a_streamed_body_is_sent_again_whole() {
     tx.data("ab");
     tx.data("cd");
     drop(tx);
-    let script = [
-        Step::ReadAndAnswer(status(503)),
-        Step::ReadAndAnswer(status(200)),
-    ];
+    let script = [Step::ReadAndAnswer(status(503)), Step::ReadAndAnswer(status(200))];
     bench.call(Request::new(body), script).await.unwrap();
     let seen = bench.seen.lock();
-    assert_eq!(
-        seen.iter()
-            .map(|seen| seen.body.as_str())
-            .collect::<Vec<_>>(),
-        ["abcd", "abcd"]
-    );
+    assert_eq!(seen.iter().map(|seen| seen.body.as_str()).collect::<Vec<_>>(), ["abcd", "abcd"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -292,10 +242,7 @@ async fn a_body_beyond_the_limit_is_sent_once_and_counted_only_if_it_mattered() 
 async fn an_answer_does_not_wait_for_the_request() {
     let bench = Bench::new(1);
     let (tx, body) = body_channel();
-    let response = bench
-        .call(post(body), [Step::Answer(status(200))])
-        .await
-        .unwrap();
+    let response = bench.call(post(body), [Step::Answer(status(200))]).await.unwrap();
     assert_eq!(response.status(), 200);
     drop(tx);
 }
@@ -305,10 +252,8 @@ async fn a_failed_request_body_is_not_retried() {
     let bench = Bench::new(1);
     let (tx, body) = body_channel();
     tx.error("again");
-    let error = bench
-        .call(Request::new(body), [Step::ReadAndAnswer(status(200))])
-        .await
-        .unwrap_err();
+    let error =
+        bench.call(Request::new(body), [Step::ReadAndAnswer(status(200))]).await.unwrap_err();
     assert!(crate::is_request_body_error(&error));
     assert!(bench.events().is_empty());
 }
@@ -320,47 +265,30 @@ async fn the_budget_has_the_last_word() {
     let script = [Step::Answer(status(503)), Step::Answer(status(502))];
     let response = bench.call(get(), script).await.unwrap();
     assert_eq!(response.status(), 502);
-    assert_eq!(
-        bench.events(),
-        [RetryEvent::Retried, RetryEvent::BudgetExhausted]
-    );
+    assert_eq!(bench.events(), [RetryEvent::Retried, RetryEvent::BudgetExhausted]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_wait_goes_beyond_the_deadline() {
     let bench = Bench::new(5);
     let mut request = get();
-    request
-        .extensions_mut()
-        .insert(RequestDeadline(Instant::now() + 250 * MS));
+    request.extensions_mut().insert(RequestDeadline(Instant::now() + 250 * MS));
     let start = Instant::now();
     let script = [Step::Answer(status(503)), Step::Answer(status(502))];
     let response = bench.call(request, script).await.unwrap();
     assert_eq!(response.status(), 502);
     assert_eq!(start.elapsed(), 100 * MS);
-    assert_eq!(
-        bench.events(),
-        [RetryEvent::Retried, RetryEvent::DeadlineNear]
-    );
+    assert_eq!(bench.events(), [RetryEvent::Retried, RetryEvent::DeadlineNear]);
 }
 
 #[tokio::test(start_paused = true)]
 async fn each_try_has_its_own_time() {
     let mut bench = Bench::new(1);
     bench.params.per_try = Some(300 * MS);
-    let error = bench
-        .call(get(), [Step::Hang, Step::Hang])
-        .await
-        .unwrap_err();
-    let expected = TimedOut {
-        kind: TimeoutKind::PerTry,
-        after: 300 * MS,
-    };
+    let error = bench.call(get(), [Step::Hang, Step::Hang]).await.unwrap_err();
+    let expected = TimedOut { kind: TimeoutKind::PerTry, after: 300 * MS };
     assert_eq!(find_cause(&error), Some(&expected));
-    assert_eq!(
-        bench.events(),
-        [RetryEvent::Retried, RetryEvent::LimitExceeded]
-    );
+    assert_eq!(bench.events(), [RetryEvent::Retried, RetryEvent::LimitExceeded]);
     for seen in &*bench.seen.lock() {
         assert_eq!(seen.try_deadline, Some(seen.at + 300 * MS));
     }
@@ -370,17 +298,11 @@ async fn each_try_has_its_own_time() {
 async fn the_deadline_of_the_request_bounds_that_of_a_try() {
     let mut bench = Bench::new(1);
     bench.params.per_try = Some(300 * MS);
-    let limits = Timeouts {
-        request: Some(200 * MS),
-        ..Timeouts::default()
-    };
+    let limits = Timeouts { request: Some(200 * MS), ..Timeouts::default() };
     let start = Instant::now();
     let mut service = crate::DeadlineLayer::new(limits).layer(bench.service([Step::Hang].into()));
     let error = service.call(get()).await.unwrap_err();
-    assert_eq!(
-        find_cause::<TimedOut>(&error).unwrap().kind,
-        TimeoutKind::Request
-    );
+    assert_eq!(find_cause::<TimedOut>(&error).unwrap().kind, TimeoutKind::Request);
     assert_eq!(bench.seen.lock()[0].try_deadline, Some(start + 200 * MS));
 }
 
@@ -394,15 +316,9 @@ async fn grpc_trailers_that_come_with_the_head_are_asked() {
         let script = [Step::Answer(grpc(body)), Step::Answer(grpc(Body::empty()))];
         let response = bench.call(get(), script).await.unwrap();
         assert_eq!(bench.tries(), tries);
-        let trailers = http_body_util::BodyExt::collect(response.into_body())
-            .await
-            .unwrap();
+        let trailers = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
         let handed_down = trailers.trailers().and_then(crate::grpc_status);
-        assert_eq!(
-            handed_down,
-            (tries == 1).then_some(code),
-            "what was looked at is not lost"
-        );
+        assert_eq!(handed_down, (tries == 1).then_some(code), "what was looked at is not lost");
     }
 }
 
@@ -453,10 +369,7 @@ async fn a_given_up_response_is_dropped_before_the_wait() {
 #[tokio::test(start_paused = true)]
 async fn tries_share_the_list_of_endpoints() {
     let bench = Bench::new(1);
-    let policy = Policy {
-        params: bench.params,
-        events: Arc::clone(&bench.events),
-    };
+    let policy = Policy { params: bench.params, events: Arc::clone(&bench.events) };
     let lists = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&lists);
     let server = service_fn(move |request: Request| {
@@ -465,20 +378,13 @@ async fn tries_share_the_list_of_endpoints() {
         tried.push(([127, 0, 0, 1], 80).into());
         async { Err::<Response, BoxError>("again".into()) }
     });
-    RetryLayer::new(policy, bench.budget.clone())
-        .layer(server)
-        .call(get())
-        .await
-        .unwrap_err();
+    RetryLayer::new(policy, bench.budget.clone()).layer(server).call(get()).await.unwrap_err();
     assert_eq!(*lists.lock(), [vec![], vec![([127, 0, 0, 1], 80).into()]]);
 }
 
 #[tokio::test]
 async fn no_retries_is_one_try() {
     let bench = Bench::new(0);
-    bench
-        .call(get(), [Step::Answer(status(503))])
-        .await
-        .unwrap();
+    bench.call(get(), [Step::Answer(status(503))]).await.unwrap();
     assert_eq!(bench.events(), [RetryEvent::LimitExceeded]);
 }
