@@ -145,7 +145,7 @@ impl Index {
         self.servers.subscribe(pod.clone(), port, policy)
     }
 
-    fn refresh(&mut self, touched: Touched) {
+    fn refresh(&mut self, mut touched: Touched) {
         if !touched.changed {
             return;
         }
@@ -160,6 +160,10 @@ impl Index {
         }
         for service in &touched.endpoints {
             self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
+        }
+        if let Some(namespace) = &touched.namespace {
+            let pods = self.servers.owners().filter(|pod| pod.namespace == *namespace);
+            touched.pods.extend(pods.cloned());
         }
         for pod in &touched.pods {
             self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));

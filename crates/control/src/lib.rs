@@ -54,7 +54,7 @@ pub async fn run(config: Config) -> Result<(), serve::StartError> {
     let shared = Arc::new(Shared::default());
     let listeners = serve::Listeners::bind(&config).await?;
     let source = tokio::spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
-    let result = listeners.serve(shared, "local").await;
+    let result = Box::pin(listeners.serve(shared, "local")).await;
     source.abort();
     result
 }

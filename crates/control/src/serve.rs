@@ -1,7 +1,7 @@
 //! The listeners, and how they end.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,8 +72,9 @@ impl Listeners {
         tokio::spawn(admin::serve(self.admin, Arc::clone(&shared), stop.clone()));
         let routes = control_plane_routes(Control::new(shared)).add_service(mesh.into_server());
         let incoming = TcpIncoming::from(self.proxies).with_nodelay(Some(true));
-        let proxies =
-            server().add_routes(routes.clone()).serve_with_incoming_shutdown(incoming, ended(&stop));
+        let proxies = server()
+            .add_routes(routes.clone())
+            .serve_with_incoming_shutdown(incoming, ended(&stop));
         let (listener, path) = self.socket.unzip();
         let people = async {
             match listener {
@@ -130,8 +131,11 @@ async fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
     let error = |source| StartError::Listen { address: path.display().to_string(), source };
     match tokio::net::UnixStream::connect(path).await {
         Ok(_) => return Err(StartError::SocketInUse { path: path.to_owned() }),
+        // Connecting to an ordinary file is refused, too.
         Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path).map_err(error)?;
+            if fs::metadata(path).map_err(error)?.file_type().is_socket() {
+                fs::remove_file(path).map_err(error)?;
+            }
         }
         Err(_) => {}
     }

@@ -4,10 +4,15 @@
 //! messages themselves are the business of `mesh-api`.
 
 mod ask;
+mod edges;
+pub mod mesh;
+mod proxies;
+mod routes;
 mod select;
 mod stat;
-
-pub mod mesh;
+mod tap;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 

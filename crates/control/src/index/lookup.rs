@@ -50,8 +50,8 @@ pub fn understand_authority(
     if let Ok(addr) = authority.parse::<SocketAddr>() {
         return Ok(Some(Wanted::Address(canonical(addr))));
     }
-    let bare = authority.trim_start_matches('[').trim_end_matches(']');
-    if let Ok(ip) = bare.parse::<IpAddr>() {
+    let bare = authority.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    if let Ok(ip) = bare.unwrap_or(authority).parse::<IpAddr>() {
         return Ok(Some(Wanted::Address(canonical(SocketAddr::new(ip, DEFAULT_PORT)))));
     }
     let (host, port) = match authority.rsplit_once(':') {

@@ -25,7 +25,7 @@ pub struct Objects {
     pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
 
     services_by_ip: Multimap<IpAddr, Name>,
-    pods_by_ip: Multimap<IpAddr, Name>,
+    pods_by_address: Multimap<IpAddr, Name>,
     slices_by_service: Multimap<Name, Name>,
     slices_by_pod: Multimap<Name, Name>,
     routes_by_parent: Multimap<Name, (Kind, Name)>,
@@ -40,6 +40,8 @@ pub(super) struct Touched {
     pub(super) policies: BTreeSet<Name>,
     pub(super) endpoints: BTreeSet<Name>,
     pub(super) pods: BTreeSet<Name>,
+    /// All pods of which, known or not.
+    pub(super) namespace: Option<String>,
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
@@ -88,10 +90,16 @@ impl Objects {
     /// The pod with this address. An address may pass from one pod to the next, and both be seen
     /// for a while: the one that stays counts.
     pub fn pod_by_ip(&self, ip: IpAddr) -> Option<&Arc<Pod>> {
-        self.pods_by_ip
+        self.pods_by_address
             .get(&ip)
             .filter_map(|name| self.pods.get(name))
             .min_by_key(|pod| (pod.terminating, !pod.running))
+    }
+
+    /// Every pod with an address of its own, as [`Self::pod_by_ip`] finds it.
+    pub fn pods_by_ip(&self) -> BTreeMap<IpAddr, Arc<Pod>> {
+        let addresses = self.pods_by_address.0.keys();
+        addresses.filter_map(|ip| Some((*ip, Arc::clone(self.pod_by_ip(*ip)?)))).collect()
     }
 
     /// The pods behind a service, ready or not.
@@ -177,6 +185,7 @@ impl Objects {
         if opaque(old.as_deref()) == ports {
             return;
         }
+        touched.namespace = Some(name.to_owned());
         let first = Name::new(name, "");
         for (service, object) in self.services.range(first.clone()..) {
             if service.namespace != name {
@@ -245,11 +254,11 @@ impl Objects {
         let Some(old) = replace(&mut self.pods, name.clone(), new) else { return };
         touched.changed = true;
         if let Some(ip) = old.as_deref().and_then(address) {
-            self.pods_by_ip.remove(&ip, name);
+            self.pods_by_address.remove(&ip, name);
             touched.addresses.insert(ip);
         }
         if let Some(ip) = ip {
-            self.pods_by_ip.insert(ip, name.clone());
+            self.pods_by_address.insert(ip, name.clone());
             touched.addresses.insert(ip);
         }
         self.touch_pod(name, touched);

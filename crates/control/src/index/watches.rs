@@ -65,6 +65,11 @@ impl<O: Eq + Hash + Clone, S: Eq + Clone, V: PartialEq> Watches<O, S, V> {
         }
     }
 
+    /// Those of whom something is watched.
+    pub(super) fn owners(&self) -> impl Iterator<Item = &O> {
+        self.by_owner.keys()
+    }
+
     /// Things watched, with some that nobody watches any more.
     pub(super) fn len(&self) -> usize {
         self.len

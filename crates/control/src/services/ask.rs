@@ -35,12 +35,6 @@ pub(super) struct Answers<T> {
     pub(super) unreachable: Vec<Unreachable>,
 }
 
-impl<T> Answers<T> {
-    pub(super) fn is_unreachable(&self, pod: &Name) -> bool {
-        self.unreachable.iter().any(|u| u.pod == pod.name && u.namespace == pod.namespace)
-    }
-}
-
 /// Asks the proxies of `pods` that have one.
 pub(super) async fn ask<T, F>(
     pods: Vec<Arc<Pod>>,

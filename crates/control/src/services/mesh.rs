@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::ask::CONTROL_PORT;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
-use super::stat;
+use super::{edges, proxies, routes, stat, tap};
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
@@ -47,6 +47,8 @@ pub(super) enum Failure {
     Invalid(String),
     #[error("{0}")]
     NotFound(String),
+    #[error("{0}")]
+    Unreachable(String),
 }
 
 impl From<InvalidSelector> for Failure {
@@ -60,6 +62,7 @@ impl From<Failure> for Status {
         match failure {
             Failure::Invalid(message) => Self::invalid_argument(message),
             Failure::NotFound(message) => Self::not_found(message),
+            Failure::Unreachable(message) => Self::unavailable(message),
         }
     }
 }
@@ -131,27 +134,46 @@ impl Mesh for MeshService {
         let reply = stat::stat(&self.shared, self.proxy_port, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
-    //STUB
-    async fn edges(&self, _: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
-        Err(Status::unimplemented(""))
+
+    async fn edges(&self, request: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
+        let reply = edges::edges(&self.shared, self.proxy_port, request.into_inner()).await?;
+        Ok(Response::new(reply))
     }
-    type TapStream = futures_util::stream::BoxStream<'static, Result<ext::MeshTapEvent, Status>>;
-    async fn tap(&self, _: Request<ext::MeshTapRequest>) -> Answer<Self::TapStream> {
-        Err(Status::unimplemented(""))
+
+    type TapStream = tap::Events;
+
+    async fn tap(&self, request: Request<ext::MeshTapRequest>) -> Answer<Self::TapStream> {
+        let events = tap::tap(&self.shared, self.proxy_port, request.into_inner())?;
+        Ok(Response::new(events))
     }
-    async fn endpoints(&self, _: Request<ext::EndpointsRequest>) -> Answer<ext::EndpointsReply> {
-        Err(Status::unimplemented(""))
+
+    async fn endpoints(
+        &self,
+        request: Request<ext::EndpointsRequest>,
+    ) -> Answer<ext::EndpointsReply> {
+        let request = request.into_inner();
+        let reply = proxies::endpoints(&self.shared, self.proxy_port, request).await?;
+        Ok(Response::new(reply))
     }
-    async fn routes(&self, _: Request<Selector>) -> Answer<ext::RoutesReply> {
-        Err(Status::unimplemented(""))
+
+    async fn routes(&self, request: Request<Selector>) -> Answer<ext::RoutesReply> {
+        Ok(Response::new(routes::routes(&self.shared, request.get_ref())?))
     }
-    async fn proxies(&self, _: Request<Selector>) -> Answer<ext::ProxiesReply> {
-        Err(Status::unimplemented(""))
+
+    async fn proxies(&self, request: Request<Selector>) -> Answer<ext::ProxiesReply> {
+        let request = request.into_inner();
+        let reply = proxies::proxies(&self.shared, self.proxy_port, request).await?;
+        Ok(Response::new(reply))
     }
-    async fn proxy_config(&self, _: Request<ext::ProxyConfigRequest>) -> Answer<ext::ConfigReply> {
-        Err(Status::unimplemented(""))
+
+    async fn proxy_config(
+        &self,
+        request: Request<ext::ProxyConfigRequest>,
+    ) -> Answer<ext::ConfigReply> {
+        let request = request.into_inner();
+        let reply = proxies::proxy_config(&self.shared, self.proxy_port, request).await?;
+        Ok(Response::new(reply))
     }
-    //END
 }
 
 fn problem(problem: &Problem) -> ext::Problem {

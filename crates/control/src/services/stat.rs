@@ -38,7 +38,7 @@ impl Figures {
         self.tcp_open += tcp_open;
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         let totals = &self.totals;
         totals.requests() + totals.tcp_opened + totals.tcp_closed + self.tcp_open == 0
             && totals.request_bytes + totals.response_bytes == 0
@@ -119,7 +119,7 @@ struct Plan {
     /// `--to`: what the targets' requests must go to.
     to: Option<Vec<Destination>>,
     /// Addresses that belong to pods, by pod.
-    pods: BTreeMap<IpAddr, Name>,
+    pods: BTreeMap<IpAddr, Arc<Pod>>,
 }
 
 /// A row's object.
@@ -236,7 +236,7 @@ impl Plan {
             ask: ask.into_values().collect(),
             concerned,
             to,
-            pods: objects.pods().filter_map(|p| Some((p.ip?, p.name.clone()))).collect(),
+            pods: objects.pods_by_ip(),
         };
         if by == By::Backend && plan.server_side() {
             let message = "backends are chosen by clients; use --from, --to or a service";
@@ -305,7 +305,7 @@ impl Plan {
                 Side::Receiver(_) => match key.peer {
                     None => String::new(),
                     Some(ip) => match self.pods.get(&ip) {
-                        Some(pod) => pod.name.clone(),
+                        Some(pod) => pod.name.name.clone(),
                         None => ip.to_string(),
                     },
                 },

@@ -239,33 +239,32 @@ mod tests {
 
     #[test]
     fn ports_and_ranges() {
-        let (ports, findings) =
-            with(&[("opaque-ports", "9000-9010, 3306,")], Annotations::opaque_ports);
+        let (ports, findings) = with(&[("opaque-ports", "9000-9010, 3306,")], |a| a.opaque_ports());
         assert_eq!(ports, Some(PortSet(vec![3306..=3306, 9000..=9010])));
         assert!(findings.is_empty());
         for wrong in ["0", "70000", "9-8", "mysql", "1-2-3"] {
-            let (ports, findings) = with(&[("opaque-ports", wrong)], Annotations::opaque_ports);
+            let (ports, findings) = with(&[("opaque-ports", wrong)], |a| a.opaque_ports());
             assert_eq!((ports, findings.len()), (None, 1), "{wrong}");
         }
-        let (none, _) = with(&[("opaque-ports", "")], Annotations::opaque_ports);
+        let (none, _) = with(&[("opaque-ports", "")], |a| a.opaque_ports());
         assert_eq!(none, Some(PortSet::default()), "empty overrides the defaults");
     }
 
     #[test]
     fn a_breaker_is_the_default_with_changes() {
-        assert_eq!(with(&[], Annotations::breaker), (None, vec![]));
-        assert_eq!(with(&[("failure-accrual", "off")], Annotations::breaker).0, Some(None));
+        assert_eq!(with(&[], |a| a.breaker()), (None, vec![]));
+        assert_eq!(with(&[("failure-accrual", "off")], |a| a.breaker()).0, Some(None));
         let (breaker, _) = with(
             &[
                 ("failure-accrual-consecutive-max-failures", "3"),
                 ("failure-accrual-max-penalty", "10s"),
             ],
-            Annotations::breaker,
+            |a| a.breaker(),
         );
         let breaker = breaker.flatten().unwrap();
         assert_eq!(breaker.consecutive, Some(3));
         assert_eq!(breaker.backoff.max, Duration::from_secs(10));
-        let (breaker, _) = with(&[("failure-accrual", "success-rate")], Annotations::breaker);
+        let (breaker, _) = with(&[("failure-accrual", "success-rate")], |a| a.breaker());
         let breaker = breaker.flatten().unwrap();
         assert_eq!(breaker.success_rate.unwrap().min_requests, 5);
         assert_eq!(breaker.consecutive, None);
@@ -273,15 +272,14 @@ mod tests {
 
     #[test]
     fn penalties_the_wrong_way_round_are_refused() {
-        let (breaker, findings) =
-            with(&[("failure-accrual-min-penalty", "2m")], Annotations::breaker);
+        let (breaker, findings) = with(&[("failure-accrual-min-penalty", "2m")], |a| a.breaker());
         assert_eq!(breaker, None);
         assert_eq!(findings.len(), 1);
     }
 
     #[test]
     fn wrong_and_misspelt_ones_are_reported() {
-        let (balancer, findings) = with(&[("load-balancer", "random")], Annotations::balancer);
+        let (balancer, findings) = with(&[("load-balancer", "random")], |a| a.balancer());
         assert_eq!(balancer, Balancer::default());
         assert!(findings[0].contains("`random` is not one of peak-ewma"), "{findings:?}");
         let ((), findings) = with(&[("oqaque-port", "1")], |_| ());
@@ -292,10 +290,10 @@ mod tests {
     fn the_hash_header_belongs_to_ring_hash() {
         let header = ("load-balancer-hash-header", "x-user");
         let (balancer, findings) =
-            with(&[("load-balancer", "ring-hash"), header], Annotations::balancer);
+            with(&[("load-balancer", "ring-hash"), header], |a| a.balancer());
         assert_eq!(balancer.hash_header.unwrap(), "x-user");
         assert!(findings.is_empty());
-        let (balancer, findings) = with(&[header], Annotations::balancer);
+        let (balancer, findings) = with(&[header], |a| a.balancer());
         assert_eq!((balancer.hash_header, findings.len()), (None, 1));
     }
 }

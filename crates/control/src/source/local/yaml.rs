@@ -46,14 +46,12 @@ const MAX_DEPTH: usize = 64;
 pub fn documents(text: &str) -> Vec<Result<Document, Invalid>> {
     let mut documents = Vec::new();
     let (mut start, mut start_line, mut at) = (0, 0, 0);
-    let mut line = 0;
-    for text_line in text.split_inclusive('\n') {
+    for (line, text_line) in text.split_inclusive('\n').enumerate() {
         if at > start && is_marker(text_line) {
             documents.extend(document(&text[start..at], start_line));
-            (start, start_line) = (at, line);
+            (start, start_line) = (at, u32::try_from(line).unwrap_or(u32::MAX));
         }
         at += text_line.len();
-        line += 1;
     }
     documents.extend(document(&text[start..], start_line));
     documents
@@ -68,6 +66,7 @@ fn document(text: &str, offset: u32) -> Option<Result<Document, Invalid>> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! { max_depth: MAX_DEPTH },
         with_snippet: false,
+        strict_booleans: true,
     };
     match serde_saphyr::from_str_with_options::<Spanned<Tree>>(text, options) {
         Ok(Spanned { value: Tree(Value::Scalar(serde_json::Value::Null)), .. }) => None,

@@ -1,0 +1,211 @@
+//! `meshctl edges`: who talks to whom.
+//!
+//! The client side counts, as it also knows of requests that never arrived. What servers saw is
+//! used only for peers that no client accounts for: those without a proxy, and outsiders.
+
+use std::collections::{BTreeMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use mesh_api::ext::{Edge, EdgesReply, EdgesRequest, ObjectRef};
+use mesh_model::Direction;
+use mesh_model::stats::{SeriesKey, StatProtocol};
+
+use super::ask::stats;
+use super::mesh::{Failure, must_exist};
+use super::select::{owner_ref, pod_ref, select_all};
+use super::stat::{Figures, Told, read, service_name, window};
+use crate::index::Objects;
+use crate::index::object::{Name, Pod};
+use crate::state::Shared;
+
+/// Answers a request.
+///
+/// # Errors
+/// When it cannot be understood, or names what does not exist.
+pub(super) async fn edges(
+    shared: &Shared,
+    proxy_port: u16,
+    request: EdgesRequest,
+) -> Result<EdgesReply, Failure> {
+    let (scope, ask) = {
+        let index = shared.index.read();
+        let objects = index.objects();
+        let ask: Vec<Arc<Pod>> = objects.pods().cloned().collect();
+        (Scope::new(objects, &request)?, ask)
+    };
+    let (told, unreachable) = read(stats(ask, proxy_port, window(request.window_seconds)).await);
+    Ok(EdgesReply { edges: gather(&scope, &told), unreachable })
+}
+
+/// Whose edges are wanted, and as what ends are spoken of.
+struct Scope {
+    pods: HashSet<Name>,
+    services: HashSet<Name>,
+    level: Level,
+    by_ip: BTreeMap<IpAddr, Arc<Pod>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Level {
+    Pod,
+    Owner,
+    Namespace,
+}
+
+impl Scope {
+    fn new(objects: &Objects, request: &EdgesRequest) -> Result<Self, Failure> {
+        let selected = select_all(objects, &request.selectors)?;
+        must_exist(&selected, &request.selectors)?;
+        let all = |kind: &str| request.selectors.iter().all(|selector| selector.kind == kind);
+        let level = if all("pod") {
+            Level::Pod
+        } else if all("namespace") {
+            Level::Namespace
+        } else {
+            Level::Owner
+        };
+        let pods = selected.iter().flat_map(|s| s.pods.iter().map(|pod| pod.name.clone()));
+        Ok(Self {
+            pods: pods.collect(),
+            services: selected.iter().filter_map(|s| s.service.clone()).collect(),
+            level,
+            by_ip: objects.pods_by_ip(),
+        })
+    }
+
+    fn end(&self, pod: &Pod) -> ObjectRef {
+        match self.level {
+            Level::Pod => pod_ref(pod),
+            Level::Owner => owner_ref(pod),
+            Level::Namespace => ObjectRef {
+                kind: "namespace".into(),
+                name: pod.name.namespace.clone(),
+                namespace: String::new(),
+            },
+        }
+    }
+
+    fn has(&self, pod: &Pod) -> bool {
+        self.pods.contains(&pod.name)
+    }
+}
+
+/// What distinguishes edges; both ends as kind, namespace and name.
+type Key = ((String, String, String), (String, String, String), String, StatProtocol);
+
+#[derive(Default)]
+struct Edges(BTreeMap<Key, Edge>, BTreeMap<Key, Figures>);
+
+impl Edges {
+    fn add(&mut self, edge: Edge, protocol: StatProtocol, told: &Told, of: &Counted<'_>) {
+        let id = |end: &Option<ObjectRef>| {
+            let end = end.clone().unwrap_or_default();
+            (end.kind, end.namespace, end.name)
+        };
+        let key = (id(&edge.source), id(&edge.destination), edge.service.clone(), protocol);
+        let (_, totals, tcp_open) = of;
+        self.1.entry(key.clone()).or_default().add(totals, *tcp_open);
+        let edge = self.0.entry(key).or_insert(edge);
+        edge.covered_seconds = edge.covered_seconds.max(told.covered);
+    }
+
+    fn finish(mut self) -> Vec<Edge> {
+        let figures = &mut self.1;
+        let finished = self.0.into_iter().filter_map(|(key, edge)| {
+            let figures = figures.remove(&key).filter(|figures| !figures.is_empty())?;
+            Some(Edge { totals: Some(figures.encode()), ..edge })
+        });
+        finished.collect()
+    }
+}
+
+type Counted<'a> = (&'a SeriesKey, &'a mesh_model::stats::Totals, u64);
+
+fn gather(scope: &Scope, told: &[Told]) -> Vec<Edge> {
+    let accounted: HashSet<&Name> = told.iter().map(|told| &told.pod.name).collect();
+    let mut edges = Edges::default();
+    for told in told {
+        for (key, totals, tcp_open) in &told.series {
+            let counted = (key, totals, *tcp_open);
+            let edge = match key.direction {
+                Direction::Outbound => sent(scope, told, key),
+                Direction::Inbound => received(scope, told, key, &accounted),
+            };
+            if let Some(edge) = edge {
+                edges.add(edge, key.protocol, told, &counted);
+            }
+        }
+    }
+    edges.finish()
+}
+
+/// The edge of what a proxy sent.
+fn sent(scope: &Scope, told: &Told, key: &SeriesKey) -> Option<Edge> {
+    let service = service_name(&key.parent);
+    let backend = service_name(&key.backend).or_else(|| service.clone());
+    let peer = key.peer.and_then(|ip| scope.by_ip.get(&ip));
+    let wanted = scope.has(&told.pod)
+        || peer.is_some_and(|pod| scope.has(pod))
+        || [&service, &backend].into_iter().flatten().any(|s| scope.services.contains(s));
+    if !wanted {
+        return None;
+    }
+    let destination = match (peer, key.peer, backend) {
+        (Some(pod), ..) => scope.end(pod),
+        (None, Some(ip), _) => external(ip),
+        // No endpoint was chosen: all that is known is the service.
+        (None, None, Some(service)) => {
+            ObjectRef { kind: "service".into(), name: service.name, namespace: service.namespace }
+        }
+        (None, None, None) => return None,
+    };
+    let why = match peer {
+        Some(pod) if pod.meshed() => NO_IDENTITY,
+        _ => "destination-not-meshed",
+    };
+    Some(edge(scope.end(&told.pod), destination, key, why))
+}
+
+/// The edge of what a proxy received, unless the client's proxy has told of it.
+fn received(
+    scope: &Scope,
+    told: &Told,
+    key: &SeriesKey,
+    accounted: &HashSet<&Name>,
+) -> Option<Edge> {
+    let ip = key.peer?;
+    let peer = scope.by_ip.get(&ip);
+    if peer.is_some_and(|pod| accounted.contains(&pod.name)) {
+        return None;
+    }
+    if !scope.has(&told.pod) && !peer.is_some_and(|pod| scope.has(pod)) {
+        return None;
+    }
+    let source = peer.map_or_else(|| external(ip), |pod| scope.end(pod));
+    let why = match peer {
+        Some(pod) if pod.meshed() => NO_IDENTITY,
+        _ => "source-not-meshed",
+    };
+    Some(edge(source, scope.end(&told.pod), key, why))
+}
+
+/// Both ends have proxies, which have no certificates yet.
+const NO_IDENTITY: &str = "no-identity";
+
+fn edge(source: ObjectRef, destination: ObjectRef, key: &SeriesKey, why: &str) -> Edge {
+    Edge {
+        source: Some(source),
+        destination: Some(destination),
+        service: key.parent.to_string(),
+        protocol: key.protocol.as_str().into(),
+        secured: false,
+        no_tls_reason: why.into(),
+        covered_seconds: 0,
+        totals: None,
+    }
+}
+
+fn external(ip: IpAddr) -> ObjectRef {
+    ObjectRef { kind: "external".into(), name: ip.to_string(), namespace: String::new() }
+}

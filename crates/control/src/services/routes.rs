@@ -1,0 +1,297 @@
+//! `meshctl routes`: which routes apply to what, in words.
+
+use std::collections::BTreeSet;
+use std::fmt::Write;
+
+use mesh_api::ext::{RouteRow, RoutesReply, Selector};
+use mesh_model::matching::Pattern;
+use mesh_model::meta::ResourceRef;
+use mesh_model::route::{Filter, GrpcMatch, HeaderMatch, HttpMatch, PathMatch, Retry, ValueMatch};
+
+use super::mesh::{Failure, must_exist};
+use super::select::select;
+use crate::index::Objects;
+use crate::index::object::{
+    AppProtocol, BackendRef, BackendTarget, Kind, Name, RouteHead, RouteRule, Service, route_ref,
+};
+use crate::state::Shared;
+
+/// The routes of the services that are selected, or that the selected pods are behind.
+///
+/// # Errors
+/// When the selector cannot be understood, or names what does not exist.
+pub(super) fn routes(shared: &Shared, selector: &Selector) -> Result<RoutesReply, Failure> {
+    let index = shared.index.read();
+    let objects = index.objects();
+    let selected = select(objects, selector)?;
+    must_exist(&selected, std::slice::from_ref(selector))?;
+    let mut services: BTreeSet<Name> = BTreeSet::new();
+    for selected in &selected {
+        services.extend(selected.service.clone());
+        if selected.service.is_none() {
+            services.extend(selected.pods.iter().flat_map(|p| objects.services_of_pod(&p.name)));
+        }
+        if selected.object.kind == "namespace" {
+            let inside = objects.services().filter(|s| s.name.namespace == selected.object.name);
+            services.extend(inside.map(|service| service.name.clone()));
+        }
+    }
+    let mut rows = Vec::new();
+    for service in services.iter().filter_map(|name| objects.service(name)) {
+        for port in &service.ports {
+            of_port(objects, service, port.port, &mut rows);
+        }
+    }
+    Ok(RoutesReply { routes: rows })
+}
+
+fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<RouteRow>) {
+    let name = &service.name;
+    let parent = ResourceRef::service(&name.namespace, &name.name, port).to_string();
+    let before = rows.len();
+    let attached = |head: &RouteHead| objects.attaches(head, name, port);
+    for route in objects.http_routes().filter(|route| attached(&route.head)) {
+        let status = status(objects, service, port, Kind::HttpRoute, &route.head, &route.rules);
+        let mut matches = Vec::new();
+        for rule in &route.rules {
+            let any = [HttpMatch::default()];
+            let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
+            matches.extend(of.iter().map(|found| (http_rank(found), http_match(found), rule)));
+        }
+        push(objects, rows, Kind::HttpRoute, &route.head.name, &parent, &status, matches);
+    }
+    for route in objects.grpc_routes().filter(|route| attached(&route.head)) {
+        let status = status(objects, service, port, Kind::GrpcRoute, &route.head, &route.rules);
+        let mut matches = Vec::new();
+        for rule in &route.rules {
+            let any = [GrpcMatch::default()];
+            let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
+            matches.extend(of.iter().map(|found| (grpc_rank(found), grpc_match(found), rule)));
+        }
+        push(objects, rows, Kind::GrpcRoute, &route.head.name, &parent, &status, matches);
+    }
+    for route in objects.tcp_routes().filter(|route| attached(&route.head)) {
+        rows.push(RouteRow {
+            route: route_ref(Kind::TcpRoute, &route.head.name).to_string(),
+            parent: parent.clone(),
+            r#match: "any connection".into(),
+            backends: backends(objects, &route.backends),
+            policy: String::new(),
+            status: backend_status(objects, &route.backends).unwrap_or(ACCEPTED.into()),
+        });
+    }
+    if rows.len() == before {
+        rows.push(default_row(objects, service, port, parent));
+    }
+}
+
+const ACCEPTED: &str = "Accepted";
+
+/// What applies where nobody wrote a route.
+fn default_row(objects: &Objects, service: &Service, port: u16, parent: String) -> RouteRow {
+    let opaque = objects.service_profile(&service.name, port).is_some_and(|profile| profile.opaque);
+    let app_protocol = service.port(port).map(|port| port.app_protocol).unwrap_or_default();
+    let name = match app_protocol {
+        _ if opaque => "opaque",
+        AppProtocol::Grpc => "grpc",
+        _ => "http",
+    };
+    RouteRow {
+        route: format!("default/{name}"),
+        parent,
+        r#match: if opaque { "any connection" } else { "any request" }.into(),
+        backends: format!("{}:{port} 100%", service.name.name),
+        policy: String::new(),
+        status: ACCEPTED.into(),
+    }
+}
+
+/// Specificity as in `mesh_model::matching`, greater first.
+type Rank = ((u8, usize), usize, usize, bool);
+
+/// Adds a route's matches, in the order in which they win.
+fn push<M>(
+    objects: &Objects,
+    rows: &mut Vec<RouteRow>,
+    kind: Kind,
+    name: &Name,
+    parent: &str,
+    status: &str,
+    mut matches: Vec<(Rank, String, &RouteRule<M>)>,
+) {
+    matches.sort_by(|(a, ..), (b, ..)| b.cmp(a));
+    rows.extend(matches.into_iter().map(|(_, text, rule)| RouteRow {
+        route: route_ref(kind, name).to_string(),
+        parent: parent.to_owned(),
+        r#match: text,
+        backends: backends(objects, &rule.backends),
+        policy: policy(rule),
+        status: status.to_owned(),
+    }));
+}
+
+fn status<M>(
+    objects: &Objects,
+    service: &Service,
+    port: u16,
+    kind: Kind,
+    head: &RouteHead,
+    rules: &[RouteRule<M>],
+) -> String {
+    let profile = objects.service_profile(&service.name, port);
+    if profile.is_some_and(|profile| profile.opaque) {
+        return "Conflicted: the port is opaque".into();
+    }
+    let protocol = service.port(port).map(|port| port.app_protocol).unwrap_or_default();
+    match (kind, protocol) {
+        (Kind::GrpcRoute, AppProtocol::Http1) => {
+            return "Conflicted: the port's appProtocol is HTTP/1".into();
+        }
+        (Kind::HttpRoute, AppProtocol::Grpc) => {
+            return "Conflicted: the port's appProtocol is gRPC".into();
+        }
+        (Kind::HttpRoute, AppProtocol::Http2 | AppProtocol::Unknown)
+            if objects.grpc_routes().any(|route| {
+                route.head.name.namespace == head.name.namespace
+                    && objects.attaches(&route.head, &service.name, port)
+            }) =>
+        {
+            return "Conflicted: a GRPCRoute governs this port".into();
+        }
+        _ => {}
+    }
+    let all = rules.iter().find_map(|rule| backend_status(objects, &rule.backends));
+    all.unwrap_or_else(|| {
+        if head.name.namespace == service.name.namespace {
+            ACCEPTED.into()
+        } else {
+            format!("{ACCEPTED}: for clients in namespace {}", head.name.namespace)
+        }
+    })
+}
+
+fn backend_status(objects: &Objects, backends: &[BackendRef]) -> Option<String> {
+    let unusable = |backend: &BackendRef| objects.usable(&backend.target).err();
+    backends.iter().find_map(unusable).map(|why| format!("ResolvedRefs is false: {why}"))
+}
+
+/// `checkout-v1:8080 75%, checkout-v2:8080 25%`
+fn backends(objects: &Objects, backends: &[BackendRef]) -> String {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    let one = |backend: &BackendRef| {
+        let share = match total {
+            0 => 0.0,
+            total => f64::from(backend.weight) * 100.0 / total as f64,
+        };
+        let name = match &backend.target {
+            BackendTarget::Service { service, port } => format!("{}:{port}", service.name),
+            BackendTarget::Unusable(why) => format!("({why})"),
+        };
+        let broken = if objects.usable(&backend.target).is_ok() { "" } else { " (fails with 500)" };
+        // At most one decimal, and none where it says nothing.
+        let share = (share * 10.0).round() / 10.0;
+        format!("{name} {share}%{broken}")
+    };
+    backends.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// `retry 2 on 500-504; request 5s`
+fn policy<M>(rule: &RouteRule<M>) -> String {
+    let mut parts = Vec::new();
+    if let Some(retry) = rule.retry.as_ref().filter(|retry| retry.max_retries > 0) {
+        parts.push(retry_text(retry));
+    }
+    if let Some(request) = rule.timeouts.request {
+        parts.push(format!("request {request:?}"));
+    }
+    if let Some(timeout) = rule.retry.as_ref().and_then(|retry| retry.timeout) {
+        parts.push(format!("each try {timeout:?}"));
+    }
+    let filters = rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters));
+    parts.extend(filters.map(filter));
+    parts.join("; ")
+}
+
+fn retry_text(retry: &Retry) -> String {
+    let mut text = format!("retry {}", retry.max_retries);
+    let mut statuses = retry.statuses.clone();
+    statuses.sort_by_key(|range| *range.start());
+    let mut merged: Vec<(u16, u16)> = Vec::new();
+    for range in statuses {
+        match merged.last_mut() {
+            Some((_, end)) if *range.start() <= end.saturating_add(1) => {
+                *end = (*end).max(*range.end())
+            }
+            _ => merged.push((*range.start(), *range.end())),
+        }
+    }
+    for (index, (start, end)) in merged.into_iter().enumerate() {
+        text.push_str(if index == 0 { " on " } else { ", " });
+        // Writing to a String cannot fail.
+        let _ = if start == end { write!(text, "{start}") } else { write!(text, "{start}-{end}") };
+    }
+    text
+}
+
+fn filter(filter: &Filter) -> String {
+    match filter {
+        Filter::Fail(fail) => fail.message.clone(),
+        Filter::RequestHeaders(_) => "changes request headers".into(),
+        Filter::ResponseHeaders(_) => "changes response headers".into(),
+        Filter::Redirect(redirect) => format!("redirects with {}", redirect.status.as_u16()),
+    }
+}
+
+/// `PathPrefix /a GET header x=1 query q=2`
+fn http_match(found: &HttpMatch) -> String {
+    let mut parts = Vec::new();
+    match &found.path {
+        None => {}
+        Some(PathMatch::Exact(path)) => parts.push(format!("Exact {path}")),
+        Some(PathMatch::Prefix(path)) => parts.push(format!("PathPrefix {path}")),
+        Some(PathMatch::Regex(pattern)) => parts.push(format!("Regex {}", pattern.as_str())),
+    }
+    parts.extend(found.method.as_ref().map(ToString::to_string));
+    parts.extend(found.headers.iter().map(header));
+    parts.extend(found.query.iter().map(|q| format!("query {}{}", q.name, value(&q.value))));
+    if parts.is_empty() { "any request".into() } else { parts.join(" ") }
+}
+
+fn grpc_match(found: &GrpcMatch) -> String {
+    let mut parts = Vec::new();
+    match (&found.service, &found.method) {
+        (None, None) => {}
+        (service, method) => {
+            let any = |part: &Option<String>| part.clone().unwrap_or_else(|| "*".into());
+            parts.push(format!("gRPC {}/{}", any(service), any(method)));
+        }
+    }
+    parts.extend(found.headers.iter().map(header));
+    if parts.is_empty() { "any request".into() } else { parts.join(" ") }
+}
+
+fn header(found: &HeaderMatch) -> String {
+    format!("header {}{}", found.name, value(&found.value))
+}
+
+fn value(found: &ValueMatch) -> String {
+    match found {
+        ValueMatch::Exact(bytes) => format!("={}", String::from_utf8_lossy(bytes)),
+        ValueMatch::Regex(pattern) => format!("~{}", Pattern::as_str(pattern)),
+    }
+}
+
+fn http_rank(found: &HttpMatch) -> Rank {
+    let path = match &found.path {
+        None => (0, 0),
+        Some(PathMatch::Exact(path)) => (3, path.len()),
+        Some(PathMatch::Prefix(path)) => (2, path.trim_end_matches('/').len()),
+        Some(PathMatch::Regex(pattern)) => (1, pattern.as_str().len()),
+    };
+    (path, found.headers.len(), found.query.len(), found.method.is_some())
+}
+
+fn grpc_rank(found: &GrpcMatch) -> Rank {
+    let length = |part: &Option<String>| part.as_ref().map_or(0, String::len);
+    ((0, length(&found.service) + length(&found.method)), found.headers.len(), 0, false)
+}
