@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use mesh_api::tap::{self, StreamEnd, Subject, TapMessage, TapSource, TapSubscrip
 use mesh_model::endpoint::Labels;
 use mesh_model::stats::WINDOW_SECONDS;
 use mesh_model::tap::{Record, TapFilter};
-use mesh_model::{Direction, Reason};
+use mesh_model::{Direction, Meta, Reason};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -117,24 +118,14 @@ impl ControlPort {
     }
 }
 
-/// What breakers keep out at the moment.
 fn breakers(telemetry: &Telemetry) -> Vec<ext::Breaker> {
-    let mut breakers = Vec::new();
-    for balancer in telemetry.balancers.view() {
-        for (endpoint, state) in balancer.endpoints {
-            let state = match state {
-                EndpointState::Ejected => "ejected",
-                EndpointState::Probing => "probing",
-                EndpointState::Ready | EndpointState::Pending => continue,
-            };
-            breakers.push(ext::Breaker {
-                backend: balancer.backend.to_string(),
-                endpoint: endpoint.to_string(),
-                state: state.to_owned(),
-            });
-        }
-    }
-    breakers
+    let breaker =
+        |((backend, endpoint), state): ((Meta, SocketAddr), EndpointState)| ext::Breaker {
+            backend: backend.to_string(),
+            endpoint: endpoint.to_string(),
+            state: if state == EndpointState::Probing { "probing" } else { "ejected" }.to_owned(),
+        };
+    telemetry.balancers.breakers().into_iter().map(breaker).collect()
 }
 
 /// Controllers of the ecosystem are told of a request's three stages when it is over, because

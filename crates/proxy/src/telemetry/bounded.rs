@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
-use super::labels::Pairs;
+use super::labels::{Pairs, Rendered};
 
 /// Metrics by label set. Past `max` sets, those nobody holds a handle of are dropped; if that
 /// frees nothing, new sets share one metric that is shown with `overflow="true"`.
@@ -20,7 +20,12 @@ pub(super) struct Bounded<L, M> {
 
 impl<L: Ord + Clone, M: Default> Bounded<L, M> {
     pub(super) fn new(max: usize) -> Self {
-        Self { max, table: Mutex::default(), overflow: Arc::default(), overflowed: AtomicBool::new(false) }
+        Self {
+            max,
+            table: Mutex::default(),
+            overflow: Arc::default(),
+            overflowed: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn get(&self, labels: &L) -> Arc<M> {
@@ -38,36 +43,36 @@ impl<L: Ord + Clone, M: Default> Bounded<L, M> {
         table.entry(labels.clone()).or_default().clone()
     }
 
-    /// Every set with its metric, in the order of the labels; the overflow last, with `None`.
-    pub(super) fn all(&self) -> Vec<(Option<L>, Arc<M>)> {
-        let table = self.table.lock();
-        let mut all: Vec<_> =
-            table.iter().map(|(labels, metric)| (Some(labels.clone()), metric.clone())).collect();
+    /// All metrics by their labels as text; the overflow only once something went there.
+    pub(super) fn all(&self) -> Entries<M>
+    where
+        L: Pairs,
+    {
+        let mut all = Entries::new();
+        for (labels, metric) in self.table.lock().iter() {
+            all.entry(Rendered::of(labels)).or_default().push(metric.clone());
+        }
         if self.overflowed.load(Relaxed) {
-            all.push((None, self.overflow.clone()));
+            all.insert(Rendered::overflow(), vec![self.overflow.clone()]);
         }
         all
     }
 }
 
-/// The labels of an entry, or those of the overflow.
-#[derive(Clone, Copy)]
-pub(super) struct OrOverflow<'a, L>(pub(super) Option<&'a L>);
-
-impl<L: Pairs> Pairs for OrOverflow<'_, L> {
-    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        match self.0 {
-            Some(labels) => labels.pairs(visit),
-            None => visit("overflow", "true"),
-        }
-    }
-}
+/// Metrics by labels; several with the same are to be added up.
+pub(super) type Entries<M> = BTreeMap<Rendered, Vec<Arc<M>>>;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     type Table = Bounded<u32, AtomicBool>;
+
+    impl Pairs for u32 {
+        fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
+            visit("number", &self.to_string());
+        }
+    }
 
     #[test]
     fn the_same_labels_share_a_metric() {
@@ -82,14 +87,19 @@ mod tests {
         let one = table.get(&1);
         table.get(&2);
         let three = table.get(&3);
-        let labels = |table: &Table| table.all().into_iter().map(|(l, _)| l).collect::<Vec<_>>();
-        assert_eq!(labels(&table), [Some(1), Some(3)]);
+        let labels = |table: &Table| table.all().into_keys().collect::<Vec<_>>();
+        let number = |number: u32| Rendered::of(&number);
+        assert_eq!(labels(&table), [number(1), number(3)]);
 
         let four = table.get(&4);
         assert!(Arc::ptr_eq(&four, &table.get(&5)), "both are the overflow");
-        assert_eq!(labels(&table), [Some(1), Some(3), None]);
+        assert_eq!(labels(&table), [number(1), number(3), Rendered::overflow()]);
         drop((one, three));
         table.get(&6);
-        assert_eq!(labels(&table), [Some(6), None], "what overflowed stays on the page");
+        assert_eq!(
+            labels(&table),
+            [number(6), Rendered::overflow()],
+            "what overflowed stays on the page"
+        );
     }
 }

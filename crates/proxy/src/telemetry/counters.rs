@@ -13,9 +13,9 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use prometheus_client::metrics::MetricType;
 
-use super::bounded::{Bounded, OrOverflow};
+use super::bounded::{Bounded, Entries};
 use super::http_metrics::counter;
-use super::labels::{self, Pairs, Tls};
+use super::labels::{self, Detail, Pairs, Tls};
 
 /// A counter of events, shared by whoever counts and the page.
 #[derive(Debug, Default)]
@@ -75,8 +75,8 @@ impl RetryMetrics {
 
 impl Pairs for RouteLabels {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        labels::meta("parent", &self.parent, true, visit);
-        labels::meta("route", &self.route, true, visit);
+        labels::meta("parent", &self.parent, Detail::Port, visit);
+        labels::meta("route", &self.route, Detail::Object, visit);
     }
 }
 
@@ -102,16 +102,17 @@ impl Collector for RetryMetrics {
 }
 
 /// One family of counters over a table's entries.
-fn counts<L: Pairs, M>(
+fn counts<M>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &[(Option<L>, Arc<M>)],
+    all: &Entries<M>,
     field: impl Fn(&M) -> &Count,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, metric) in all {
-        counter(&mut family, &OrOverflow(labels.as_ref()), field(metric).get())?;
+    for (labels, metrics) in all {
+        let sum = metrics.iter().map(|metric| field(metric).get()).sum();
+        counter(&mut family, labels, sum)?;
     }
     Ok(())
 }
@@ -168,7 +169,7 @@ impl Pairs for AuthzLabels {
         labels::target(self.target_addr, visit);
         labels::server(&self.srv, self.target_addr, visit);
         if let Some(route) = &self.route {
-            labels::meta("route", route, false, visit);
+            labels::meta("route", route, Detail::Name, visit);
         }
         labels::prefixed("authz", &self.authz, visit);
         labels::tls(&self.tls, Direction::Inbound, visit);

@@ -12,7 +12,7 @@ use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 
-use super::labels::{self, EndpointSet, HttpLabels, LabelSet, Pairs};
+use super::labels::{self, Detail, EndpointSet, HttpLabels, LabelSet, Pairs, Rendered};
 use super::responses::{Class, Counted, HttpSeries, Latency, Spread};
 
 /// Sums of one parent's route, or of one backend of it.
@@ -23,7 +23,20 @@ struct RouteSums {
     requests: u64,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+type RouteFamily = BTreeMap<Rendered, RouteSums>;
+
+impl RouteSums {
+    fn add(&mut self, counted: &Counted) {
+        self.requests += counted.requests;
+        for (class, count) in &counted.responses.outcomes {
+            *self.statuses.entry((class.status, class.reason)).or_default() += count;
+        }
+        for (_, latency) in &counted.responses.latency {
+            self.latency.merge(latency);
+        }
+    }
+}
+
 struct RouteSet<'a> {
     parent: &'a Meta,
     route: &'a Meta,
@@ -32,10 +45,10 @@ struct RouteSet<'a> {
 
 impl Pairs for RouteSet<'_> {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        labels::meta("parent", self.parent, true, visit);
-        labels::meta("route", self.route, true, visit);
+        labels::meta("parent", self.parent, Detail::Port, visit);
+        labels::meta("route", self.route, Detail::Object, visit);
         if let Some(backend) = self.backend {
-            labels::meta("backend", backend, true, visit);
+            labels::meta("backend", backend, Detail::Port, visit);
         }
     }
 }
@@ -95,32 +108,36 @@ pub(super) fn encode(
 }
 
 fn endpoint_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
+    let mut sums: BTreeMap<Rendered, Counted> = BTreeMap::new();
+    for ((direction, labels), series) in all {
+        let labels = Rendered::of(&EndpointSet(*direction, labels));
+        sums.entry(labels).or_default().merge(&series.counted());
+    }
     let help = "Requests seen";
     let mut family = encoder.encode_descriptor("request", help, None, MetricType::Counter)?;
-    for ((direction, labels), series) in all {
-        counter(&mut family, &EndpointSet(*direction, labels), series.counted().requests)?;
+    for (labels, counted) in &sums {
+        counter(&mut family, labels, counted.requests)?;
     }
     let help = "Responses seen to their end, by their outcome";
     let mut family = encoder.encode_descriptor("response", help, None, MetricType::Counter)?;
-    for ((direction, labels), series) in all {
-        for (class, count) in &series.counted().responses.outcomes {
-            counter(&mut family, &(EndpointSet(*direction, labels), ClassSet(*class)), *count)?;
+    for (labels, counted) in &sums {
+        for (class, count) in &counted.responses.outcomes {
+            counter(&mut family, &(labels, ClassSet(*class)), *count)?;
         }
     }
     let help = "Milliseconds from a request's head to its response's end";
     let kind = MetricType::Histogram;
     let mut family = encoder.encode_descriptor("response_latency_ms", help, None, kind)?;
-    for ((direction, labels), series) in all {
-        for (status, latency) in &series.counted().responses.latency {
-            let labels = (EndpointSet(*direction, labels), StatusSet(*status));
-            histogram(&mut family, &labels, &latency.millis())?;
+    for (labels, counted) in &sums {
+        for (status, latency) in &counted.responses.latency {
+            histogram(&mut family, &(labels, StatusSet(*status)), &latency.millis())?;
         }
     }
     Ok(())
 }
 
 fn route_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Result {
-    let (mut routes, mut backends) = (BTreeMap::new(), BTreeMap::new());
+    let (mut routes, mut backends) = (RouteFamily::new(), RouteFamily::new());
     for ((direction, labels), series) in all {
         let (Direction::Outbound, Some(parent), Some(route)) =
             (*direction, &labels.parent, &labels.route)
@@ -128,10 +145,11 @@ fn route_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Re
             continue;
         };
         let counted = series.counted();
-        add_sums(routes.entry(RouteSet { parent, route, backend: None }).or_default(), &counted);
+        let set = RouteSet { parent, route, backend: None };
+        routes.entry(Rendered::of(&set)).or_default().add(&counted);
         if let Some(backend) = &labels.backend {
-            let set = RouteSet { parent, route, backend: Some(backend) };
-            add_sums(backends.entry(set).or_default(), &counted);
+            let set = RouteSet { backend: Some(backend), ..set };
+            backends.entry(Rendered::of(&set)).or_default().add(&counted);
         }
     }
     let name = "outbound_http_route_request_duration_seconds";
@@ -151,21 +169,11 @@ fn route_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Re
     statuses(encoder, name, "Finished responses of a backend by status", &backends)
 }
 
-fn add_sums(sums: &mut RouteSums, counted: &Counted) {
-    sums.requests += counted.requests;
-    for (class, count) in &counted.responses.outcomes {
-        *sums.statuses.entry((class.status, class.reason)).or_default() += count;
-    }
-    for (_, latency) in &counted.responses.latency {
-        sums.latency.merge(latency);
-    }
-}
-
 fn durations(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &BTreeMap<RouteSet<'_>, RouteSums>,
+    all: &RouteFamily,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (set, sums) in all {
@@ -178,7 +186,7 @@ fn statuses(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
-    all: &BTreeMap<RouteSet<'_>, RouteSums>,
+    all: &RouteFamily,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
     for (set, sums) in all {

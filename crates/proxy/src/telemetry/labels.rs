@@ -2,7 +2,6 @@
 //!
 //! Values are kept as they came (names, addresses, shared maps) and turned into text at a scrape.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -78,22 +77,40 @@ fn encode_pair(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> st
     text.finish()
 }
 
+/// Labels as text. What differs only in parts that make no label becomes the same here, and is to
+/// be added up: a page must not have a line twice.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rendered(Vec<(String, String)>);
+
+impl Rendered {
+    pub(super) fn of(labels: &impl Pairs) -> Self {
+        let mut pairs = Vec::with_capacity(16);
+        labels.pairs(&mut |name, value| pairs.push((name.to_owned(), value.to_owned())));
+        Self(pairs)
+    }
+
+    /// The labels of what found no place among others.
+    pub(super) fn overflow() -> Self {
+        Self(vec![("overflow".to_owned(), "true".to_owned())])
+    }
+}
+
+impl Pairs for Rendered {
+    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
+        self.0.iter().for_each(|(name, value)| visit(name, value));
+    }
+}
+
 impl Pairs for Direction {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
         visit("direction", self.as_str());
     }
 }
 
-impl<A: Pairs, B: Pairs> Pairs for (A, B) {
+impl<A: Pairs, B: Pairs> Pairs for (&A, B) {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
         self.0.pairs(visit);
         self.1.pairs(visit);
-    }
-}
-
-impl<P: Pairs + ?Sized> Pairs for &P {
-    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        (**self).pairs(visit);
     }
 }
 
@@ -146,28 +163,30 @@ pub(super) fn server(srv: &Labels, addr: Option<SocketAddr>, visit: &mut dyn FnM
     }
 }
 
-/// `PREFIX_group`, `PREFIX_kind`, `PREFIX_name`, and for resources outbound the rest.
-pub(super) fn meta(prefix: &str, meta: &Meta, whole: bool, visit: &mut dyn FnMut(&str, &str)) {
-    let mut name = String::with_capacity(prefix.len() + 13);
-    let mut put = |part: &str, value: &str| {
-        name.clear();
-        let _ = write!(name, "{prefix}_{part}");
-        visit(&name, value);
-    };
-    let (group, kind) = match meta {
-        Meta::Default(_) => ("", "default"),
-        Meta::Resource(r) => (r.group.as_str(), r.kind.as_str()),
-    };
-    put("group", group);
-    put("kind", kind);
-    if whole {
-        put("namespace", meta.resource().map_or("", |r| &r.namespace));
+/// How much of a [`Meta`] makes labels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Detail {
+    /// `PREFIX_group`, `PREFIX_kind`, `PREFIX_name`.
+    Name,
+    /// And `PREFIX_namespace`.
+    Object,
+    /// And `PREFIX_port`, `PREFIX_section_name`.
+    Port,
+}
+
+pub(super) fn meta(prefix: &str, meta: &Meta, detail: Detail, visit: &mut dyn FnMut(&str, &str)) {
+    let mut put = |part: &str, value: &str| visit(&format!("{prefix}_{part}"), value);
+    let resource = meta.resource();
+    put("group", resource.map_or("", |r| &r.group));
+    put("kind", resource.map_or("default", |r| &r.kind));
+    if detail >= Detail::Object {
+        put("namespace", resource.map_or("", |r| &r.namespace));
     }
     put("name", meta.name());
-    if whole {
-        let port = meta.resource().and_then(|r| r.port);
-        put("port", &port.map(|p| p.to_string()).unwrap_or_default());
-        put("section_name", meta.resource().map_or("", |r| &r.section));
+    if detail >= Detail::Port {
+        let port = resource.and_then(|r| r.port);
+        put("port", &port.map(|port| port.to_string()).unwrap_or_default());
+        put("section_name", resource.map_or("", |r| &r.section));
     }
 }
 
@@ -191,7 +210,7 @@ impl Pairs for EndpointSet<'_> {
         prefixed("dst", &labels.dst, visit);
         server(&labels.srv, labels.target_addr, visit);
         if let (Direction::Inbound, Some(route)) = (direction, &labels.route) {
-            meta("route", route, false, visit);
+            meta("route", route, Detail::Name, visit);
         }
         prefixed("authz", &labels.authz, visit);
     }

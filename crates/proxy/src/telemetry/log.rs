@@ -95,7 +95,8 @@ fn parse(filter: &str) -> Result<EnvFilter, LogError> {
     let filter = filter.trim();
     let wrong = |problem: String| LogError::Filter { filter: filter.into(), problem };
     for directive in filter.split(',').map(str::trim) {
-        if !directive.contains(['=', '[']) && directive.parse::<LevelFilter>().is_err() {
+        let level = || !directive.is_empty() && directive.parse::<LevelFilter>().is_ok();
+        if !directive.contains(['=', '[']) && !level() {
             return Err(wrong(format!("`{directive}` is no level")));
         }
     }
@@ -164,7 +165,7 @@ mod tests {
     fn a_wrong_filter_changes_nothing_and_says_what_is_wrong() {
         let (_dispatch, handle, _) = logger(LogFormat::Plain);
         for filter in ["", "inof", "info,mesh_proxy", "mesh_proxy=loud", "info,[", "a=b=c"] {
-            let error = handle.set(filter).unwrap_err().to_string();
+            let error = handle.set(filter).expect_err(filter).to_string();
             assert!(error.starts_with(&format!("`{filter}` is no log filter: ")), "{error}");
             assert_eq!(handle.current().unwrap(), "info");
         }

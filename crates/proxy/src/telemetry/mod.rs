@@ -11,6 +11,8 @@ mod expose;
 mod http_metrics;
 pub mod labels;
 pub mod log;
+#[cfg(test)]
+mod page_tests;
 mod process;
 pub mod proxy_metrics;
 mod responses;

@@ -1,5 +1,6 @@
 //! The families about the proxy itself: detection, rejected configuration, certificate, balancers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::labels::{self, LabelSet, Pairs};
+use super::labels::{self, Detail, LabelSet, Pairs, Rendered};
 
 /// What protocol detection found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,17 +151,17 @@ impl Collector for IdentityMetrics {
     }
 }
 
-/// An endpoint in a balancer.
+/// An endpoint in a balancer, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum EndpointState {
     /// Takes requests.
     Ready,
     /// Connecting, or not yet tried.
     Pending,
-    /// Kept out by its breaker.
-    Ejected,
     /// Kept out by its breaker, but for one request that probes it.
     Probing,
+    /// Kept out by its breaker.
+    Ejected,
 }
 
 /// A balancer as its owner sees it at the moment.
@@ -180,13 +181,29 @@ pub struct Balancers {
 }
 
 impl Balancers {
-    /// Says how to look at all balancers; asked at every scrape. The last one said holds.
+    /// Says how to look at all balancers; asked at every scrape. The last one said holds. There may
+    /// be several with the same parent and backend, one per worker.
     pub fn set_view(&self, view: impl Fn() -> Vec<BalancerView> + Send + Sync + 'static) {
         *self.view.lock() = Some(Arc::new(view));
     }
 
-    /// All balancers now.
-    pub fn view(&self) -> Vec<BalancerView> {
+    /// What breakers keep out at the moment, by backend and address. An endpoint that one worker
+    /// keeps out and another does not is among them.
+    pub fn breakers(&self) -> BTreeMap<(Meta, SocketAddr), EndpointState> {
+        let mut breakers = BTreeMap::new();
+        for balancer in self.view() {
+            for (endpoint, state) in balancer.endpoints {
+                if state >= EndpointState::Probing {
+                    let kept: &mut EndpointState =
+                        breakers.entry((balancer.backend.clone(), endpoint)).or_insert(state);
+                    *kept = state.max(*kept);
+                }
+            }
+        }
+        breakers
+    }
+
+    fn view(&self) -> Vec<BalancerView> {
         let view = self.view.lock().clone();
         view.map(|view| view()).unwrap_or_default()
     }
@@ -198,28 +215,41 @@ impl fmt::Debug for Balancers {
     }
 }
 
-struct BalancerSet<'a>(&'a BalancerView, &'static str);
-
-impl Pairs for BalancerSet<'_> {
+impl Pairs for BalancerView {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        labels::meta("parent", &self.0.parent, true, visit);
-        labels::meta("backend", &self.0.backend, true, visit);
-        visit("endpoint_state", self.1);
+        labels::meta("parent", &self.parent, Detail::Port, visit);
+        labels::meta("backend", &self.backend, Detail::Port, visit);
     }
 }
 
-/// The families' two states are those of the ecosystem: what a breaker keeps out is pending.
+struct StateSet(&'static str);
+
+impl Pairs for StateSet {
+    fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
+        visit("endpoint_state", self.0);
+    }
+}
+
+/// The family's two states are those of the ecosystem: what a breaker keeps out is pending.
 impl Collector for Balancers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        // An endpoint counts once, in the best state it has in any of the workers.
+        let mut balancers: BTreeMap<Rendered, BTreeMap<SocketAddr, EndpointState>> =
+            BTreeMap::new();
+        for view in self.view() {
+            let endpoints = balancers.entry(Rendered::of(&view)).or_default();
+            for (addr, state) in view.endpoints {
+                let best = endpoints.entry(addr).or_insert(state);
+                *best = state.min(*best);
+            }
+        }
         let (name, help) = ("outbound_http_balancer_endpoints", "Endpoints in balancers");
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for view in self.view() {
-            let is_ready = |(_, state): &&(_, EndpointState)| *state == EndpointState::Ready;
-            let ready = view.endpoints.iter().filter(is_ready).count();
-            for (state, count) in [("ready", ready), ("pending", view.endpoints.len() - ready)] {
-                let set = BalancerSet(&view, state);
-                let set = LabelSet(&set);
-                family.encode_family(&set)?.encode_gauge(&(count as u64))?;
+        for (labels, endpoints) in &balancers {
+            let ready = endpoints.values().filter(|state| **state == EndpointState::Ready).count();
+            for (state, count) in [("ready", ready), ("pending", endpoints.len() - ready)] {
+                let set = (labels, StateSet(state));
+                family.encode_family(&LabelSet(&set))?.encode_gauge(&(count as u64))?;
             }
         }
         Ok(())

@@ -166,6 +166,13 @@ pub(super) struct Counted {
     pub(super) responses: Responses,
 }
 
+impl Counted {
+    pub(super) fn merge(&mut self, other: &Self) {
+        self.requests += other.requests;
+        self.responses.merge(&other.responses);
+    }
+}
+
 impl HttpSeries {
     pub(super) fn counted(&self) -> MutexGuard<'_, Counted> {
         self.counted.lock()

@@ -182,3 +182,197 @@ fn overflow(direction: Direction) -> SeriesSpec {
     let labels = HttpLabels { authority: Some("(overflow)".into()), ..HttpLabels::default() };
     SeriesSpec { key, labels }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_model::Reason;
+    use tokio::time::advance;
+
+    use super::super::{Finished, Telemetry, TelemetryConfig};
+    use super::*;
+
+    fn telemetry(max_series: usize) -> Arc<Telemetry> {
+        Telemetry::new(&TelemetryConfig { max_series, ..TelemetryConfig::default() })
+    }
+
+    fn spec(direction: Direction, port: u16) -> SeriesSpec {
+        let mut spec = overflow(direction);
+        spec.key.port = port;
+        spec.labels.target_addr = Some(([10, 0, 0, 1], port).into());
+        spec.labels.authority = None;
+        spec
+    }
+
+    fn outbound(port: u16) -> SeriesSpec {
+        spec(Direction::Outbound, port)
+    }
+
+    fn finished(status: u16) -> Finished {
+        Finished {
+            status,
+            grpc_status: None,
+            success: status < 500,
+            first_byte: Some(Duration::from_millis(5)),
+            total: Duration::from_millis(10),
+            request_bytes: 100,
+            response_bytes: 1_000,
+            reason: (status == 504).then_some(Reason::RequestTimeout),
+            attempts: 3,
+        }
+    }
+
+    fn lines(telemetry: &Telemetry, name: &str) -> Vec<String> {
+        let page = telemetry.expose(None).body;
+        page.lines().filter(|line| line.starts_with(name)).map(str::to_owned).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_snapshot_has_all_of_the_last_seconds_and_none_of_the_running_one() {
+        let telemetry = telemetry(10);
+        let series = telemetry.stats.series(outbound(80));
+        series.request();
+        series.response(&finished(200));
+        series.response(&finished(504));
+        series.failed(Reason::ConnectRefused);
+        series.retried(4);
+        assert!(telemetry.stats.snapshot(60).series.is_empty());
+
+        advance(Duration::from_secs(3)).await;
+        series.response(&finished(200));
+        let snapshot = telemetry.stats.snapshot(60);
+        assert_eq!(snapshot.covered_seconds, 3);
+        let [row] = &snapshot.series[..] else { panic!("{snapshot:?}") };
+        assert_eq!(row.key, outbound(80).key);
+        let totals = &row.totals;
+        assert_eq!((totals.success, totals.failure), (1, 2));
+        assert_eq!(totals.classes, [0, 1, 0, 0, 1]);
+        assert_eq!(totals.retries, 2 + 2 + 4);
+        assert_eq!((totals.request_bytes, totals.response_bytes), (200, 2_000));
+        let reasons = [(Reason::ConnectRefused, 1), (Reason::RequestTimeout, 1)];
+        assert_eq!(totals.reasons, reasons);
+        assert_eq!((totals.latency.count(), totals.first_byte.count()), (2, 2));
+        advance(Duration::from_secs(100)).await;
+        assert_eq!(telemetry.stats.snapshot(60).covered_seconds, 60);
+        assert!(telemetry.stats.snapshot(60).series.is_empty());
+        assert_eq!(telemetry.stats.snapshot(9_999).covered_seconds, 103);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_key_with_other_labels_is_one_row() {
+        let telemetry = telemetry(10);
+        let plain = outbound(80);
+        let mut secure = plain.clone();
+        secure.labels.tls = super::super::Tls::Id("tax".into());
+        for spec in [plain, secure] {
+            telemetry.stats.series(spec).response(&finished(200));
+        }
+        advance(Duration::from_secs(1)).await;
+        let snapshot = telemetry.stats.snapshot(60);
+        assert_eq!(snapshot.series.len(), 1);
+        assert_eq!(snapshot.series[0].totals.success, 2);
+        assert_eq!(lines(&telemetry, "response_total").len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn open_connections_are_a_row_even_when_nothing_happens() {
+        let telemetry = telemetry(10);
+        let mut tcp = outbound(5432);
+        tcp.key.protocol = StatProtocol::Tcp;
+        let series = telemetry.stats.series(tcp);
+        series.opened();
+        series.opened();
+        series.closed(10, 20);
+        series.failed(Reason::ConnectRefused);
+        advance(Duration::from_secs(2_000)).await;
+        let snapshot = telemetry.stats.snapshot(60);
+        assert_eq!(snapshot.series.len(), 1);
+        assert_eq!(snapshot.series[0].tcp_open, 1);
+        assert_eq!(snapshot.series[0].totals, Totals::default());
+        series.closed(0, 0);
+        series.closed(0, 0);
+        assert_eq!(series.tcp_open(), 0, "never below zero");
+        assert!(lines(&telemetry, "response_total").is_empty(), "connections are not responses");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_series_go_and_those_that_are_held_stay() {
+        let telemetry = telemetry(10);
+        let held = telemetry.stats.series(outbound(1));
+        held.request();
+        telemetry.stats.series(outbound(2)).request();
+        assert_eq!(lines(&telemetry, "request_total").len(), 2);
+
+        advance(Duration::from_secs(WINDOW_SECONDS + 61)).await;
+        assert_eq!(lines(&telemetry, "request_total").len(), 1);
+        held.request();
+        let line = &lines(&telemetry, "request_total")[0];
+        assert!(line.contains(r#"target_port="1""#) && line.ends_with(" 2"), "{line}");
+        assert!(Arc::ptr_eq(&held, &telemetry.stats.series(outbound(1))));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_series_that_nobody_holds_keeps_its_counts() {
+        let telemetry = telemetry(10);
+        for _ in 0..20 {
+            advance(Duration::from_secs(120)).await;
+            telemetry.stats.series(outbound(1)).response(&finished(200));
+        }
+        let line = &lines(&telemetry, "response_total")[0];
+        assert!(line.ends_with(" 20"), "{line}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_full_table_counts_the_rest_together_by_direction() {
+        let telemetry = telemetry(2);
+        let held: Vec<_> = (1..=4).map(|port| telemetry.stats.series(outbound(port))).collect();
+        let inbound = telemetry.stats.series(spec(Direction::Inbound, 9));
+        assert!(Arc::ptr_eq(&held[2], &held[3]));
+        assert!(!Arc::ptr_eq(&held[2], &inbound));
+        held.iter().for_each(|series| series.response(&finished(200)));
+        advance(Duration::from_secs(1)).await;
+        let snapshot = telemetry.stats.snapshot(60);
+        assert_eq!(snapshot.overflowed, 3);
+        assert_eq!(snapshot.series.len(), 3);
+        let rest = snapshot.series.iter().find(|row| row.key.port == 0).unwrap();
+        assert_eq!(rest.totals.success, 2);
+        let page = lines(&telemetry, "response_total");
+        assert!(page.iter().any(|l| l.contains(r#"authority="(overflow)""#) && l.ends_with(" 2")));
+        assert_eq!(lines(&telemetry, "telemetry_overflowed_series_total ").len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn any_number_of_different_outcomes_is_bounded_and_none_is_lost() {
+        let telemetry = telemetry(10);
+        let series = telemetry.stats.series(outbound(80));
+        for status in 100..1_000 {
+            series.response(&finished(status));
+        }
+        let outcomes = lines(&telemetry, "response_total");
+        assert!(outcomes.len() <= 130, "{} outcomes", outcomes.len());
+        let count = |line: &String| line.rsplit_once(' ').unwrap().1.parse::<u64>().unwrap();
+        assert_eq!(outcomes.iter().map(count).sum::<u64>(), 900);
+        let latencies = lines(&telemetry, "response_latency_ms_count");
+        assert!(latencies.len() <= 129, "{} statuses", latencies.len());
+        assert_eq!(latencies.iter().map(count).sum::<u64>(), 900);
+    }
+
+    /// Counts from several threads end up whole, whoever scrapes meanwhile.
+    #[test]
+    fn nothing_is_lost_between_threads() {
+        let telemetry = telemetry(10);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..2_000 {
+                        let series = telemetry.stats.series(outbound(80));
+                        series.request();
+                        series.response(&finished(200));
+                    }
+                });
+            }
+            scope.spawn(|| (0..20).for_each(|_| drop(telemetry.expose(None))));
+        });
+        assert!(lines(&telemetry, "request_total")[0].ends_with(" 6000"));
+        assert!(lines(&telemetry, "response_total")[0].ends_with(" 6000"));
+    }
+}

@@ -223,3 +223,162 @@ fn shown(headers: Option<&HeaderMap>, show_secrets: bool) -> Vec<(String, String
     };
     pairs.map(show).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use http::HeaderValue;
+    use mesh_model::Direction;
+    use tokio::time::advance;
+
+    use super::*;
+
+    fn record(path: &str) -> Record {
+        Record {
+            id: 1,
+            started_unix_ms: 0,
+            direction: Direction::Inbound,
+            source: "10.0.0.1:4000".parse().unwrap(),
+            destination: None,
+            method: "GET".into(),
+            scheme: "http".into(),
+            authority: "tax".into(),
+            path: path.into(),
+            parent: String::new(),
+            route: String::new(),
+            backend: String::new(),
+            status: 200,
+            grpc_status: None,
+            reason: None,
+            attempts: 1,
+            request_bytes: 0,
+            response_bytes: 0,
+            first_byte: None,
+            duration: Duration::from_millis(1),
+            tls: None,
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        }
+    }
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> Option<HeaderMap> {
+        let pair = |(name, value): &(&'static str, &'static str)| {
+            (http::HeaderName::from_static(name), HeaderValue::from_static(value))
+        };
+        Some(pairs.iter().map(pair).collect())
+    }
+
+    /// What waits for the reader, and how many were skipped before each.
+    fn waiting(tap: &mut TapReceiver) -> Vec<(String, u64)> {
+        let mut events = Vec::new();
+        while let Some(Some(event)) = tokio::task::unconstrained(tap.recv()).now_or_never() {
+            events.push((event.record.path, event.skipped));
+        }
+        events
+    }
+
+    fn path(path: &str) -> TapFilter {
+        TapFilter { path: Some(path.into()), ..TapFilter::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_active_as_long_as_somebody_listens() {
+        let hub = TapHub::new(8);
+        assert!(!hub.active());
+        let one = hub.subscribe(TapFilter::default(), 0, false).unwrap();
+        let two = hub.subscribe(TapFilter::default(), 0, false).unwrap();
+        drop(one);
+        assert!(hub.active());
+        drop(two);
+        assert!(!hub.active());
+        hub.publish(record("/"), None, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn everybody_gets_what_they_asked_for() {
+        let hub = TapHub::new(8);
+        let mut all = hub.subscribe(TapFilter::default(), 0, false).unwrap();
+        let mut some = hub.subscribe(path("/b"), 0, false).unwrap();
+        hub.publish(record("/a"), None, None);
+        hub.publish(record("/b/1"), None, None);
+        assert_eq!(waiting(&mut all), [("/a".into(), 0), ("/b/1".into(), 0)]);
+        assert_eq!(waiting(&mut some), [("/b/1".into(), 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn headers_are_matched_by_any_of_their_values() {
+        let hub = TapHub::new(8);
+        let wanted = vec![("X-Team".to_owned(), "blue".to_owned())];
+        let filter = TapFilter { headers: wanted, ..TapFilter::default() };
+        let mut tap = hub.subscribe(filter, 0, false).unwrap();
+        hub.publish(record("/none"), None, None);
+        hub.publish(record("/other"), headers(&[("x-team", "red")]), None);
+        hub.publish(record("/two"), headers(&[("x-team", "red"), ("x-team", "blue")]), None);
+        hub.publish(record("/response"), None, headers(&[("x-team", "blue")]));
+        assert_eq!(waiting(&mut tap), [("/two".into(), 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_the_limit_a_second_is_skipped_and_told() {
+        let hub = TapHub::new(8);
+        let mut tap = hub.subscribe(TapFilter::default(), 2, false).unwrap();
+        for n in 0..5 {
+            hub.publish(record(&format!("/{n}")), None, None);
+        }
+        assert_eq!(waiting(&mut tap), [("/0".into(), 0), ("/1".into(), 0)]);
+        advance(Duration::from_secs(1)).await;
+        hub.publish(record("/5"), None, None);
+        hub.publish(record("/6"), None, None);
+        assert_eq!(waiting(&mut tap), [("/5".into(), 3), ("/6".into(), 0)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_is_not_waited_for() {
+        let hub = TapHub::new(8);
+        let mut tap = hub.subscribe(TapFilter::default(), u32::MAX, false).unwrap();
+        for _ in 0..QUEUE + 7 {
+            hub.publish(record("/"), None, None);
+        }
+        let events = waiting(&mut tap);
+        assert_eq!(events.len(), QUEUE);
+        hub.publish(record("/last"), None, None);
+        assert_eq!(waiting(&mut tap), [("/last".into(), 7)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_are_redacted_unless_asked_for() {
+        let hub = TapHub::new(8);
+        let filter = TapFilter { with_headers: true, ..TapFilter::default() };
+        let mut plain = hub.subscribe(filter.clone(), 0, false).unwrap();
+        let mut secrets = hub.subscribe(filter, 0, true).unwrap();
+        let mut without = hub.subscribe(TapFilter::default(), 0, true).unwrap();
+        let request = headers(&[
+            ("authorization", "Bearer x"),
+            ("cookie", "x"),
+            ("proxy-authorization", "x"),
+            ("x-api-key", "x"),
+            ("l5d-client-id", "web"),
+        ]);
+        hub.publish(record("/"), request, headers(&[("set-cookie", "x"), ("server", "y")]));
+        let values = |headers: &[(String, String)]| {
+            headers.iter().map(|(_, value)| value.clone()).collect::<Vec<_>>()
+        };
+        let shown = plain.recv().await.unwrap().record;
+        assert_eq!(values(&shown.request_headers), [REDACTED, REDACTED, REDACTED, REDACTED, "web"]);
+        assert_eq!(values(&shown.response_headers), [REDACTED, "y"]);
+        let shown = secrets.recv().await.unwrap().record;
+        assert_eq!(values(&shown.request_headers), ["Bearer x", "x", "x", "x", "web"]);
+        let shown = without.recv().await.unwrap().record;
+        assert!(shown.request_headers.is_empty() && shown.response_headers.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn there_is_a_limit_to_the_number_of_taps() {
+        let hub = TapHub::new(1);
+        let first = hub.subscribe(TapFilter::default(), 0, false).unwrap();
+        let error = hub.subscribe(TapFilter::default(), 0, false).unwrap_err();
+        assert!(error.to_string().starts_with("1 taps of this proxy"), "{error}");
+        drop(first);
+        hub.subscribe(TapFilter::default(), 0, false).unwrap();
+    }
+}

@@ -1,6 +1,7 @@
 //! Connections and bytes: the `tcp_*` families.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use tokio::time::Instant;
 
-use super::bounded::{Bounded, OrOverflow};
+use super::bounded::{Bounded, Entries};
 use super::http_metrics;
 use super::labels::{self, LabelSet, Pairs, Tls};
 
@@ -86,6 +87,13 @@ impl Durations {
     fn record(&mut self, millis: u64) {
         self.buckets[LIFETIME_MS.partition_point(|bound| *bound < millis)] += 1;
         self.millis = self.millis.saturating_add(millis);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        for (mine, theirs) in self.buckets.iter_mut().zip(other.buckets) {
+            *mine += theirs;
+        }
+        self.millis = self.millis.saturating_add(other.millis);
     }
 }
 
@@ -198,8 +206,6 @@ fn errno_name(errno: i32) -> Cow<'static, str> {
     })
 }
 
-type Entries = Vec<(Option<TransportLabels>, Arc<TransportSeries>)>;
-
 impl Collector for TransportMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let all = self.table.all();
@@ -230,40 +236,46 @@ fn totals(
     encoder: &mut DescriptorEncoder<'_>,
     (name, help): (&str, &str),
     kind: MetricType,
-    all: &Entries,
+    all: &Entries<TransportSeries>,
     value: impl Fn(&TransportSeries) -> u64,
 ) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, series) in all {
-        let labels = OrOverflow(labels.as_ref());
-        let labels = LabelSet(&labels);
+        let sum: u64 = series.iter().map(|series| value(series)).sum();
+        let labels = LabelSet(labels);
         let mut line = family.encode_family(&labels)?;
         match kind {
-            MetricType::Gauge => line.encode_gauge(&value(series))?,
-            _ => line.encode_counter(&value(series), None::<&Exemplar<NoLabelSet, u64>>)?,
+            MetricType::Gauge => line.encode_gauge(&sum)?,
+            _ => line.encode_counter(&sum, None::<&Exemplar<NoLabelSet, u64>>)?,
         }
     }
     Ok(())
 }
 
-fn closes(encoder: &mut DescriptorEncoder<'_>, all: &Entries) -> fmt::Result {
+fn closes(encoder: &mut DescriptorEncoder<'_>, all: &Entries<TransportSeries>) -> fmt::Result {
     let kind = MetricType::Counter;
     let mut family = encoder.encode_descriptor("tcp_close", "Connections closed", None, kind)?;
     for (labels, series) in all {
-        for (errno, count) in &series.closes.lock().by_errno {
-            let set = (OrOverflow(labels.as_ref()), Errno(*errno));
-            http_metrics::counter(&mut family, &set, *count)?;
+        let mut sums = BTreeMap::<i32, u64>::new();
+        for series in series {
+            for (errno, count) in &series.closes.lock().by_errno {
+                *sums.entry(*errno).or_default() += count;
+            }
+        }
+        for (errno, count) in sums {
+            http_metrics::counter(&mut family, &(labels, Errno(errno)), count)?;
         }
     }
     let (name, help) = ("tcp_connection_duration_ms", "Milliseconds connections lived");
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
     for (labels, series) in all {
-        let Durations { buckets, millis } = series.closes.lock().durations;
+        let mut sums = Durations::default();
+        series.iter().for_each(|series| sums.merge(&series.closes.lock().durations));
+        let Durations { buckets, millis } = sums;
         let bounds = LIFETIME_MS.iter().map(|ms| *ms as f64).chain([f64::INFINITY]);
         let pairs: Vec<_> = bounds.zip(buckets).collect();
-        let set = OrOverflow(labels.as_ref());
-        let set = LabelSet(&set);
-        let mut line = family.encode_family(&set)?;
+        let labels = LabelSet(labels);
+        let mut line = family.encode_family(&labels)?;
         line.encode_histogram::<NoLabelSet>(millis as f64, buckets.iter().sum(), &pairs, None)?;
     }
     Ok(())
