@@ -14,6 +14,9 @@ use crate::ext;
 
 /// Longer texts of a record or key are no names.
 const MAX_TEXT: usize = 16 << 10;
+/// Larger counts are no counts of ten minutes. With this bound, the figures of thousands of proxies
+/// add up without overflow.
+const MAX_COUNT: u64 = 1 << 50;
 
 impl From<&Histogram> for ext::Histogram {
     fn from(histogram: &Histogram) -> Self {
@@ -35,7 +38,7 @@ impl TryFrom<ext::Histogram> for Histogram {
         for (bucket, count) in proto.buckets.into_iter().zip(proto.counts) {
             let bucket = u16::try_from(bucket)
                 .map_err(|_| ConversionError::invalid("buckets", format!("{bucket} is none")))?;
-            histogram.add(bucket, count);
+            histogram.add(bucket, read_count(count, "counts")?);
         }
         Ok(histogram)
     }
@@ -68,25 +71,32 @@ impl TryFrom<ext::Totals> for Totals {
 
     fn try_from(proto: ext::Totals) -> Result<Self> {
         let mut totals = Self {
-            success: proto.success,
-            failure: proto.failure,
+            success: read_count(proto.success, "success")?,
+            failure: read_count(proto.failure, "failure")?,
             classes: read_classes(&proto.classes)?,
             latency: proto.latency.unwrap_or_default().try_into().at("latency")?,
             first_byte: proto.first_byte.unwrap_or_default().try_into().at("first_byte")?,
-            retries: proto.retries,
-            request_bytes: proto.request_bytes,
-            response_bytes: proto.response_bytes,
+            retries: read_count(proto.retries, "retries")?,
+            request_bytes: read_count(proto.request_bytes, "request_bytes")?,
+            response_bytes: read_count(proto.response_bytes, "response_bytes")?,
             reasons: Vec::new(),
-            tcp_opened: proto.tcp_opened,
-            tcp_closed: proto.tcp_closed,
+            tcp_opened: read_count(proto.tcp_opened, "tcp_opened")?,
+            tcp_closed: read_count(proto.tcp_closed, "tcp_closed")?,
         };
         for (code, count) in proto.reasons {
             if let Some(reason) = Reason::from_code(&code) {
-                totals.add_reason(reason, count);
+                totals.add_reason(reason, read_count(count, "reasons")?);
             }
         }
         Ok(totals)
     }
+}
+
+fn read_count(count: u64, field: &str) -> Result<u64> {
+    if count > MAX_COUNT {
+        return Err(ConversionError::invalid(field, format!("{count} is too many to be true")));
+    }
+    Ok(count)
 }
 
 /// Five, or none where nothing was counted.
@@ -94,6 +104,7 @@ fn read_classes(classes: &[u64]) -> Result<[u64; 5]> {
     if classes.is_empty() {
         return Ok([0; 5]);
     }
+    classes.iter().try_for_each(|count| read_count(*count, "classes").map(drop))?;
     classes.try_into().map_err(|_| {
         ConversionError::invalid("classes", format!("has {} items, not five", classes.len()))
     })
@@ -137,7 +148,7 @@ pub fn read_series(series: ext::Series) -> Result<(SeriesKey, Totals, u64)> {
         route: read_text(series.route, "route")?.into(),
         backend: read_text(series.backend, "backend")?.into(),
     };
-    let tcp_open = totals.tcp_open;
+    let tcp_open = read_count(totals.tcp_open, "totals.tcp_open")?;
     Ok((key, totals.try_into().at("totals")?, tcp_open))
 }
 

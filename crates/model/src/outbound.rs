@@ -101,6 +101,7 @@ pub struct Backend {
 }
 
 #[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "one per backend of a rule, in an `Arc`")]
 pub enum BackendKind {
     Forward(Endpoint),
     Balance(Balance),

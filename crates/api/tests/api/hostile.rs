@@ -474,6 +474,9 @@ fn figures_that_do_not_add_up_are_refused() {
     let totals = ext::Totals { latency: Some(histogram), ..Default::default() };
     assert_eq!(Totals::try_from(totals).unwrap_err().field(), "latency.counts");
 
+    let totals = ext::Totals { retries: u64::MAX, ..Default::default() };
+    assert_eq!(Totals::try_from(totals).unwrap_err().field(), "retries");
+
     let totals = ext::Totals { classes: vec![1, 2, 3], ..Default::default() };
     assert_eq!(Totals::try_from(totals).unwrap_err().field(), "classes");
 

@@ -1,10 +1,13 @@
 //! The wire as its two ends see it.
 
+#![allow(clippy::unwrap_used)]
+
 mod checklist;
 mod generated;
 mod hostile;
 mod inexpressible;
 mod round_trip;
+mod serve;
 mod strategies;
 mod tap;
 mod values;
