@@ -25,7 +25,7 @@ use crate::{BackendExtension, Wire, Workload};
 
 /// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
 /// readers take by default.
-const ENDPOINTS_A_MESSAGE: usize = 4_000;
+const ENDPOINTS_A_MESSAGE: usize = 2_000;
 
 /// What a control plane knows. Every stream yields its first item at once, and ends only with the
 /// control plane or with what it is about; to send only changes is the control plane's business.
