@@ -187,3 +187,6 @@ impl fmt::Debug for AdminState {
         f.debug_struct("AdminState").field("ready", &self.ready).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use mesh_model::Reason;
 use tokio::net::{TcpSocket, TcpStream};
+use tracing::Instrument;
 
 use crate::io::Io;
 use crate::telemetry::TransportSeries;
@@ -53,7 +54,9 @@ impl Connect {
 
     async fn open_one(&self, addr: SocketAddr) -> Result<TcpStream, ConnectError> {
         let failed = |reason, source| ConnectError { addr, reason, source };
-        match tokio::time::timeout(self.timeout, connect(addr, self.bind_ip)).await {
+        let connect =
+            connect(addr, self.bind_ip).instrument(tracing::debug_span!("connect", %addr));
+        match tokio::time::timeout(self.timeout, connect).await {
             Ok(Ok(tcp)) => Ok(tcp),
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 Err(failed(Reason::ConnectRefused, error))

@@ -249,3 +249,6 @@ impl fmt::Debug for ControlPort {
         f.debug_struct("ControlPort").finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

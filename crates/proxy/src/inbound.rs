@@ -240,7 +240,8 @@ impl Inbound {
 /// Authorises a request and forwards it to the application.
 async fn dispatch(port: &Port, client: IpAddr, mut request: Request) -> Result<Response, BoxError> {
     let policy = port.policy().await?;
-    let answer = port.authorize(&policy, client, &mut request)?;
+    let span = tracing::debug_span!("inbound.authorize");
+    let answer = span.in_scope(|| port.authorize(&policy, client, &mut request))?;
     match answer {
         Some(response) => Ok(response),
         None => port.forward(request).await,

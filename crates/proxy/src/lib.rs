@@ -16,6 +16,8 @@ mod exchange;
 mod http;
 mod inbound;
 mod io;
+#[cfg(test)]
+mod life;
 mod listen;
 mod outbound;
 mod relay;

@@ -10,6 +10,7 @@ use mesh_model::stats::{SeriesKey, StatProtocol};
 use mesh_model::{Direction, Reason};
 use parking_lot::Mutex;
 use tower::Service;
+use tracing::Instrument;
 
 use crate::config::{Config, Limits};
 use crate::connect::{Connect, ConnectError};
@@ -166,13 +167,15 @@ impl Service<Request> for EndpointService {
         }
         self.prepare(&mut request);
         let inner = Arc::clone(&self.inner);
-        Box::pin(async move {
+        let span = tracing::debug_span!("outbound.endpoint", addr = %inner.endpoint.addr);
+        let call = async move {
             let mut response = inner.client.send(request).await?;
             if let Some(reason) = refused_by_proxy(&mut response) {
                 return Err(PeerRefused { addr: inner.endpoint.addr, reason }.into());
             }
             Ok(response)
-        })
+        };
+        Box::pin(call.instrument(span))
     }
 }
 

@@ -16,6 +16,8 @@ use mesh_model::outbound::{
 use mesh_model::route::{Distribution, Filter, GrpcMatch, HttpMatch, PathModifier, Route, Rule};
 use mesh_model::{Meta, OutboundPolicy, Reason};
 use tower::{Service, ServiceBuilder};
+use tracing::Instrument;
+use tracing::instrument::Instrumented;
 
 use super::backend::{BackendService, BackendStack, Backends};
 use super::retry;
@@ -98,7 +100,7 @@ struct RuleStack {
 
 impl HttpRouter {
     /// Carries a request out.
-    pub(crate) fn call(&self, request: Request) -> Result<ResponseFuture, MeshError> {
+    pub(crate) fn call(&self, request: Request) -> Result<Instrumented<ResponseFuture>, MeshError> {
         match &self.table {
             Table::Http(routes, rules) => route(routes, rules, request),
             Table::Grpc(routes, rules) => route(routes, rules, request),
@@ -110,7 +112,8 @@ fn route<M: MatchRequest>(
     routes: &[Route<M, Forward>],
     rules: &[Vec<RuleStack>],
     request: Request,
-) -> Result<ResponseFuture, MeshError> {
+) -> Result<Instrumented<ResponseFuture>, MeshError> {
+    let span = tracing::debug_span!("outbound.route", route = tracing::field::Empty).entered();
     let (head, body) = request.into_parts();
     let found = matching::find(routes, &head).map(|found| {
         let prefix = found.prefix.filter(|_| rules[found.route][found.rule].wants_prefix);
@@ -127,7 +130,8 @@ fn route<M: MatchRequest>(
     if let Some(exchange) = Exchange::of(&request) {
         exchange.routed(&rule.route);
     }
-    Ok(rule.service.clone().call(request))
+    span.record("route", rule.route.route_text.as_ref());
+    Ok(rule.service.clone().call(request).instrument(span.exit()))
 }
 
 /// What building a policy's stacks needs.
@@ -314,16 +318,25 @@ impl Available for Arc<BackendStack> {
 impl Service<Request> for Split {
     type Response = Response;
     type Error = BoxError;
-    type Future = ResponseFuture;
+    type Future = Instrumented<ResponseFuture>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request) -> ResponseFuture {
+    fn call(&mut self, request: Request) -> Self::Future {
         match self.0.pick() {
-            Some(branch) => branch.service.clone().call(request),
-            None => Box::pin(std::future::ready(Err(no_backend().into()))),
+            Some(branch) => {
+                let span =
+                    tracing::debug_span!("outbound.try", backend = branch.stack.info.text.as_ref());
+                let call = span.in_scope(|| branch.service.clone().call(request));
+                call.instrument(span)
+            }
+            None => {
+                let nowhere: ResponseFuture =
+                    Box::pin(std::future::ready(Err(no_backend().into())));
+                nowhere.instrument(tracing::Span::none())
+            }
         }
     }
 }

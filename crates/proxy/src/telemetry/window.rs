@@ -287,6 +287,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn packing_loses_nothing(totals in totals()) {
             let mut sums = Sums::default();
