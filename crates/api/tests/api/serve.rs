@@ -37,7 +37,16 @@ impl Serving {
     }
 }
 
-/// All its connections are closed.
+impl Serving {
+    /// Closes the port and all connections, and returns when that is done.
+    pub(crate) async fn go(mut self) {
+        let runtime = self.runtime.take();
+        let gone = move || runtime.into_iter().for_each(|r| r.shutdown_timeout(PATIENCE));
+        tokio::task::spawn_blocking(gone).await.unwrap();
+    }
+}
+
+/// A runtime cannot be dropped by asynchronous code otherwise.
 impl Drop for Serving {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
