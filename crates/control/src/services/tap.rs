@@ -336,3 +336,38 @@ impl Limit {
         Some(Event::Request(tapped))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(skipped: u64) -> Event {
+        let event = TapEvent { skipped, ..TapEvent::default() };
+        Event::Request(Tapped { event: Some(event), ..Tapped::default() })
+    }
+
+    /// How many the reader is told were left out before it; `None` if it is left out itself.
+    fn pass(limit: &mut Limit, event: Event) -> Option<u64> {
+        match limit.pass(event)? {
+            Event::Request(tapped) => tapped.event.map(|event| event.skipped),
+            Event::Status(_) => Some(0),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_over_the_limit_is_counted_in_the_next() {
+        let mut limit = Limit::new(2);
+        assert_eq!(pass(&mut limit, request(0)), Some(0));
+        assert_eq!(pass(&mut limit, request(5)), Some(5));
+        assert_eq!(pass(&mut limit, request(1)), None);
+        assert_eq!(pass(&mut limit, request(0)), None);
+        assert_eq!(pass(&mut limit, Event::Status(TapStatus::default())), Some(0));
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!(
+            pass(&mut limit, request(1)),
+            Some(4),
+            "two, what one of them skipped, and its own"
+        );
+        assert_eq!(pass(&mut limit, request(0)), Some(0));
+    }
+}
