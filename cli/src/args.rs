@@ -38,9 +38,9 @@ pub struct Global {
 /// Every command, in the order of the help.
 #[derive(Debug, Subcommand)]
 pub enum Commands {
-    Demo(commands::demo::Args),
-    Local(commands::local::Args),
-    Run(commands::run::Args),
+    Demo(commands::demo::DemoArgs),
+    Local(commands::local::LocalArgs),
+    Run(commands::run::RunArgs),
     Stat(commands::stat::StatArgs),
     Tap(commands::tap::TapArgs),
     Top(commands::top::TopArgs),

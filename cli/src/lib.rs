@@ -11,6 +11,7 @@ pub mod connect;
 pub mod context;
 pub mod demo_app;
 pub mod error;
+pub mod local;
 pub mod output;
 pub mod program;
 pub mod selector;

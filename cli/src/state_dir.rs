@@ -74,8 +74,16 @@ impl StateDir {
         self.path.join("control.sock")
     }
 
+    pub fn supervisor_socket(&self) -> PathBuf {
+        self.path.join("supervisor.sock")
+    }
+
     pub fn lock_file(&self) -> PathBuf {
         self.path.join("lock")
+    }
+
+    pub fn manifests(&self) -> PathBuf {
+        self.path.join("manifests")
     }
 
     pub fn pods(&self) -> PathBuf {
@@ -84,6 +92,11 @@ impl StateDir {
 
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
+    }
+
+    /// ` --name=NAME` for the commands of `meshctl local`, unless it is the default.
+    pub fn flag(&self) -> String {
+        if self.name == DEFAULT_MESH { String::new() } else { format!(" --name={}", self.name) }
     }
 
     /// Whether a supervisor holds the lock.

@@ -24,7 +24,8 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Top(args) => top::run(args, cx).await,
         Commands::Edges(args) => edges::run(args, cx).await,
         Commands::Version(args) => version::run(args, cx).await,
-        // These own the process and its runtime; `program.rs` has run them.
-        Commands::Demo(_) | Commands::Local(_) | Commands::Run(_) => Ok(ExitCode::SUCCESS),
+        Commands::Demo(args) => demo::run(args, cx).await,
+        Commands::Local(args) => local::run(args, cx).await,
+        Commands::Run(args) => run::run(args, cx).await,
     }
 }
