@@ -86,10 +86,15 @@ pub struct Http2Params {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
     /// Adds or replaces endpoints; `labels` are those of the whole service.
-    Add { endpoints: Vec<Endpoint>, labels: Labels },
+    Add {
+        endpoints: Vec<Endpoint>,
+        labels: Labels,
+    },
     Remove(Vec<SocketAddr>),
     /// The set is empty; `exists` tells whether the service itself does.
-    NoEndpoints { exists: bool },
+    NoEndpoints {
+        exists: bool,
+    },
 }
 
 /// What is known of a destination besides its policy.

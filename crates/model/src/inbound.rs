@@ -89,7 +89,10 @@ pub enum Authentication {
     /// Any certificate of the mesh.
     MeshTls,
     /// One of these identities, or one that ends in one of these suffixes (whole labels).
-    Identities { identities: Vec<String>, suffixes: Vec<Vec<String>> },
+    Identities {
+        identities: Vec<String>,
+        suffixes: Vec<Vec<String>>,
+    },
 }
 
 /// Requests a second a port takes, in all and per client.

@@ -127,9 +127,11 @@ fn match_rule<'a, M: MatchRequest, R>(
 
 /// The host a request is for: the URI's, else the `Host` header's, without port.
 pub fn request_host(req: &Parts) -> &str {
-    let authority = req.uri.authority().map(http::uri::Authority::as_str).or_else(|| {
-        req.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
-    });
+    let authority = req
+        .uri
+        .authority()
+        .map(http::uri::Authority::as_str)
+        .or_else(|| req.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
     host_of(authority.unwrap_or_default())
 }
 

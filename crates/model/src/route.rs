@@ -122,7 +122,7 @@ impl Ratio {
     }
 }
 
-/// Changes to a message's headers, applied in the order set, add, remove.
+/// Changes to a message's headers, applied in the order add, set, remove.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderModifier {
     pub set: Vec<(HeaderName, HeaderValue)>,
@@ -133,11 +133,11 @@ pub struct HeaderModifier {
 impl HeaderModifier {
     /// Applies the changes.
     pub fn apply(&self, headers: &mut http::HeaderMap) {
-        for (name, value) in &self.set {
-            headers.insert(name, value.clone());
-        }
         for (name, value) in &self.add {
             headers.append(name, value.clone());
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
         }
         for name in &self.remove {
             headers.remove(name);

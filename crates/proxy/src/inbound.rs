@@ -229,7 +229,7 @@ impl Inbound {
     }
 
     /// What this half believes, for `/config`.
-    pub(crate) fn describe(&self) -> Value {
+    pub(crate) fn describe(&self) -> Vec<Value> {
         let ports = self.ports.lock();
         let mut ports: Vec<_> = ports.values().collect();
         ports.sort_by_key(|port| port.number());

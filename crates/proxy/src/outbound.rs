@@ -321,7 +321,7 @@ impl Outbound {
     }
 
     /// What this half believes, for `/config`.
-    pub(crate) fn describe(&self) -> serde_json::Value {
+    pub(crate) fn describe(&self) -> Vec<serde_json::Value> {
         self.targets.describe()
     }
 }

@@ -83,6 +83,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         telemetry: Arc::clone(&telemetry),
         access_log: AccessLog::new(config.access_log),
     });
+    telemetry.register(recorder.access_log.clone());
     let drain = CancellationToken::new();
     let admin = listen::bind("admin", config.admin_addr, false)?;
     let control = listen::bind("control", config.control_listen, false)?;
@@ -214,11 +215,11 @@ fn describe(
                 "config_rejected": streams.rejected(),
             },
             "outbound": {
-                "targets": halves.outbound.iter().map(|o| o.describe()).collect::<Vec<_>>(),
+                "targets": halves.outbound.iter().flat_map(|o| o.describe()).collect::<Vec<_>>(),
                 "backends": backends.map(|backend| backend.describe()).collect::<Vec<_>>(),
             },
             "inbound": {
-                "ports": halves.inbound.iter().map(|i| i.describe()).collect::<Vec<_>>(),
+                "ports": halves.inbound.iter().flat_map(|i| i.describe()).collect::<Vec<_>>(),
             },
         })
     })

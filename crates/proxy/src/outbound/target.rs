@@ -113,7 +113,7 @@ impl Targets {
         });
     }
 
-    pub(crate) fn describe(&self) -> Value {
+    pub(crate) fn describe(&self) -> Vec<Value> {
         let known = self.known.lock();
         let mut targets: Vec<_> = known.iter().collect();
         targets.sort_by_key(|(target, _)| *target);

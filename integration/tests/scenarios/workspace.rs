@@ -1,0 +1,84 @@
+//! The dependency rules of `docs/architecture.md`, over `cargo metadata`; and the size of files.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Crates that bring an asynchronous runtime along, or serve one only.
+const ASYNC: [&str; 6] = ["tokio", "tokio-stream", "tokio-util", "futures-util", "tonic", "hyper"];
+/// Longer files are not one thing any more.
+const MAX_LINES: usize = 700;
+
+fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Each package of the workspace with its direct dependencies, those for tests left out.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let direct = |package: &Value| {
+        let all = package["dependencies"].as_array().unwrap().iter();
+        all.filter(|dep| dep["kind"] != "dev").map(|dep| text(&dep["name"])).collect()
+    };
+    let packages = metadata["packages"].as_array().unwrap().iter();
+    packages.map(|package| (text(&package["name"]), direct(package))).collect()
+}
+
+#[test]
+fn packages_depend_only_on_what_they_may() {
+    let all = dependencies();
+    let names: Vec<_> = all.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        [
+            "mesh-api",
+            "mesh-control",
+            "mesh-integration",
+            "mesh-layers",
+            "mesh-model",
+            "mesh-proxy",
+            "mesh-tls",
+            "mesh-viz",
+            "meshctl"
+        ]
+    );
+    let forbid = |package: &str, forbidden: &[&str]| {
+        for name in forbidden {
+            assert!(!all[package].contains(*name), "{package} must not depend on {name}");
+        }
+    };
+    forbid("mesh-proxy", &["mesh-control"]);
+    forbid("mesh-control", &["mesh-proxy"]);
+    forbid("mesh-layers", &["mesh-model", "mesh-api"]);
+    forbid("mesh-model", &ASYNC);
+    for (package, dependencies) in &all {
+        assert!(!dependencies.contains("mesh-viz"), "{package} must not depend on mesh-viz");
+        let alone = package == "mesh-api" || !dependencies.contains("linkerd2-proxy-api");
+        assert!(alone, "only mesh-api may depend on linkerd2-proxy-api, not {package}");
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    let output = Command::new("git").args(["ls-files", "*.rs"]).current_dir(root()).output();
+    let Ok(output) = output.as_ref().map(|output| String::from_utf8_lossy(&output.stdout)) else {
+        println!("SKIPPED: no_file_is_too_long needs git");
+        return;
+    };
+    let written = output.lines().filter(|file| !file.contains("/gen/"));
+    let lines = |file: &str| {
+        let text = std::fs::read_to_string(root().join(file)).unwrap_or_default();
+        text.lines().count()
+    };
+    let long: Vec<_> = written.map(|file| (file, lines(file))).filter(|(_, n)| *n > MAX_LINES).collect();
+    assert!(long.is_empty(), "files over {MAX_LINES} lines: {long:?}");
+}
