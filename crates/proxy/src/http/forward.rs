@@ -160,7 +160,8 @@ pub(crate) fn response_to(version: Version, response: &mut Response) {
     if response.status() != http::StatusCode::SWITCHING_PROTOCOLS {
         strip_hop_by_hop(response.headers_mut());
     }
-    *response.version_mut() = version;
+    // An HTTP/1.0 client gets HTTP/1.0: hyper sees to it, and says whether the connection is kept.
+    *response.version_mut() = if version == Version::HTTP_10 { Version::HTTP_11 } else { version };
 }
 
 #[cfg(test)]

@@ -44,11 +44,9 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 impl Server {
     pub(crate) fn new(limits: &Limits, sweeper: Arc<Sweeper>, drain: CancellationToken) -> Self {
         let mut http1 = http1::Builder::new();
-        http1
-            .half_close(true)
-            .max_buf_size(limits.max_header_bytes)
-            // A pipelining client gets its answers in as few segments as it sent requests.
-            .pipeline_flush(true);
+        // Not `pipeline_flush`: it holds answers back while the client's next bytes are unread, and
+        // takes whole bodies into memory for clients that do not read them.
+        http1.half_close(true).max_buf_size(limits.max_header_bytes);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
