@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use http::HeaderMap;
 use mesh_layers::{
-    End, Outcome, Request, Response, Track, grpc_is_failure, grpc_status, is_grpc, status_outcome,
-    track,
+    BoxError, End, Outcome, Request, Response, Track, grpc_is_failure, grpc_status, is_grpc,
+    status_outcome, track,
 };
 use mesh_model::stats::{SeriesKey, StatProtocol};
 use mesh_model::tap::Record;
@@ -54,13 +54,13 @@ impl RouteInfo {
     }
 
     /// A route of one of the workload's own ports: it has no parent.
-    pub(crate) fn inbound(telemetry: &Telemetry, route: &Meta) -> Arc<Self> {
-        let none = Meta::Default(String::new());
+    pub(crate) fn inbound(route: &Meta) -> Arc<Self> {
         Arc::new(Self {
-            retries: telemetry.retries.route(&none, route),
+            // Nothing is retried inbound: counted nowhere.
+            retries: Arc::default(),
             parent_text: Arc::default(),
             route_text: route.to_string().into(),
-            parent: none,
+            parent: Meta::Default(String::new()),
             route: route.clone(),
         })
     }
@@ -102,7 +102,18 @@ struct Decided {
     backend: Option<Arc<BackendInfo>>,
     endpoint: Option<SocketAddr>,
     series: Option<Arc<Series>>,
+    /// The try under way.
+    tried: Option<Tried>,
     closed: bool,
+}
+
+/// One try, and what came of it so far.
+#[derive(Debug)]
+struct Tried {
+    started: Instant,
+    status: u16,
+    grpc_status: Option<u16>,
+    reason: Option<Reason>,
 }
 
 #[derive(Debug)]
@@ -187,14 +198,42 @@ impl Exchange {
         self.decided.lock().backend = Some(Arc::clone(backend));
     }
 
-    /// A try goes to an endpoint; its series is where the request will be counted.
+    /// A try goes to an endpoint; its series is where the request will be counted. The try before
+    /// it, if there was one, was given up.
     pub(crate) fn balanced(&self, endpoint: SocketAddr, series: Arc<Series>) {
         self.attempts.fetch_add(1, Relaxed);
+        // A try of which nothing is heard is one that took too long.
+        let (status, grpc_status, reason) = (0, None, Some(Reason::TryTimeout));
+        let tried = Tried { started: Instant::now(), status, grpc_status, reason };
         let mut decided = self.decided.lock();
         decided.endpoint = Some(endpoint);
-        if let Some(earlier) = decided.series.replace(series) {
-            drop(decided);
-            earlier.retried(1);
+        let before = decided.tried.replace(tried);
+        let Some((series, tried)) = decided.series.replace(series).zip(before) else { return };
+        drop(decided);
+        series.gave_up(&Finished {
+            status: tried.status,
+            grpc_status: tried.grpc_status,
+            success: false,
+            first_byte: None,
+            total: tried.started.elapsed(),
+            request_bytes: 0,
+            response_bytes: 0,
+            reason: tried.reason,
+            attempts: 1,
+        });
+    }
+
+    /// What came of the try under way, as far as its response's head tells.
+    pub(crate) fn answered(&self, result: &Result<Response, BoxError>) {
+        let answer = match result {
+            Ok(response) => {
+                let grpc_status = if self.grpc { grpc_status(response.headers()) } else { None };
+                (response.status().as_u16(), grpc_status, None)
+            }
+            Err(error) => (0, None, Some(Failure::of(error).reason)),
+        };
+        if let Some(tried) = &mut self.decided.lock().tried {
+            (tried.status, tried.grpc_status, tried.reason) = answer;
         }
     }
 

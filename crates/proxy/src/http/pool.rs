@@ -19,7 +19,7 @@ pub(crate) struct Pool {
     /// Held by one task at a time while it opens an HTTP/2 connection that others may share.
     pub(crate) opening: tokio::sync::Mutex<()>,
     open: Arc<Semaphore>,
-    freed: Notify,
+    freed: Arc<Notify>,
     idle_timeout: Duration,
 }
 
@@ -55,30 +55,30 @@ impl Pool {
             streams: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
             open: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
-            freed: Notify::new(),
+            freed: Arc::default(),
             idle_timeout,
         }
     }
 
     /// The HTTP/1 connection used last, if one is free; or leave to open one. Waits while all that
     /// are allowed are in use.
-    pub(crate) async fn http1(self: &Arc<Self>) -> Http1 {
+    pub(crate) async fn http1(&self) -> Http1 {
         loop {
             if let Some(send) = self.take_idle() {
                 return Http1::Reused(send);
             }
             if let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() {
-                return Http1::Open(Permit { permit: Some(permit), pool: Arc::clone(self) });
+                return Http1::Open(self.granted(permit));
             }
             self.freed.notified().await;
         }
     }
 
     /// Leave to open a connection that is not shared. Waits likewise.
-    pub(crate) async fn permit(self: &Arc<Self>) -> Permit {
+    pub(crate) async fn permit(&self) -> Permit {
         loop {
             if let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() {
-                return Permit { permit: Some(permit), pool: Arc::clone(self) };
+                return self.granted(permit);
             }
             self.freed.notified().await;
         }
@@ -132,9 +132,13 @@ impl Pool {
     }
 
     /// Whether another connection may be opened now.
-    pub(crate) fn try_permit(self: &Arc<Self>) -> Option<Permit> {
+    pub(crate) fn try_permit(&self) -> Option<Permit> {
         let permit = Arc::clone(&self.open).try_acquire_owned().ok()?;
-        Some(Permit { permit: Some(permit), pool: Arc::clone(self) })
+        Some(self.granted(permit))
+    }
+
+    fn granted(&self, permit: OwnedSemaphorePermit) -> Permit {
+        Permit { permit: Some(permit), freed: Arc::clone(&self.freed) }
     }
 
     /// Closes what has been idle for too long.
@@ -152,17 +156,41 @@ pub(crate) enum Http1 {
     Open(Permit),
 }
 
-/// One of the connections allowed to the endpoint; kept by whoever drives the connection.
+/// One of the connections allowed to the endpoint; kept by whoever drives the connection. It must not
+/// keep the pool: the pool keeps idle connections, which would then outlive their endpoint.
 #[derive(Debug)]
 pub(crate) struct Permit {
     permit: Option<OwnedSemaphorePermit>,
-    pool: Arc<Pool>,
+    freed: Arc<Notify>,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         // Returned first, so that whoever is woken finds it.
         drop(self.permit.take());
-        self.pool.freed.notify_one();
+        self.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_open_connection_does_not_keep_the_pool() {
+        let pool = Arc::new(Pool::new(1, Duration::from_secs(3)));
+        let Http1::Open(permit) = pool.http1().await else { panic!("there is none to reuse") };
+        let alive = Arc::downgrade(&pool);
+        drop(pool);
+        assert!(alive.upgrade().is_none());
+        drop(permit);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_ends_makes_room_for_who_waits() {
+        let pool = Pool::new(1, Duration::from_secs(3));
+        let permit = pool.permit().await;
+        let (_second, ()) = tokio::join!(pool.permit(), async { drop(permit) });
+        assert!(pool.try_permit().is_none());
     }
 }

@@ -158,7 +158,7 @@ impl Port {
                 exchange.routed(&self.route_info(route));
             }
             let series = self.series(client, exchange.protocol(), route);
-            exchange.balanced(self.client.connect().addrs[0], series);
+            exchange.balanced(self.local, series);
         }
         match found.map(|found| found.filters) {
             None | Some([]) => Ok(None),
@@ -242,7 +242,7 @@ impl Port {
         if let Some(info) = state.routes.get(route) {
             return Arc::clone(info);
         }
-        let info = RouteInfo::inbound(&self.recorder.telemetry, route);
+        let info = RouteInfo::inbound(route);
         if state.routes.len() >= MAX_COUNTED {
             state.routes.clear();
         }

@@ -159,7 +159,8 @@ impl Service<Request> for EndpointService {
     }
 
     fn call(&mut self, mut request: Request) -> ResponseFuture {
-        if let Some(exchange) = Exchange::of(&request)
+        let exchange = Exchange::of(&request).cloned();
+        if let Some(exchange) = &exchange
             && let Some(route) = exchange.route()
         {
             let series = self.series(&route, exchange.protocol());
@@ -169,11 +170,15 @@ impl Service<Request> for EndpointService {
         let inner = Arc::clone(&self.inner);
         let span = tracing::debug_span!("outbound.endpoint", addr = %inner.endpoint.addr);
         let call = async move {
-            let mut response = inner.client.send(request).await?;
-            if let Some(reason) = refused_by_proxy(&mut response) {
-                return Err(PeerRefused { addr: inner.endpoint.addr, reason }.into());
+            let result = inner.client.send(request).await;
+            let result = result.and_then(|mut response| match refused_by_proxy(&mut response) {
+                Some(reason) => Err(PeerRefused { addr: inner.endpoint.addr, reason }.into()),
+                None => Ok(response),
+            });
+            if let Some(exchange) = exchange {
+                exchange.answered(&result);
             }
-            Ok(response)
+            result
         };
         Box::pin(call.instrument(span))
     }

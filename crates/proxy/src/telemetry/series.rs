@@ -88,10 +88,23 @@ impl Series {
         }
     }
 
-    /// Tries that were given up and repeated without a [`Finished`] that tells of them.
-    pub fn retried(&self, tries: u32) {
+    /// A try was given up for another one. The families count it where it went; for the window, which
+    /// tells what clients got, it is a retry and, if there was one, a reason.
+    pub fn gave_up(&self, tried: &Finished) {
         let now = self.now();
-        self.counts.lock().window.at(now).retries += u64::from(tries);
+        self.request();
+        let mut counts = self.counts.lock();
+        let counts = &mut *counts;
+        let totals = counts.window.at(now);
+        totals.retries += 1;
+        if let Some(reason) = tried.reason {
+            totals.add_reason(reason, 1);
+        }
+        let class = Class::of(tried);
+        if !counts.responses.add(class, tried.total) {
+            self.http.absorb(&mut counts.responses);
+            counts.responses.add(class, tried.total);
+        }
     }
 
     /// The mesh failed a request (or a TCP connection) and there is no response to tell of.

@@ -234,7 +234,7 @@ mod tests {
         series.response(&finished(200));
         series.response(&finished(504));
         series.failed(Reason::ConnectRefused);
-        series.retried(4);
+        (0..4).for_each(|_| series.gave_up(&finished(503)));
         assert!(telemetry.stats.snapshot(60).series.is_empty());
 
         advance(Duration::from_secs(3)).await;
