@@ -7,6 +7,7 @@
 //! through, [`machine`] for how CPU time is told apart from that of other programs.
 
 mod hops;
+mod instructions;
 mod machine;
 mod report;
 mod rows;
@@ -19,7 +20,7 @@ use anyhow::Context;
 use clap::Parser;
 use mesh_integration::load::backend::Backend;
 
-use crate::hops::{Hop, Site, Skipped};
+use crate::hops::{Hop, Site, Skipped, Watched};
 use crate::machine::{Cores, Patience};
 use crate::report::{Format, Report};
 use crate::rows::{Row, Timing};
@@ -65,7 +66,7 @@ fn main() -> anyhow::Result<()> {
         timing,
     };
     for row in chosen(&args.only) {
-        bench.row(row, &chosen(&args.hops))?;
+        bench.row(row, &chosen(&args.hops));
     }
     bench.report.write(args.output, &mut std::io::stdout())
 }
@@ -78,33 +79,51 @@ struct Bench {
 }
 
 impl Bench {
-    fn row(&mut self, row: Row, hops: &[Hop]) -> anyhow::Result<()> {
+    fn row(&mut self, row: Row, hops: &[Hop]) {
+        if row == Row::Instructions {
+            for &hop in hops {
+                progress(&format!("{row}: {hop}"));
+                let counted = instructions::measure(&mut self.site, hop);
+                if let Some(sample) = self.noted(row, hop, counted) {
+                    self.report.add(row, hop, sample);
+                }
+            }
+            return;
+        }
         let mut running = Vec::new();
         for &hop in hops {
             progress(&format!("{row}: starting {hop}"));
-            match self.site.start(hop, row.traffic()) {
-                Ok(Some(proxy)) => running.push((hop, proxy)),
-                Ok(None) => {}
-                Err(Skipped::NotInstalled(why)) => self.report.skip(hop, why),
-                Err(Skipped::Failed(error)) => self.report.fail(row, hop, &error),
-            }
+            let started = self.site.start(hop, row.traffic(), Watched::No);
+            running.extend(self.noted(row, hop, started).map(|proxy| (hop, proxy)));
         }
         for round in 1..=row.rounds(&self.timing) {
             running.retain(|(hop, proxy)| {
                 progress(&format!("{row}: round {round}, {hop}"));
-                match row.measure(&self.site, proxy, &self.timing, &mut self.patience) {
-                    Ok(sample) => {
-                        self.report.add(row, *hop, sample);
-                        true
-                    }
-                    Err(error) => {
-                        self.report.fail(row, *hop, &error);
-                        false
-                    }
+                let sample = row.measure(&self.site, proxy, &self.timing, &mut self.patience);
+                let sample = sample.map(Some).map_err(Skipped::Failed);
+                let sample = self.noted(row, *hop, sample);
+                let goes_on = sample.is_some();
+                if let Some(sample) = sample {
+                    self.report.add(row, *hop, sample);
                 }
+                goes_on
             });
         }
-        Ok(())
+    }
+
+    /// What there is, after noting in the report why there is nothing.
+    fn noted<T>(&mut self, row: Row, hop: Hop, result: Result<Option<T>, Skipped>) -> Option<T> {
+        match result {
+            Ok(there) => there,
+            Err(Skipped::NotInstalled(why)) => {
+                self.report.skip(hop, why);
+                None
+            }
+            Err(Skipped::Failed(error)) => {
+                self.report.fail(row, hop, &error);
+                None
+            }
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub(crate) enum Figure {
     AddedP99Micros,
     IdleMib,
     KibPerIdleConnection,
+    InstructionsPerRequest,
 }
 
 impl Figure {
@@ -46,6 +47,7 @@ impl Figure {
             Self::AddedP99Micros => "added p99 µs",
             Self::IdleMib => "idle RSS MiB",
             Self::KibPerIdleConnection => "KiB/idle connection",
+            Self::InstructionsPerRequest => "instructions/request",
         }
     }
 
@@ -75,6 +77,7 @@ impl Figure {
                 &[(Self::GibPerSecond, true), (Self::CpuMicrosPerRequest, true)]
             }
             Row::Memory => &[(Self::IdleMib, true), (Self::KibPerIdleConnection, true)],
+            Row::Instructions => &[(Self::InstructionsPerRequest, true)],
         }
     }
 }

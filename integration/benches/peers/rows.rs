@@ -23,6 +23,7 @@ pub(crate) enum Row {
     Tcp,
     TcpLarge,
     Memory,
+    Instructions,
 }
 
 /// How long everything takes.
@@ -58,12 +59,15 @@ impl Row {
                 "opaque TCP, 1 MiB at a time one way, 8 connections, as fast as it goes"
             }
             Self::Memory => "memory",
+            Self::Instructions => "HTTP/1.1, small bodies, one connection, under callgrind",
         }
     }
 
     pub(crate) fn traffic(self) -> Traffic {
         match self {
-            Self::Http1 | Self::Latency | Self::Large | Self::Memory => Traffic::Http1,
+            Self::Http1 | Self::Latency | Self::Large | Self::Memory | Self::Instructions => {
+                Traffic::Http1
+            }
             Self::Http2 => Traffic::Http2,
             Self::Tcp | Self::TcpLarge => Traffic::Tcp,
         }
@@ -96,9 +100,10 @@ impl Row {
 
     fn plan(self, proxy: &Proxy, timing: &Timing) -> Plan {
         let (protocol, connections) = match self {
-            Self::Http1 | Self::Latency | Self::Tcp | Self::Memory => (Protocol::Http1, 32),
+            Self::Http1 | Self::Latency | Self::Tcp => (Protocol::Http1, 32),
             Self::Http2 => (Protocol::Http2 { streams: 16 }, 4),
             Self::Large | Self::TcpLarge => (Protocol::Http1, 8),
+            Self::Memory | Self::Instructions => (Protocol::Http1, 1),
         };
         let large = matches!(self, Self::Large | Self::TcpLarge);
         Plan {

@@ -78,6 +78,8 @@ pub enum LoadError {
     Malformed { target: SocketAddr, what: &'static str },
     #[error("{target} did not answer anything for {after:?}")]
     Stalled { target: SocketAddr, after: Duration },
+    #[error("{target} did not answer with 200")]
+    Refused { target: SocketAddr },
     #[error("{target} is {behind} requests behind the rate asked for; ask for a lower one")]
     Overrun { target: SocketAddr, behind: usize },
 }

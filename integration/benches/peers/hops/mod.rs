@@ -14,7 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use mesh_integration::load::idle;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
@@ -53,6 +53,13 @@ pub(crate) struct BackendAddrs {
     pub(crate) http2: SocketAddr,
 }
 
+/// Whether a tool counts what the program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Watched {
+    No,
+    ByCallgrind,
+}
+
 /// Why a hop is not in a row.
 pub(crate) enum Skipped {
     NotInstalled(&'static str),
@@ -71,7 +78,7 @@ pub(crate) struct Proxy {
     pub(crate) authority: String,
     /// `None` when there is no proxy in between.
     pub(crate) pid: Option<u32>,
-    _process: Option<Process>,
+    process: Option<Process>,
 }
 
 /// What all hops share: where the backend is, which cores are whose, a directory for configuration and logs.
@@ -99,17 +106,26 @@ impl Site {
     }
 
     /// Starts a hop and waits until it serves. `None` where it has no part in this kind of traffic.
-    pub(crate) fn start(&mut self, hop: Hop, traffic: Traffic) -> Result<Option<Proxy>, Skipped> {
+    pub(crate) fn start(
+        &mut self,
+        hop: Hop,
+        traffic: Traffic,
+        watched: Watched,
+    ) -> Result<Option<Proxy>, Skipped> {
         let upstream = match traffic {
             Traffic::Http2 => self.backend.http2,
             Traffic::Http1 | Traffic::Tcp => self.backend.http1,
         };
+        if hop == Hop::Envoy && watched == Watched::ByCallgrind {
+            // The package index installs a launcher, which is what callgrind would watch.
+            return Ok(None);
+        }
         let listen = free_addr()?;
         let dir = self.next_dir(hop)?;
         let mut authority = "backend.bench".to_owned();
         let command = match hop {
             Hop::Direct => {
-                return Ok(Some(Proxy { addr: upstream, authority, pid: None, _process: None }));
+                return Ok(Some(Proxy { addr: upstream, authority, pid: None, process: None }));
             }
             Hop::Floor => Some(peers::floor(traffic, listen, upstream)),
             Hop::Splice => peers::splice(traffic, listen, upstream),
@@ -122,8 +138,10 @@ impl Site {
                 Some(self.mesh()?.proxy(traffic, listen)?)
             }
         };
-        let Some(command) = command else {
-            return Ok(None);
+        let command = match (command, watched) {
+            (None, _) => return Ok(None),
+            (Some(command), Watched::No) => command,
+            (Some(command), Watched::ByCallgrind) => under_callgrind(&command, &dir)?,
         };
         let process = Process::start(command, &dir, self.cores.proxy, self.cores.load)?;
         process.wait_until_serving(traffic, listen, &authority)?;
@@ -131,7 +149,7 @@ impl Site {
             addr: listen,
             authority,
             pid: Some(process.child.id()),
-            _process: Some(process),
+            process: Some(process),
         }))
     }
 
@@ -152,6 +170,21 @@ impl Site {
     }
 }
 
+impl Proxy {
+    /// Ends a program under callgrind; the instructions it executed. `None` when there is no program.
+    pub(crate) fn stop_and_count(self) -> anyhow::Result<Option<u64>> {
+        let Some(mut process) = self.process else {
+            return Ok(None);
+        };
+        process.terminate()?;
+        let counts = std::fs::read_to_string(process.log.with_file_name(COUNTS))
+            .with_context(|| process.last_words())?;
+        let total = counts.lines().find_map(|line| line.strip_prefix("totals: "));
+        let total = total.and_then(|total| total.trim().parse().ok());
+        Ok(Some(total.context("callgrind's file has no totals")?))
+    }
+}
+
 impl fmt::Display for Hop {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         crate::report::value_name(self, f)
@@ -167,6 +200,9 @@ pub(crate) fn stop_all() {
         let _ = kill_process(*pid, Signal::KILL);
     }
 }
+
+/// Where callgrind writes, in the hop's directory.
+const COUNTS: &str = "callgrind.out";
 
 /// A child on a core of its own, killed when dropped.
 struct Process {
@@ -205,24 +241,39 @@ impl Process {
 
     /// Until `ready` succeeds; what it said last is part of the error when it never does.
     fn wait_until(&self, ready: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(10);
+        const PATIENCE: Duration = Duration::from_secs(20);
         let begin = Instant::now();
         loop {
             match ready() {
                 Ok(()) => return Ok(()),
                 Err(error) if begin.elapsed() > PATIENCE => {
-                    return Err(error.context(self.last_words()));
+                    return Err(error.context(format!("it does not serve; {}", self.last_words())));
                 }
                 Err(_) => crate::pause(Duration::from_millis(20)),
             }
         }
     }
 
+    /// Asks it to end, and waits until it did.
+    fn terminate(&mut self) -> anyhow::Result<()> {
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let pid = Pid::from_raw(self.child.id().cast_signed()).context("a child has an id")?;
+        kill_process(pid, Signal::TERM)?;
+        let begin = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if begin.elapsed() > PATIENCE {
+                bail!("it does not end when told to; {}", self.last_words());
+            }
+            crate::pause(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
         let last = lines[lines.len().saturating_sub(5)..].join("\n  ");
-        format!("it does not serve; it said:\n  {last}\n ")
+        format!("it said:\n  {last}\n ")
     }
 }
 
@@ -242,6 +293,24 @@ impl Drop for Process {
 /// A loopback address nobody listens on at the moment.
 fn free_addr() -> std::io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
+}
+
+/// The same command, its instructions counted into a file that [`Proxy::stop_and_count`] reads.
+fn under_callgrind(command: &Command, dir: &Path) -> Result<Command, Skipped> {
+    let valgrind = find("valgrind", "VALGRIND_BIN").ok_or(Skipped::NotInstalled(
+        "not counted without valgrind (apt-get install valgrind, or VALGRIND_BIN)",
+    ))?;
+    let mut watched = Command::new(valgrind);
+    watched.arg("--tool=callgrind").arg("-q");
+    watched.arg(format!("--callgrind-out-file={}", dir.join(COUNTS).display()));
+    watched.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => watched.env(name, value),
+            None => watched.env_remove(name),
+        };
+    }
+    Ok(watched)
 }
 
 /// The program named by the variable, or found where programs are installed.
