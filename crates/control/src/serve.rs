@@ -70,11 +70,19 @@ impl Listeners {
         let ended = |stop: &CancellationToken| stop.clone().cancelled_owned();
 
         tokio::spawn(admin::serve(self.admin, Arc::clone(&shared), stop.clone()));
+        let mut ready = shared.watch_ready();
         let routes = control_plane_routes(Control::new(shared)).add_service(mesh.into_server());
+        let told = routes.clone();
         let incoming = TcpIncoming::from(self.proxies).with_nodelay(Some(true));
-        let proxies = server()
-            .add_routes(routes.clone())
-            .serve_with_incoming_shutdown(incoming, ended(&stop));
+        let proxies = async {
+            // Until everything has been told, "not found" would be a lie on which proxies act.
+            // They wait in the listener's queue meanwhile.
+            tokio::select! {
+                _ = ready.wait_for(|ready| *ready) => {}
+                () = stop.cancelled() => return Ok(()),
+            }
+            server().add_routes(told).serve_with_incoming_shutdown(incoming, ended(&stop)).await
+        };
         let (listener, path) = self.socket.unzip();
         let people = async {
             match listener {
@@ -146,7 +154,12 @@ async fn bind_socket(path: &Path) -> Result<UnixListener, StartError> {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::Workload;
+    use mesh_api::client::ControlClient;
+    use mesh_model::Target;
+
     use super::*;
+    use crate::index::object::{Name, Object, Service, ServicePort};
 
     #[tokio::test]
     async fn a_stale_socket_is_replaced_and_a_live_one_is_not() {
@@ -159,6 +172,30 @@ mod tests {
         let second = bind_socket(&path).await;
         assert!(matches!(second, Err(StartError::SocketInUse { .. })));
         drop(live);
+    }
+
+    #[tokio::test]
+    async fn proxies_are_not_told_that_something_is_missing_before_all_is_known() {
+        let any = "127.0.0.1:0".parse().unwrap();
+        let (proxies, admin) = (tcp(any).await.unwrap(), tcp(any).await.unwrap());
+        let addr = proxies.local_addr().unwrap();
+        let shared = Arc::new(Shared::default());
+        let listeners = Listeners { proxies, admin, socket: None };
+        let serving = tokio::spawn(listeners.serve(Arc::clone(&shared), "local"));
+
+        let client = ControlClient::new(ControlClient::lazy_channel(addr), Workload::default());
+        let target = Target::Authority("tax.shop:8080".into());
+        let asked = tokio::spawn(async move { client.watch_outbound(&target).await.map(drop) });
+        tokio::net::TcpStream::connect(addr).await.unwrap();
+        shared.index.write().apply(Object::Service(Service {
+            name: Name::new("shop", "tax"),
+            ports: vec![ServicePort { port: 8080, ..ServicePort::default() }],
+            ..Service::default()
+        }));
+        shared.set_ready();
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, asked).await.unwrap().unwrap().unwrap();
+        serving.abort();
     }
 
     #[tokio::test]

@@ -121,12 +121,14 @@ impl Objects {
         let protocol = match self.pod_app_protocol(pod, port) {
             _ if opaque => ServerProtocol::Opaque,
             AppProtocol::Opaque => ServerProtocol::Opaque,
-            AppProtocol::Http2 => ServerProtocol::Http2 { routes: default_route(), limit: None },
-            AppProtocol::Grpc => ServerProtocol::Grpc { routes: default_route() },
+            AppProtocol::Http2 => {
+                ServerProtocol::Http2 { routes: default_route("http"), limit: None }
+            }
+            AppProtocol::Grpc => ServerProtocol::Grpc { routes: default_route("grpc") },
             // HTTP/1 comes as HTTP/2 from other proxies, so even then it is to be detected.
             AppProtocol::Http1 | AppProtocol::Unknown => ServerProtocol::Detect {
                 timeout: DETECT_TIMEOUT,
-                routes: default_route(),
+                routes: default_route("http"),
                 limit: None,
             },
         };
@@ -192,10 +194,10 @@ impl Objects {
 const DEFAULT_AUTHORIZATION: &str = "all-unauthenticated";
 
 /// One route that takes any request from those whom the port lets in.
-fn default_route<M>() -> Arc<[Route<M, Authorize>]> {
+fn default_route<M>(name: &str) -> Arc<[Route<M, Authorize>]> {
     let action = Authorize { authorizations: all_unauthenticated() };
     Arc::new([Route {
-        meta: Meta::Default("default".into()),
+        meta: Meta::Default(name.into()),
         hosts: Vec::new(),
         rules: vec![Rule { matches: Vec::new(), filters: Vec::new(), action }],
     }])
