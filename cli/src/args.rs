@@ -45,5 +45,12 @@ pub enum Commands {
     Tap(commands::tap::TapArgs),
     Top(commands::top::TopArgs),
     Edges(commands::edges::EdgesArgs),
+    Routes(commands::routes::RoutesArgs),
+    Endpoints(commands::endpoints::EndpointsArgs),
+    Describe(commands::describe::DescribeArgs),
+    Proxy(commands::proxy::ProxyArgs),
+    Check(commands::check::CheckArgs),
+    Explain(commands::explain::ExplainArgs),
     Version(commands::version::VersionArgs),
+    Completion(commands::completion::CompletionArgs),
 }

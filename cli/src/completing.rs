@@ -43,6 +43,22 @@ pub(crate) fn pods() -> ArgValueCompleter {
     of_kind("pod")
 }
 
+/// Ids of checks; these are known without asking anybody.
+pub(crate) fn check_ids() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let ids = crate::commands::check::catalog::CATALOG.iter().map(|check| check.id.to_owned());
+        candidates(current.to_str().unwrap_or_default(), ids.collect())
+    })
+}
+
+/// What can be explained.
+pub(crate) fn explainable() -> ArgValueCompleter {
+    ArgValueCompleter::new(|current: &OsStr| {
+        let topics = crate::commands::explain::topics().map(|topic| topic.id.to_owned());
+        candidates(current.to_str().unwrap_or_default(), topics.collect())
+    })
+}
+
 /// `name.namespace:port` of every service.
 pub(crate) fn authorities() -> ArgValueCompleter {
     ArgValueCompleter::new(|current: &OsStr| {

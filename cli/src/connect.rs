@@ -2,11 +2,14 @@
 //!
 //! Every answer has a deadline, so that no command hangs.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use mesh_api::Workload;
+use mesh_api::client::ControlClient;
 use mesh_api::ext::mesh_client::MeshClient;
 use mesh_api::ext::{self, Selector};
 use tokio::net::UnixStream;
@@ -92,6 +95,7 @@ fn silent(dir: &StateDir, error: &tonic::transport::Error) -> CliError {
 #[derive(Clone, Debug)]
 pub struct Mesh {
     client: MeshClient<Channel>,
+    channel: Channel,
     pub dir: StateDir,
 }
 
@@ -104,24 +108,29 @@ impl Mesh {
     }
 
     fn new(channel: Channel, dir: StateDir) -> Self {
-        let client = MeshClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, dir }
+        let client = MeshClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        Self { client, channel, dir }
+    }
+
+    /// Asks what the proxy of this workload would.
+    pub fn as_proxy(&self, workload: Workload) -> ControlClient {
+        ControlClient::new(self.channel.clone(), workload)
     }
 
     pub async fn info(&self) -> Result<ext::InfoReply, CliError> {
-        answer(self.client.clone().info(ext::InfoRequest {})).await
+        answer(Box::pin(self.client.clone().info(ext::InfoRequest {}))).await
     }
 
     pub async fn resources(&self, selector: Selector) -> Result<Vec<ext::Workload>, CliError> {
-        Ok(answer(self.client.clone().resources(selector)).await?.workloads)
+        Ok(answer(Box::pin(self.client.clone().resources(selector))).await?.workloads)
     }
 
     pub async fn stat(&self, request: ext::StatRequest) -> Result<ext::StatReply, CliError> {
-        answer(self.client.clone().stat(request)).await
+        answer(Box::pin(self.client.clone().stat(request))).await
     }
 
     pub async fn edges(&self, request: ext::EdgesRequest) -> Result<ext::EdgesReply, CliError> {
-        answer(self.client.clone().edges(request)).await
+        answer(Box::pin(self.client.clone().edges(request))).await
     }
 
     /// The stream lasts until it is dropped or the control plane ends.
@@ -129,32 +138,33 @@ impl Mesh {
         &self,
         request: ext::MeshTapRequest,
     ) -> Result<Streaming<ext::MeshTapEvent>, CliError> {
-        answer(self.client.clone().tap(request)).await
+        answer(Box::pin(self.client.clone().tap(request))).await
     }
 
     pub async fn endpoints(
         &self,
         request: ext::EndpointsRequest,
     ) -> Result<ext::EndpointsReply, CliError> {
-        answer(self.client.clone().endpoints(request)).await
+        answer(Box::pin(self.client.clone().endpoints(request))).await
     }
 
     pub async fn routes(&self, selector: Selector) -> Result<Vec<ext::RouteRow>, CliError> {
-        Ok(answer(self.client.clone().routes(selector)).await?.routes)
+        Ok(answer(Box::pin(self.client.clone().routes(selector))).await?.routes)
     }
 
     pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
-        Ok(answer(self.client.clone().proxies(selector)).await?.proxies)
+        Ok(answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
     }
 
     /// One proxy's own account of itself, a JSON document.
     pub async fn proxy_config(&self, namespace: &str, pod: &str) -> Result<String, CliError> {
         let request =
             ext::ProxyConfigRequest { pod: pod.to_owned(), namespace: namespace.to_owned() };
-        Ok(answer(self.client.clone().proxy_config(request)).await?.json)
+        Ok(answer(Box::pin(self.client.clone().proxy_config(request))).await?.json)
     }
 }
 
+/// The call is boxed, as those of gRPC are large and every command holds several.
 async fn answer<T>(
     asked: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, CliError> {
@@ -173,6 +183,11 @@ async fn answer<T>(
 pub fn refusal(status: &Status) -> CliError {
     let text = status.message();
     match status.code() {
+        // With a cause it is our own side that tells of a lost connection; without, the control plane says that
+        // it can't reach somebody.
+        Code::Unavailable if status.source().is_none() => {
+            CliError::unreachable(text).hint("meshctl check")
+        }
         Code::Unavailable | Code::Cancelled => {
             CliError::unreachable(format!("lost the control plane: {text}")).hint("meshctl check")
         }
@@ -183,9 +198,8 @@ pub fn refusal(status: &Status) -> CliError {
         Code::InvalidArgument => CliError::new(Kind::Usage, text),
         Code::Unimplemented => CliError::failed("the control plane does not know this request")
             .hint("meshctl version, to compare its version with this one's"),
-        Code::NotFound | Code::FailedPrecondition | Code::ResourceExhausted => {
-            CliError::failed(text)
-        }
+        Code::NotFound => CliError::missing(text),
+        Code::FailedPrecondition | Code::ResourceExhausted => CliError::failed(text),
         other => CliError::failed(format!("the control plane failed: {text} ({other:?})"))
             .hint("meshctl check"),
     }

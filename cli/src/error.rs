@@ -10,6 +10,8 @@ use crate::output::Ui;
 pub enum Kind {
     /// The command failed, or found what it was asked to look for.
     Failed,
+    /// What was named is not there.
+    Missing,
     /// The command line makes no sense.
     Usage,
     /// The mesh can't be reached, or does not let us.
@@ -26,7 +28,7 @@ impl Kind {
     fn exit_code(self) -> u8 {
         match self {
             Self::OutputClosed => 0,
-            Self::Failed => 1,
+            Self::Failed | Self::Missing => 1,
             Self::Usage => 2,
             Self::Unreachable => 3,
             Self::TimedOut => 4,
@@ -54,6 +56,10 @@ impl CliError {
         Self::new(Kind::Failed, message)
     }
 
+    pub fn missing(message: impl Into<String>) -> Self {
+        Self::new(Kind::Missing, message)
+    }
+
     pub fn usage(message: impl Into<String>) -> Self {
         Self::new(Kind::Usage, message)
     }
@@ -77,6 +83,10 @@ impl CliError {
         self
     }
 
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(self.kind.exit_code())
+    }
+
     /// Tells the user on stderr and returns the exit code.
     pub fn report(&self, ui: &mut Ui) -> ExitCode {
         if !matches!(self.kind, Kind::OutputClosed | Kind::Interrupted) {
@@ -86,7 +96,7 @@ impl CliError {
                 ui.note(&format!("  try: {hint}"));
             }
         }
-        ExitCode::from(self.kind.exit_code())
+        self.exit_code()
     }
 }
 

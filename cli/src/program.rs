@@ -26,6 +26,9 @@ pub fn main() -> ExitCode {
 }
 
 fn meshctl() -> ExitCode {
+    if commands::completion::answer() {
+        return ExitCode::SUCCESS;
+    }
     let mut ui = Ui::of_process();
     let cli = Cli::parse();
     let ended = on_runtime(cli.command, Context::of_process(cli.global, ui.clone()));

@@ -148,6 +148,24 @@ pub(crate) fn workload(kind: &str, namespace: &str, name: &str, pods: u8) -> ext
     }
 }
 
+/// A proxy in the best of health.
+pub(crate) fn proxy_row(pod: &str) -> ext::ProxyRow {
+    ext::ProxyRow {
+        pod: pod.into(),
+        namespace: "shop".into(),
+        ip: "127.101.0.1".into(),
+        reachable: true,
+        error: String::new(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        uptime_seconds: 300,
+        streams_up: 4,
+        streams_wanted: 4,
+        config_rejected: 0,
+        rss_bytes: 9 << 20,
+        ready: true,
+    }
+}
+
 /// Totals of requests that all took about this long.
 pub(crate) fn totals(success: u64, failure: u64, millis: u64) -> ext::Totals {
     let mut totals = Totals::default();

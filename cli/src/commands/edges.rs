@@ -37,12 +37,12 @@ pub struct EdgesArgs {
 }
 
 const HELP: &str = "\
-Peers outside the mesh are listed by their address. The figures are the client's, or \
-the server's where the client has no proxy.
+Peers outside the mesh are listed by their address. The figures are the client's, or the \
+server's where the client has no proxy.
 
-JSON and YAML: {window_seconds, edges, unreachable}. An edge has source and destination
-{kind, namespace, name}, service, protocol, secured, no_tls_reason, covered_seconds and
-the figures of stat.";
+JSON and YAML: {window_seconds, edges, unreachable}. An edge has source and destination \
+{kind, namespace, name}, service, protocol, secured, no_tls_reason, covered_seconds and the \
+figures of stat.";
 
 /// The document of `-o json`.
 #[derive(Debug, Serialize)]
@@ -77,7 +77,11 @@ pub(super) async fn run(args: EdgesArgs, cx: &mut Context) -> Result<ExitCode, C
     let window_seconds = u32::try_from(args.window.as_secs()).unwrap_or(u32::MAX);
     let request = ext::EdgesRequest { selectors: selectors.0.clone(), window_seconds };
     let mesh = cx.connect().await?;
-    let report = Report::new(mesh.edges(request).await?, args.window);
+    let reply = match mesh.edges(request).await {
+        Ok(reply) => reply,
+        Err(error) => return Err(shared::propose(&mesh, &selectors.0, error).await),
+    };
+    let report = Report::new(reply, args.window);
     match args.output {
         Format::Json => cx.ui.print(&format::json(&report)?)?,
         Format::Yaml => cx.ui.print(&format::yaml(&report)?)?,

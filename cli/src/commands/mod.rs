@@ -1,8 +1,15 @@
 //! One file a command. [`run`] sends each to its own.
 
+pub mod check;
+pub mod completion;
 pub mod demo;
+pub mod describe;
 pub mod edges;
+pub mod endpoints;
+pub mod explain;
 pub mod local;
+pub mod proxy;
+pub mod routes;
 pub mod run;
 mod shared;
 pub mod stat;
@@ -23,6 +30,13 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Tap(args) => tap::run(args, cx).await,
         Commands::Top(args) => top::run(args, cx).await,
         Commands::Edges(args) => edges::run(args, cx).await,
+        Commands::Routes(args) => routes::run(args, cx).await,
+        Commands::Endpoints(args) => endpoints::run(args, cx).await,
+        Commands::Describe(args) => describe::run(args, cx).await,
+        Commands::Proxy(args) => proxy::run(args, cx).await,
+        Commands::Completion(args) => completion::run(&args, cx),
+        Commands::Check(args) => check::run(args, cx).await,
+        Commands::Explain(args) => explain::run(&args, cx),
         Commands::Version(args) => version::run(args, cx).await,
         Commands::Demo(args) => demo::run(args, cx).await,
         Commands::Local(args) => local::run(args, cx).await,

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::connect::Mesh;
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::selector::{self, Selectors};
 use crate::units;
 
@@ -71,9 +71,26 @@ pub(crate) async fn nothing(
     Err(no_such(mesh, named).await)
 }
 
+/// The control plane did not find something: says which resource and proposes the nearest that is there.
+pub(crate) async fn propose(
+    mesh: &Mesh,
+    wanted: impl IntoIterator<Item = &ext::Selector>,
+    error: CliError,
+) -> CliError {
+    if error.kind != Kind::Missing {
+        return error;
+    }
+    for named in wanted.into_iter().filter(|selector| !selector.name.is_empty()) {
+        if mesh.resources(named.clone()).await.is_ok_and(|found| found.is_empty()) {
+            return no_such(mesh, named).await;
+        }
+    }
+    error
+}
+
 /// Says that a named resource is not there and proposes the nearest that is.
 pub(crate) async fn no_such(mesh: &Mesh, wanted: &ext::Selector) -> CliError {
-    let error = CliError::failed(format!("there is no {}", selector::describe(wanted)));
+    let error = CliError::missing(format!("there is no {}", selector::describe(wanted)));
     let all = ext::Selector { kind: wanted.kind.clone(), ..Default::default() };
     let there: Vec<ext::ObjectRef> =
         mesh.resources(all).await.unwrap_or_default().into_iter().filter_map(|w| w.r#ref).collect();

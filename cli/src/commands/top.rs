@@ -46,12 +46,12 @@ pub struct TopArgs {
 }
 
 const HELP: &str = "\
-A request between two meshed pods is seen by both proxies, once as out and once as \
-in; --direction picks one. Paths are shown without their query.
+A request between two meshed pods is seen by both proxies, once as out and once as in; \
+--direction picks one. Paths are shown without their query.
 
-JSON: {seconds, rows, more, skipped}; a row has direction, source, destination, method,
-path, count, best_ms, worst_ms, last_ms and success (0 to 1). Without --once it is a
-line a second.";
+JSON: {seconds, rows, more, skipped}; a row has direction, source, destination, method, \
+path, count, best_ms, worst_ms, last_ms and success (0 to 1). Without --once it is a line a \
+second.";
 
 pub(super) async fn run(args: TopArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let request = args.filter.request(false, false)?;

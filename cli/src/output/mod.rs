@@ -75,6 +75,38 @@ impl Ui {
     }
 }
 
+impl Ui {
+    /// Shows what is being done, on a terminal only; gone when dropped.
+    #[must_use]
+    pub fn progress(&self, text: &str) -> Progress {
+        let progress = Progress { ui: self.clone() };
+        progress.write(&format!("\r\x1b[K{text} …"));
+        progress
+    }
+}
+
+/// A line on stderr that tells what is being done. On a pipe there is none.
+#[derive(Debug)]
+pub struct Progress {
+    ui: Ui,
+}
+
+impl Progress {
+    fn write(&self, text: &str) {
+        if self.ui.err_tty {
+            let mut err = self.ui.err.lock().unwrap_or_else(PoisonError::into_inner);
+            // That it can't be shown is no reason to fail.
+            let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.write("\r\x1b[K");
+    }
+}
+
 impl fmt::Debug for Ui {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ui")

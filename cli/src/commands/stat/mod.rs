@@ -11,6 +11,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use mesh_api::ext;
 use mesh_api::ext::stat_request::ClientSide;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 use super::shared;
 use crate::completing;
@@ -23,6 +25,7 @@ use crate::selector::{Scope, Selectors};
 use crate::units;
 
 pub(crate) use report::{Figures, Report};
+pub(crate) use table::Layout;
 
 /// How often `--watch` asks again. The proxies' windows advance by seconds.
 const REFRESH: Duration = Duration::from_secs(2);
@@ -58,18 +61,17 @@ pub struct StatArgs {
 }
 
 const HELP: &str = "\
-SUCCESS counts HTTP statuses below 500 and gRPC codes that are not the server's \
-fault. Latencies last until the response's end. MESHED is ready proxies of running \
-pods. The default view is the server side: what the workloads received. With --to, \
---from, and for services, it is the client side: what the meshed clients saw.
+SUCCESS counts HTTP statuses below 500 and gRPC codes that are not the server's fault. \
+Latencies last until the response's end. MESHED is ready proxies of running pods. The \
+default view is the server side: what the workloads received. With --to, --from, and for \
+services, it is the client side: what the meshed clients saw.
 
-JSON and YAML: {view, window_seconds, rows, unreachable: [{namespace, pod, error}]}.
-A row has namespace, kind, name, by, meshed_pods, ready_pods, running_pods,
-covered_seconds, requests, failures, success (0 to 1), rps, latency_ms_p50,
-latency_ms_p95, latency_ms_p99, first_byte_ms_p50, first_byte_ms_p95,
-first_byte_ms_p99, retries_rate, request_bytes_rate, response_bytes_rate,
-tcp_open_connections, status_classes (1xx to 5xx), reasons {code: count},
-breakers [{backend, endpoint, state}] and no_data, which says why there are no
+JSON and YAML: {view, window_seconds, rows, unreachable: [{namespace, pod, error}]}. A row \
+has namespace, kind, name, by, meshed_pods, ready_pods, running_pods, covered_seconds, \
+requests, failures, success (0 to 1), rps, latency_ms_p50, latency_ms_p95, latency_ms_p99, \
+first_byte_ms_p50, first_byte_ms_p95, first_byte_ms_p99, retries_rate, request_bytes_rate, \
+response_bytes_rate, tcp_open_connections, status_classes (1xx to 5xx), reasons {code: \
+count}, breakers [{backend, endpoint, state}] and no_data, which says why there are no \
 figures. What is not known is null. With --watch it is one line a refresh.";
 
 /// What `--by` splits rows into.
@@ -97,7 +99,11 @@ pub(super) async fn run(args: StatArgs, cx: &mut Context) -> Result<ExitCode, Cl
     if args.watch {
         return watch(&args, request, &mesh, cx).await;
     }
-    let report = Report::from_reply(mesh.stat(request).await?, args.window);
+    let reply = match mesh.stat(request.clone()).await {
+        Ok(reply) => reply,
+        Err(error) => return Err(shared::propose(&mesh, named(&request), error).await),
+    };
+    let report = Report::from_reply(reply, args.window);
     if report.rows.is_empty() {
         return shared::nothing(&mesh, &selectors, cx).await;
     }
@@ -124,25 +130,45 @@ fn request(args: &StatArgs, selectors: &Selectors) -> Result<ext::StatRequest, C
     })
 }
 
+/// Everything the request names.
+fn named(request: &ext::StatRequest) -> impl Iterator<Item = &ext::Selector> {
+    let other = request.client_side.as_ref().map(|side| match side {
+        ClientSide::To(other) | ClientSide::From(other) => other,
+    });
+    request.selectors.iter().chain(other)
+}
+
 /// Shows it again and again; ends with the connection or the user.
 async fn watch(
     args: &StatArgs,
     request: ext::StatRequest,
     mesh: &Mesh,
-    cx: &Context,
+    cx: &mut Context,
 ) -> Result<ExitCode, CliError> {
+    // Without a handler, ^C would leave the terminal on the alternate screen.
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let mut live = Live::new(&cx.ui);
     let mut ticks = tokio::time::interval(REFRESH);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        let report = Report::from_reply(mesh.stat(request.clone()).await?, args.window);
+        let reply = tokio::select! {
+            biased;
+            _ = interrupt.recv() => return Err(CliError::interrupted()),
+            reply = async {
+                ticks.tick().await;
+                mesh.stat(request.clone()).await
+            } => reply?,
+        };
+        let report = Report::from_reply(reply, args.window);
         if args.output == Format::Json {
-            cx.ui.clone().print(&format::json_line(&report)?)?;
+            cx.ui.print(&format::json_line(&report)?)?;
             continue;
         }
         let mut text = render(args, &report, cx)?;
-        for note in table::notes(&report) {
-            text += &format!("{note}\n");
+        if args.output.is_for_people() {
+            for note in table::notes(&report) {
+                text += &format!("{note}\n");
+            }
         }
         live.paint(&text)?;
     }
@@ -158,7 +184,7 @@ fn render(args: &StatArgs, report: &Report, cx: &Context) -> Result<String, CliE
             Ok(names.collect())
         }
         wanted => {
-            let layout = table::Layout {
+            let layout = Layout {
                 wide: wanted == Format::Wide,
                 by: args.by,
                 namespaces: args.scope.all_namespaces,

@@ -123,7 +123,7 @@ async fn nothing_there_is_only_an_error_for_a_name() {
     let error = fake.run("stat deploy/taxx -n shop").await.result.unwrap_err();
     assert_eq!(
         (error.kind, error.message.as_str()),
-        (Kind::Failed, "there is no deployment/taxx in shop")
+        (Kind::Missing, "there is no deployment/taxx in shop")
     );
     assert_eq!(error.hint.as_deref(), Some("deploy/tax -n shop"));
 }

@@ -49,16 +49,16 @@ pub struct TapArgs {
 
 const HELP: &str = "\
 A line is: time, direction (in: the proxy before the server, out: the one behind the \
-client), source → destination, request, status, latency, size of the response, and \
-whether the hop was secured (tls or plain). A reason code after the status means that \
-the mesh itself failed the request: meshctl explain CODE.
+client), source → destination, request, status, latency, size of the response, and whether \
+the hop was secured (tls or plain). A reason code after the status means that the mesh \
+itself failed the request: meshctl explain CODE.
 
-JSON is one event a line: {started, proxyDirection, pod, namespace, source, destination
-{ip, port, pod, namespace}, requestInit {id, method, scheme, authority, path, headers},
-responseInit {sinceRequestInit, httpStatus, headers}, responseEnd {sinceRequestInit,
-sinceResponseInit, responseBytes, grpcStatusCode}, parent, route, backend, reason,
-attempts, requestBytes, latencyMs, tls, skipped}. Durations are {seconds, nanos}.
-HAR is one HTTP archive, complete when the command ends.";
+JSON is one event a line: {started, proxyDirection, pod, namespace, source, destination {ip, \
+port, pod, namespace}, requestInit {id, method, scheme, authority, path, headers}, \
+responseInit {sinceRequestInit, httpStatus, headers}, responseEnd {sinceRequestInit, \
+sinceResponseInit, responseBytes, grpcStatusCode}, parent, route, backend, reason, attempts, \
+requestBytes, latencyMs, tls, skipped}. Durations are {seconds, nanos}. HAR is one HTTP \
+archive, complete when the command ends.";
 
 pub(super) async fn run(args: TapArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let har = args.output == Format::Har;

@@ -63,7 +63,12 @@ impl Tap {
         cx: &mut Context,
     ) -> Result<Self, CliError> {
         let selectors = Selectors(request.selectors.clone());
-        let stream = mesh.tap(request).await?;
+        let named: Vec<ext::Selector> =
+            request.selectors.iter().chain(&request.to).cloned().collect();
+        let stream = match mesh.tap(request).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(shared::propose(mesh, &named, error).await),
+        };
         let mut tap = Self {
             stream,
             interrupt: signal(SignalKind::interrupt())?,
@@ -77,11 +82,10 @@ impl Tap {
         // The status comes first, always.
         if let Some(Event::Status(status)) = understood(tap.stream.message().await)? {
             if status.pods == 0 {
-                return Err(match selectors.0.iter().find(|s| !s.name.is_empty()) {
-                    Some(named) => shared::no_such(mesh, named).await,
-                    None => CliError::failed(format!("no pods belong to {}", selectors.describe()))
-                        .hint("meshctl proxy status, which lists every pod of the mesh"),
-                });
+                let nobody =
+                    CliError::missing(format!("no pod of {} has a proxy", selectors.describe()))
+                        .hint("meshctl proxy status, which lists every proxy");
+                return Err(shared::propose(mesh, &named, nobody).await);
             }
             tap.status_changed(status, cx);
         }

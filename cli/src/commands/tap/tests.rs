@@ -118,7 +118,7 @@ async fn nobody_to_tap_is_an_error_that_says_who_is_there() {
     fake.workloads = vec![crate::testing::workload("deployment", "shop", "web", 1)];
     let ran = fake.run("tap deploy/wbe").await;
     let error = ran.result.unwrap_err();
-    assert_eq!(error.kind, Kind::Failed);
+    assert_eq!(error.kind, Kind::Missing);
     assert_eq!(error.message, "there is no deployment/wbe");
     assert_eq!(error.hint.as_deref(), Some("deploy/web -n shop"));
 }

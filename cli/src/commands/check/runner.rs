@@ -1,0 +1,62 @@
+//! Runs checks side by side, each with its own deadline, so that one that hangs or fails hides no other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+
+use super::catalog::{Check, Needs, Outcome};
+use super::scene::Scene;
+
+/// The control plane gives proxies 2 s; a check may ask it twice.
+const DEADLINE: Duration = Duration::from_secs(6);
+
+/// A check and what came out of it.
+#[derive(Debug)]
+pub(super) struct Done {
+    pub(super) check: &'static Check,
+    pub(super) outcome: Outcome,
+}
+
+/// Runs them all; the results are in the order of the checks.
+pub(super) async fn run(checks: Vec<&'static Check>, scene: &Arc<Scene>) -> Vec<Done> {
+    let mut outcomes: Vec<Option<Outcome>> = vec![None; checks.len()];
+    let mut running = JoinSet::new();
+    for (at, check) in checks.iter().enumerate() {
+        match missing(check.needs, scene) {
+            Some(why) => outcomes[at] = Some(Outcome::Skipped(why)),
+            None => {
+                let look = (check.run)(Arc::clone(scene));
+                running.spawn(async move { (at, tokio::time::timeout(DEADLINE, look).await.ok()) });
+            }
+        }
+    }
+    while let Some(joined) = running.join_next().await {
+        if let Ok((at, outcome)) = joined {
+            outcomes[at] = Some(outcome.unwrap_or_else(|| {
+                Outcome::failed(
+                    format!("it did not end within {} s", DEADLINE.as_secs()),
+                    "run it again; if it stays so, look at the logs of the control plane",
+                )
+            }));
+        }
+    }
+    // Only a check that panicked has left no outcome.
+    let died = || Outcome::failed("the check itself failed", "report this as a defect of meshctl");
+    let done = checks.into_iter().zip(outcomes);
+    done.map(|(check, outcome)| Done { check, outcome: outcome.unwrap_or_else(died) }).collect()
+}
+
+/// Why a check would mean nothing now.
+fn missing(needs: Needs, scene: &Scene) -> Option<String> {
+    let why = match needs {
+        Needs::Nothing => return None,
+        Needs::Mesh => scene.dir.as_ref().err().map(|_| "no mesh is running"),
+        Needs::ControlPlane => match (&scene.dir, &scene.mesh) {
+            (Err(_), _) => Some("no mesh is running"),
+            (_, Err(_)) => Some("the control plane does not answer"),
+            _ => None,
+        },
+    };
+    why.map(str::to_owned)
+}

@@ -1,0 +1,122 @@
+//! Checks against a scripted control plane, and against none.
+
+use std::process::ExitCode;
+
+use mesh_api::ext;
+use mesh_api::ext::mesh_tap_event::{Event, TapStatus};
+
+use crate::error::Kind;
+use crate::testing::{FakeMesh, golden, proxy_row, run_alone, workload};
+
+/// Two pods, all well. The APIs for proxies are not scripted, so their checks are left out.
+fn healthy() -> FakeMesh {
+    let pod = |name: &str, at: u8| {
+        let mut pod = workload("pod", "shop", name, 1);
+        pod.pods[0].name = name.into();
+        pod.pods[0].ip = format!("127.101.0.{at}");
+        pod
+    };
+    FakeMesh {
+        info: ext::InfoReply {
+            version: env!("CARGO_PKG_VERSION").into(),
+            source: "local".into(),
+            uptime_seconds: 60,
+            services: 1,
+            pods: 2,
+            ..Default::default()
+        },
+        workloads: vec![pod("web-1", 1), pod("tax-1", 2)],
+        proxies: vec![proxy_row("web-1"), proxy_row("tax-1")],
+        stat: ext::StatReply { rows: vec![ext::StatRow::default()], ..Default::default() },
+        tap: vec![Event::Status(TapStatus { pods: 2, tapped: 2, unreachable: vec![] })],
+        ..FakeMesh::default()
+    }
+}
+
+/// The state directory's mode and listening proxies are not scripted.
+const SKIP: &str = "--skip local-state-dir,proxies-listening";
+
+fn ailing() -> FakeMesh {
+    let mut mesh = healthy();
+    mesh.proxies[0].streams_up = 2;
+    (mesh.proxies[1].reachable, mesh.proxies[1].error) = (false, "connection <refused>".into());
+    mesh.workloads[1].pods[0].ready = false;
+    mesh.workloads[1].pods[0].ip = "127.101.0.1".into();
+    mesh.info.version = "9.9.9".into();
+    mesh.info.problems = vec![ext::Problem {
+        severity: "error".into(),
+        object: "HTTPRoute/shop/tax".into(),
+        file: "routes.yaml".into(),
+        line: 12,
+        field: "spec.rules[0]".into(),
+        message: "no such field".into(),
+    }];
+    mesh.routes = vec![ext::RouteRow {
+        route: "HTTPRoute/shop/tax".into(),
+        parent: "Service/shop/tax:8080".into(),
+        status: "NoSuchBackend".into(),
+        ..Default::default()
+    }];
+    mesh
+}
+
+#[tokio::test]
+async fn a_healthy_mesh_is_all_green() {
+    let ran = healthy().run(&format!("check {SKIP}")).await;
+    golden("check.txt", &ran.out);
+    assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS);
+    let ran = healthy().run(&format!("check -o short {SKIP}")).await;
+    assert_eq!(ran.out, "Status check results are √\n");
+}
+
+#[tokio::test]
+async fn every_ailment_is_told_with_its_objects_and_remedy() {
+    let ran = ailing().run(&format!("check {SKIP}")).await;
+    golden("check-ailing.txt", &ran.out);
+    assert_eq!(ran.result.unwrap(), ExitCode::FAILURE);
+    golden("check-ailing-short.txt", &ailing().run(&format!("check -o short {SKIP}")).await.out);
+    golden("check-ailing.json", &ailing().run(&format!("check -o json {SKIP}")).await.out);
+    golden("check-ailing.xml", &ailing().run(&format!("check -o junit {SKIP}")).await.out);
+}
+
+#[tokio::test]
+async fn warnings_fail_only_when_asked_to() {
+    let old = || {
+        let mut mesh = healthy();
+        mesh.info.version = "9.9.9".into();
+        mesh
+    };
+    let code =
+        async |flags: &str| old().run(&format!("check {SKIP} {flags}")).await.result.unwrap();
+    assert_eq!(code("").await, ExitCode::SUCCESS);
+    assert_eq!(code("--fail-on warning").await, ExitCode::FAILURE);
+}
+
+#[tokio::test]
+async fn without_a_mesh_the_rest_is_listed_as_skipped() {
+    let ran = run_alone("check").await;
+    golden("check-alone.txt", &ran.out);
+    assert_eq!(ran.result.unwrap(), ExitCode::from(3));
+}
+
+#[tokio::test]
+async fn what_is_needed_before_can_be_checked_before() {
+    let ran = run_alone("check --pre --skip pre-transparent -o json").await;
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["success"], true, "{}", ran.out);
+    let ids: Vec<_> =
+        report["checks"].as_array().unwrap().iter().map(|c| c["id"].clone()).collect();
+    assert_eq!(ids, ["pre-not-running", "pre-state-dir", "pre-loopback", "clock"]);
+    let ran = healthy().run("check --pre --only pre-not-running -o short").await;
+    assert!(ran.out.contains("is running already"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn checks_are_picked_by_id() {
+    let ran = healthy().run("check --only clock,proxies-in-sync -o json").await;
+    let report: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!(report["counts"]["passed"], 2, "{}", ran.out);
+    let error = run_alone("check --only proxy-in-sync").await.result.unwrap_err();
+    assert_eq!(error.kind, Kind::Usage);
+    assert_eq!(error.hint.as_deref(), Some("proxies-in-sync, or meshctl explain for all of them"));
+}
