@@ -79,6 +79,7 @@ fn no_file_is_too_long() {
         let text = std::fs::read_to_string(root().join(file)).unwrap_or_default();
         text.lines().count()
     };
-    let long: Vec<_> = written.map(|file| (file, lines(file))).filter(|(_, n)| *n > MAX_LINES).collect();
+    let long: Vec<_> =
+        written.map(|file| (file, lines(file))).filter(|(_, n)| *n > MAX_LINES).collect();
     assert!(long.is_empty(), "files over {MAX_LINES} lines: {long:?}");
 }

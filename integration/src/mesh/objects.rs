@@ -1,0 +1,85 @@
+//! The Kubernetes objects of a test: what a user would apply, and what a kubelet would report.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+
+use super::{NAMESPACE, Pod};
+
+/// A Service in front of the pods of its name.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: String,
+    port: u16,
+    target_port: u16,
+    pods: String,
+    app_protocol: Option<&'static str>,
+}
+
+impl Service {
+    /// Port 80 of `name` is `target_port` of the pod `name`; what it speaks is to be found out.
+    pub fn new(name: &str, target_port: u16) -> Self {
+        let (name, pods) = (name.to_owned(), name.to_owned());
+        Self { name, port: 80, target_port, pods, app_protocol: None }
+    }
+
+    /// Stands in front of these pods instead.
+    #[must_use]
+    pub fn before(mut self, pods: &str) -> Self {
+        self.pods = pods.to_owned();
+        self
+    }
+
+    /// Has this port instead of 80.
+    #[must_use]
+    pub fn on(mut self, port: u16) -> Self {
+        self.port = port;
+        self
+    }
+
+    #[must_use]
+    pub fn app_protocol(mut self, protocol: &'static str) -> Self {
+        self.app_protocol = Some(protocol);
+        self
+    }
+
+    pub(super) fn object(&self) -> Value {
+        let mut port = json!({ "port": self.port, "targetPort": self.target_port });
+        if let Some(protocol) = self.app_protocol {
+            port["appProtocol"] = protocol.into();
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": { "namespace": NAMESPACE, "name": self.name },
+            "spec": { "selector": { "app": self.pods }, "ports": [port] },
+        })
+    }
+}
+
+/// A pod that runs, is ready and has a proxy.
+pub(super) fn pod(pod: &Pod, ip: Ipv4Addr) -> Value {
+    let ports: Vec<_> =
+        pod.ports.iter().map(|(port, _)| json!({ "containerPort": port })).collect();
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": NAMESPACE,
+            "name": pod.name,
+            "labels": {
+                "app": pod.name,
+                "meshctl.dev/owner-kind": "Deployment",
+                "meshctl.dev/owner-name": pod.name,
+            },
+            "annotations": { "meshctl.dev/proxy-version": env!("CARGO_PKG_VERSION") },
+        },
+        "spec": { "containers": [{ "name": "app", "image": "none", "ports": ports }] },
+        "status": {
+            "phase": "Running",
+            "podIP": ip,
+            "podIPs": [{ "ip": ip }],
+            "conditions": [{ "type": "Ready", "status": "True" }],
+        },
+    })
+}

@@ -1,0 +1,8 @@
+//! Scenarios: the real programs, with applications (our own and other people's) in front of and
+//! behind them. One module per subject; the harness is the library of this package.
+
+#![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect ends")]
+
+mod http;
+mod tcp;
+mod workspace;
