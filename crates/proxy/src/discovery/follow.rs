@@ -95,9 +95,9 @@ impl Follower {
     ) where
         F: Future<Output = Result<UpdateStream<T>, Status>>,
     {
-        let _wanted = Counted::new(&self.streams.inner.wanted);
         let mut backoff = MIN_BACKOFF;
         loop {
+            let mut wanted = Some(Counted::new(&self.streams.inner.wanted));
             let status = match tokio::time::timeout(FIRST_MESSAGE, open()).await {
                 Ok(Ok(stream)) => {
                     on(Followed::Opened);
@@ -118,11 +118,14 @@ impl Follower {
                 Code::NotFound | Code::InvalidArgument => {
                     self.answered();
                     on(Followed::Refused);
+                    // That was an answer: nothing is missing while there is nothing to hear.
+                    wanted = None;
                     backoff = backoff.max(REFUSED_BACKOFF);
                 }
                 _ => self.away(what, &status),
             }
             tokio::time::sleep(backoff.mul_f64(rand::random_range(0.9..=1.1))).await;
+            drop(wanted);
             backoff = (backoff * 2).min(MAX_BACKOFF);
         }
     }

@@ -26,9 +26,13 @@ struct RouteSums {
 type RouteFamily = BTreeMap<Rendered, RouteSums>;
 
 impl RouteSums {
-    fn add(&mut self, counted: &Counted) {
+    /// Of a route, requests count; of a backend, every try.
+    fn add(&mut self, counted: &Counted, tries: bool) {
         self.requests += counted.requests;
         for (class, count) in &counted.responses.outcomes {
+            if class.given_up && !tries {
+                continue;
+            }
             *self.statuses.entry((class.status, class.reason)).or_default() += count;
         }
         for (_, latency) in &counted.responses.latency {
@@ -58,7 +62,7 @@ struct ClassSet(Class);
 
 impl Pairs for ClassSet {
     fn pairs(&self, visit: &mut dyn FnMut(&str, &str)) {
-        let Class { status, success, grpc_status, reason } = self.0;
+        let Class { status, success, grpc_status, reason, given_up: _ } = self.0;
         visit("status_code", &code(status));
         visit("classification", if success { "success" } else { "failure" });
         visit("grpc_status", &grpc_status.map(|code| code.to_string()).unwrap_or_default());
@@ -121,8 +125,12 @@ fn endpoint_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt:
     let help = "Responses seen to their end, by their outcome";
     let mut family = encoder.encode_descriptor("response", help, None, MetricType::Counter)?;
     for (labels, counted) in &sums {
+        let mut outcomes: BTreeMap<Class, u64> = BTreeMap::new();
         for (class, count) in &counted.responses.outcomes {
-            counter(&mut family, &(labels, ClassSet(*class)), *count)?;
+            *outcomes.entry(Class { given_up: false, ..*class }).or_default() += count;
+        }
+        for (class, count) in outcomes {
+            counter(&mut family, &(labels, ClassSet(class)), count)?;
         }
     }
     let help = "Milliseconds from a request's head to its response's end";
@@ -146,10 +154,10 @@ fn route_level(encoder: &mut DescriptorEncoder<'_>, all: &[Labelled]) -> fmt::Re
         };
         let counted = series.counted();
         let set = RouteSet { parent, route, backend: None };
-        routes.entry(Rendered::of(&set)).or_default().add(&counted);
+        routes.entry(Rendered::of(&set)).or_default().add(&counted, false);
         if let Some(backend) = &labels.backend {
             let set = RouteSet { backend: Some(backend), ..set };
-            backends.entry(Rendered::of(&set)).or_default().add(&counted);
+            backends.entry(Rendered::of(&set)).or_default().add(&counted, true);
         }
     }
     let name = "outbound_http_route_request_duration_seconds";

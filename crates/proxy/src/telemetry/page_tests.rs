@@ -318,6 +318,23 @@ fn latencies_fall_into_their_buckets_at_both_levels() {
 }
 
 #[test]
+fn a_try_that_was_given_up_is_the_backends_and_not_the_requests() {
+    let telemetry = Telemetry::new(&TelemetryConfig::default());
+    let series = telemetry.stats.series(outbound());
+    let refused = Finished { status: 503, success: false, ..ok(Duration::from_millis(1)) };
+    series.gave_up(&refused);
+    series.request();
+    series.response(&ok(Duration::from_millis(2)));
+    let page = telemetry.expose(None).body;
+    let failed = [("status_code", "503"), ("classification", "failure")];
+    assert_eq!(value(&page, "response_total", &failed), 1.0);
+    assert_eq!(value(&page, "outbound_http_route_request_statuses_total", &[]), 1.0);
+    assert_eq!(value(&page, "outbound_http_route_backend_requests_total", &[]), 2.0);
+    let name = "outbound_http_route_backend_response_statuses_total";
+    assert_eq!(value(&page, name, &[("http_status", "503")]), 1.0);
+}
+
+#[test]
 fn connections_are_open_until_they_are_closed() {
     let page = busy().expose(None).body;
     let (src, dst) = (("peer", "src"), ("peer", "dst"));

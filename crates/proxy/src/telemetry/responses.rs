@@ -26,16 +26,19 @@ pub(super) struct Class {
     pub(super) success: bool,
     pub(super) grpc_status: Option<u16>,
     pub(super) reason: Option<Reason>,
+    /// It was one try, and another followed: the endpoint's response, not the request's.
+    pub(super) given_up: bool,
 }
 
 impl Class {
     pub(super) fn of(finished: &Finished) -> Self {
         let Finished { status, success, grpc_status, reason, .. } = *finished;
-        Self { status, success, grpc_status, reason }
+        Self { status, success, grpc_status, reason, given_up: false }
     }
 
     fn unspecific(self) -> Self {
-        Self { status: 0, success: self.success, grpc_status: None, reason: None }
+        let Self { success, given_up, .. } = self;
+        Self { status: 0, success, grpc_status: None, reason: None, given_up }
     }
 }
 
@@ -65,8 +68,14 @@ impl Responses {
 
     /// Counts a request that got no response, which has no latency.
     pub(super) fn add_failure(&mut self, reason: Reason) -> bool {
-        let class = Class { status: 0, success: false, grpc_status: None, reason: Some(reason) };
+        let (status, grpc_status, reason) = (0, None, Some(reason));
+        let class = Class { status, success: false, grpc_status, reason, given_up: false };
         self.count(class, 1, PENDING)
+    }
+
+    /// Counts a try that was given up; latencies are those of requests.
+    pub(super) fn add_given_up(&mut self, class: Class) -> bool {
+        self.count(Class { given_up: true, ..class }, 1, PENDING)
     }
 
     fn count(&mut self, class: Class, count: u64, room: usize) -> bool {

@@ -101,9 +101,9 @@ impl Series {
             totals.add_reason(reason, 1);
         }
         let class = Class::of(tried);
-        if !counts.responses.add(class, tried.total) {
+        if !counts.responses.add_given_up(class) {
             self.http.absorb(&mut counts.responses);
-            counts.responses.add(class, tried.total);
+            counts.responses.add_given_up(class);
         }
     }
 
