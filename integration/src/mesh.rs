@@ -3,6 +3,7 @@
 //! Read [`objects`] for what the control plane is told, [`crate::sidecar`] for what a test asks a
 //! proxy, [`crate::scripted`] for policies that no manifest can express.
 
+mod changes;
 mod objects;
 
 use std::fs;

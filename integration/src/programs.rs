@@ -13,6 +13,16 @@ pub fn mesh_control() -> PathBuf {
     built("mesh-control", "MESH_CONTROL_BIN", "mesh-control")
 }
 
+/// The command line.
+pub fn meshctl() -> PathBuf {
+    built("meshctl", "MESHCTL_BIN", "meshctl")
+}
+
+/// The application of scenarios, see `src/bin/scenario-app.rs`.
+pub fn scenario_app() -> PathBuf {
+    built("scenario-app", "SCENARIO_APP_BIN", "mesh-integration")
+}
+
 /// A program that others made, if it is installed.
 pub fn installed(name: &str) -> Option<PathBuf> {
     let folders = std::env::var_os("PATH").unwrap_or_default();

@@ -6,7 +6,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::process::Process;
-use crate::{client, wait};
+use crate::{client, metrics, wait};
 
 pub(crate) const OUTBOUND_PORT: u16 = 4140;
 pub(crate) const INBOUND_PORT: u16 = 4143;
@@ -68,6 +68,11 @@ impl Sidecar {
         .await;
     }
 
+    /// Whether the proxy says so. It may not even listen yet.
+    pub async fn is_ready(&self) -> bool {
+        client::get(self.admin(), "/ready").await.is_some_and(|answer| answer.status == 200)
+    }
+
     /// What the proxy believes.
     ///
     /// # Panics
@@ -84,12 +89,7 @@ impl Sidecar {
     pub async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let answer = client::get(self.admin(), "/metrics").await.expect("an answer to /metrics");
         let text = String::from_utf8_lossy(&answer.body).into_owned();
-        let lines = text.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        metrics::sum(&text, name, labels)
     }
 
     /// Resident memory, in bytes.

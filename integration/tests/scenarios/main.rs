@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect ends")]
 
+mod figures;
 mod http;
+mod rolling;
 mod tcp;
 mod workspace;
