@@ -141,8 +141,8 @@ impl Description {
                 ports.collect::<Vec<_>>().join(", ")
             );
         }
-        text += &section("Pods", &self.pods_text(style));
-        text += &section(
+        text += &shared::section("Pods", &self.pods_text(style));
+        text += &shared::section(
             &format!("Received in the last {}", units::age(u64::from(WINDOW))),
             &self.stat_text(style),
         );
@@ -151,13 +151,13 @@ impl Description {
         } else {
             self.edges.table(false).render(style)
         };
-        text += &section("Talked with", &edges);
+        text += &shared::section("Talked with", &edges);
         let routes = if self.routes.routes.is_empty() {
             "none\n".to_owned()
         } else {
             self.routes.paragraphs(style)
         };
-        text + &section("Routes", &routes)
+        text + &shared::section("Routes", &routes)
     }
 
     fn pods_text(&self, style: Style) -> String {
@@ -193,14 +193,6 @@ impl Description {
                 .render(style),
         }
     }
-}
-
-/// A heading and its text, moved in.
-fn section(heading: &str, text: &str) -> String {
-    let lines = text
-        .lines()
-        .map(|line| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") });
-    format!("{heading}:\n{}", lines.collect::<String>())
 }
 
 impl From<ext::Port> for Port {

@@ -156,10 +156,8 @@ impl Edge {
         let millis =
             |ms: Option<f64>| optional(ms, |ms| units::latency(Duration::from_secs_f64(ms / 1e3)));
         let secured = if self.secured { "yes" } else { "no" };
-        let service = self
-            .service
-            .as_deref()
-            .map(|s| shared::short_reference(s, &self.destination.namespace));
+        let service =
+            self.service.as_deref().map(|s| shared::short_reference(s, self.destination.home()));
         let mut cells = vec![
             self.source.cell(names),
             self.destination.cell(names),
@@ -209,6 +207,11 @@ impl From<ext::ObjectRef> for End {
 }
 
 impl End {
+    /// The namespace it is in, or is.
+    fn home(&self) -> &str {
+        if self.kind == "namespace" { &self.name } else { &self.namespace }
+    }
+
     fn is_outside(&self) -> bool {
         self.kind == "external"
     }

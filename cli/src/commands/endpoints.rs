@@ -1,6 +1,7 @@
 //! `meshctl endpoints`: the addresses behind a service, as the control plane says and as the proxies hold them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -43,9 +44,6 @@ service holds no endpoints of it and is not listed.
 JSON and YAML: {authority, service, endpoints: [{address, pod, namespace, weight, hint, \
 identity}], proxies: [{namespace, pod, endpoints: [{address, state, rtt_ms, in_flight}], \
 missing, stale}], in_step}.";
-
-/// The weight on the wire that stands for the usual share.
-const USUAL_WEIGHT: f64 = mesh_model::endpoint::DEFAULT_WEIGHT as f64;
 
 /// The document of `-o json`.
 #[derive(Debug, Serialize)]
@@ -104,7 +102,7 @@ pub(super) async fn run(args: EndpointsArgs, cx: &mut Context) -> Result<ExitCod
 
 /// The whole authority: what the user left out is looked up if there is just one choice.
 async fn complete(text: &str, namespace: Option<&str>, mesh: &Mesh) -> Result<String, CliError> {
-    if text.parse::<std::net::SocketAddr>().is_ok() {
+    if text.parse::<SocketAddr>().is_ok() {
         return Ok(text.to_owned());
     }
     let wanted = Wanted::parse(text, namespace)?;
@@ -263,10 +261,12 @@ impl Report {
 
     /// Every address that anybody knows, and how the proxies see it.
     fn comparison(&self) -> Table {
-        let mut rows: BTreeMap<&str, Vec<&Held>> =
-            self.endpoints.iter().map(|of| (of.address.as_str(), Vec::new())).collect();
+        // By number, not by text: .9 is before .10.
+        let key = |address: &'_ str| (address.parse::<SocketAddr>().ok(), address.to_owned());
+        let mut rows: BTreeMap<_, Vec<&Held>> =
+            self.endpoints.iter().map(|of| (key(&of.address), Vec::new())).collect();
         for held in self.proxies.iter().flat_map(|proxy| &proxy.endpoints) {
-            rows.entry(&held.address).or_default().push(held);
+            rows.entry(key(&held.address)).or_default().push(held);
         }
         let mut table = Table::new([
             Column::left("ADDRESS"),
@@ -278,7 +278,7 @@ impl Report {
             Column::right("IN_FLIGHT"),
             Column::right("RTT"),
         ]);
-        for (address, held) in rows {
+        for ((_, address), held) in rows {
             let said = self.endpoints.iter().find(|of| of.address == address);
             let in_state = |state: &str| held.iter().filter(|h| h.state == state).count();
             let out = held.len() - in_state("ready");
@@ -323,7 +323,7 @@ impl From<ext::EndpointRow> for Endpoint {
             address: row.address,
             pod: row.pod,
             namespace: row.namespace,
-            weight: f64::from(row.weight) / USUAL_WEIGHT,
+            weight: shared::weight(row.weight),
             hint: row.hint,
             identity: row.identity,
         }

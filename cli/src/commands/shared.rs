@@ -58,6 +58,17 @@ pub(crate) fn short_reference(reference: &str, namespace: &str) -> String {
     }
 }
 
+/// A weight as a multiple of the usual one.
+pub(crate) fn weight(weight: u32) -> f64 {
+    f64::from(weight) / f64::from(mesh_model::endpoint::DEFAULT_WEIGHT)
+}
+
+/// A heading and its text, moved in.
+pub(crate) fn section(heading: &str, text: &str) -> String {
+    let moved = |line: &str| if line.is_empty() { "\n".to_owned() } else { format!("  {line}\n") };
+    format!("{heading}:\n{}", text.lines().map(moved).collect::<String>())
+}
+
 /// Nothing matched. A name that is not there is an error, an empty list is not.
 pub(crate) async fn nothing(
     mesh: &Mesh,

@@ -1,6 +1,6 @@
 //! `meshctl top`: the busiest requests, live, by source, destination, method and path. Built on tap.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +26,8 @@ const MAX_ROWS: usize = 5_000;
 /// What is listed as JSON or on a pipe.
 const LISTED: usize = 100;
 const OTHER: &str = "(other)";
+/// What `tap` writes for the server's side.
+const IN: &str = "in";
 
 /// Show the busiest requests as a live table
 #[derive(Args, Debug)]
@@ -41,17 +43,18 @@ pub struct TopArgs {
     pub duration: Duration,
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "table",
-          value_parser = Format::among(["table", "json"]))]
+          value_parser = Format::among(["table", "wide", "json"]))]
     pub output: Format,
 }
 
 const HELP: &str = "\
-A request between two meshed pods is seen by both proxies, once as out and once as in; \
---direction picks one. Paths are shown without their query.
+A request between two pods that are both watched is counted once, as the server saw it (in). \
+DIR out is what the client saw of a server that is not watched, or of a request that never \
+arrived. Paths are shown without their query.
 
-JSON: {seconds, rows, more, skipped}; a row has direction, source, destination, method, \
-path, count, best_ms, worst_ms, last_ms and success (0 to 1). Without --once it is a line a \
-second.";
+JSON: {seconds, requests, rows, more, skipped}; a row has direction, source, destination, \
+method, path, count, best_ms, worst_ms, last_ms and success (0 to 1). Without --once it is a \
+line a second.";
 
 pub(super) async fn run(args: TopArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let request = args.filter.request(false, false)?;
@@ -77,7 +80,9 @@ pub(super) async fn run(args: TopArgs, cx: &mut Context) -> Result<ExitCode, Cli
                 let elapsed = started.elapsed();
                 let text = match args.output {
                     Format::Json => format::json(&board.ranking(elapsed))?,
-                    _ => board.ranking(elapsed).table().render(cx.ui.out_style),
+                    wanted => {
+                        board.ranking(elapsed).table(wanted == Format::Wide).render(cx.ui.out_style)
+                    }
                 };
                 cx.ui.print(&text)?;
                 return Ok(ExitCode::SUCCESS);
@@ -97,19 +102,25 @@ fn show(
     if args.output == Format::Json {
         return Ok(cx.ui.print(&format::json_line(&ranking)?)?);
     }
-    let title = format!(
-        "{} in {}, ^C ends\n\n",
-        units::plural(board.seen, "request"),
-        units::age(elapsed.as_secs())
+    let mut text = format!(
+        "{} in {}{}, ^C ends\n\n",
+        units::plural(usize::try_from(ranking.requests).unwrap_or(usize::MAX), "request"),
+        units::age(elapsed.as_secs()),
+        match ranking.skipped {
+            0 => String::new(),
+            skipped => format!(", {skipped} left out by --max-rps"),
+        },
     );
-    Ok(live.paint(&(title + &ranking.table().render(cx.ui.out_style)))?)
+    text += &ranking.table(args.output == Format::Wide).render(cx.ui.out_style);
+    Ok(live.paint(&text)?)
 }
 
 /// What was seen, by kind of request.
 #[derive(Debug, Default)]
 struct Board {
     rows: HashMap<Key, Tally>,
-    seen: usize,
+    /// Who told what they received.
+    servers: HashSet<String>,
     skipped: u64,
 }
 
@@ -134,7 +145,6 @@ struct Tally {
 impl Board {
     fn add(&mut self, tapped: &Tapped) {
         let event = tapped.event.clone().unwrap_or_default();
-        self.seen += 1;
         self.skipped += event.skipped;
         let mut key = Key {
             direction: direction(&event),
@@ -143,6 +153,9 @@ impl Board {
             method: if event.method.is_empty() { "TCP".to_owned() } else { event.method.clone() },
             path: event.path.split('?').next().unwrap_or_default().to_owned(),
         };
+        if key.direction == IN && self.servers.len() < MAX_ROWS {
+            self.servers.insert(key.destination.clone());
+        }
         if self.rows.len() >= MAX_ROWS && !self.rows.contains_key(&key) {
             key = Key { path: OTHER.to_owned(), ..key };
             // Even sources and methods could be made up.
@@ -156,12 +169,17 @@ impl Board {
     }
 
     fn ranking(&self, elapsed: Duration) -> Ranking {
-        let mut rows: Vec<(&Key, &Tally)> = self.rows.iter().collect();
+        // What the server told is not counted again.
+        let twice = |key: &Key| key.direction != IN && self.servers.contains(&key.destination);
+        let mut rows: Vec<(&Key, &Tally)> =
+            self.rows.iter().filter(|(key, _)| !twice(key)).collect();
+        let requests = rows.iter().map(|(_, tally)| tally.count).sum();
         rows.sort_by(|(a, x), (b, y)| y.count.cmp(&x.count).then_with(|| a.cmp(b)));
         let more = rows.len().saturating_sub(LISTED);
         rows.truncate(LISTED);
         Ranking {
             seconds: elapsed.as_secs_f64(),
+            requests,
             rows: rows.into_iter().map(|(key, tally)| Row::new(key, tally)).collect(),
             more,
             skipped: self.skipped,
@@ -183,6 +201,7 @@ impl Tally {
 #[derive(Debug, Serialize)]
 struct Ranking {
     seconds: f64,
+    requests: u64,
     rows: Vec<Row>,
     /// Kinds of requests that are not listed.
     more: usize,
@@ -223,32 +242,37 @@ impl Row {
 }
 
 impl Ranking {
-    fn table(&self) -> Table {
-        // Figures first: what a narrow terminal cuts off is the end of long paths.
-        let mut table = Table::new([
-            Column::right("COUNT"),
-            Column::right("SUCCESS"),
-            Column::right("BEST"),
-            Column::right("WORST"),
-            Column::right("LAST"),
-            Column::left("DIR"),
-            Column::left("SOURCE"),
-            Column::left("DESTINATION"),
-            Column::left("REQUEST"),
-        ]);
+    /// Figures first: what a narrow terminal cuts off is the end of long paths.
+    fn table(&self, wide: bool) -> Table {
+        let mut columns: Vec<Column> =
+            ["COUNT", "SUCCESS", "BEST", "WORST"].map(Column::right).to_vec();
+        if wide {
+            columns.push(Column::right("LAST"));
+            columns.extend(["DIR", "SOURCE", "DESTINATION", "REQUEST"].map(Column::left));
+        } else {
+            columns.extend(["DIR", "REQUEST"].map(Column::left));
+        }
+        let mut table = Table::new(columns);
         for row in &self.rows {
             let latency = |ms: f64| Cell::from(units::latency(Duration::from_secs_f64(ms / 1e3)));
-            table.row([
+            let mut cells = vec![
                 Cell::from(row.count.to_string()),
                 Cell::from(units::percent(row.success)),
                 latency(row.best_ms),
                 latency(row.worst_ms),
-                latency(row.last_ms),
-                Cell::from(row.direction),
-                Cell::from(row.source.as_str()),
-                Cell::from(row.destination.as_str()),
-                Cell::from(format!("{} {}", row.method, row.path)),
-            ]);
+            ];
+            let (source, destination) = (row.source.as_str(), row.destination.as_str());
+            let request = format!("{} {}", row.method, row.path);
+            if wide {
+                cells.push(latency(row.last_ms));
+                cells.extend([row.direction, source, destination, &request].map(Cell::from));
+            } else {
+                cells.extend([
+                    Cell::from(row.direction),
+                    Cell::from(format!("{source} → {destination}  {request}")),
+                ]);
+            }
+            table.row(cells);
         }
         table
     }
@@ -256,6 +280,8 @@ impl Ranking {
 
 #[cfg(test)]
 mod tests {
+    use mesh_api::ext;
+
     use super::*;
     use crate::commands::tap::tests::sample;
 
@@ -274,8 +300,20 @@ mod tests {
         board.add(&request("/a?x=1", 5, 200));
         board.add(&request("/a?x=2", 9, 500));
         board.add(&request("/b", 1, 200));
-        let table = board.ranking(Duration::from_secs(5)).table().render(Default::default());
+        let table = board.ranking(Duration::from_secs(5)).table(false).render(Default::default());
         crate::testing::golden("top.txt", &table);
+    }
+
+    #[test]
+    fn what_both_sides_tell_is_counted_once() {
+        let mut sent = request("/a", 7, 200);
+        sent.event.as_mut().unwrap().direction = ext::Direction::Outbound.into();
+        let mut board = Board::default();
+        board.add(&sent);
+        assert_eq!(board.ranking(Duration::ZERO).rows[0].direction, "out");
+        board.add(&request("/a", 5, 200));
+        let ranking = board.ranking(Duration::ZERO);
+        assert_eq!((ranking.requests, ranking.rows[0].direction), (1, "in"));
     }
 
     #[test]

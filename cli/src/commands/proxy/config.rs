@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::Value;
 
+use super::account::Account;
 use super::{log_level, pod};
 use crate::completing;
 use crate::context::Context;
@@ -13,6 +14,8 @@ use crate::output::{Format, format};
 
 /// The part that is no part of the document but a knob.
 const LOG_LEVEL: &str = "log-level";
+/// The parts that have a name of their own.
+const PARTS: [&str; 4] = ["routes", "endpoints", "policy", LOG_LEVEL];
 
 /// Show what a proxy believes, or set its log level
 #[derive(Args, Debug)]
@@ -25,14 +28,16 @@ pub struct ConfigArgs {
     #[arg(long, short, value_name = "NS", add = completing::namespaces())]
     pub namespace: Option<String>,
     /// Output format
-    #[arg(long, short, value_name = "FORMAT", default_value = "yaml",
-          value_parser = Format::among(["yaml", "json"]))]
+    #[arg(long, short, value_name = "FORMAT", default_value = "table",
+          value_parser = Format::among(["table", "yaml", "json"]))]
     pub output: Format,
 }
 
 const HELP: &str = "\
-Without a part, the whole document is shown. The parts are its top-level fields, for example \
-routes, endpoints and policy; the part may stand before the pod, too.
+The parts are routes (what the pod asked for, and what the proxy was told about it), endpoints \
+(with the state of their breakers), policy (who may come in where) and log-level; a part may \
+stand before the pod, too. Without a part, all is shown in short. YAML and JSON have the \
+proxy's own words; their top-level fields are parts, too.
 
 meshctl proxy config POD log-level           shows the proxy's log filter
 meshctl proxy config POD log-level debug     sets it until the proxy ends";
@@ -47,25 +52,44 @@ pub(super) async fn run(args: ConfigArgs, cx: &mut Context) -> Result<ExitCode, 
         return Ok(ExitCode::SUCCESS);
     }
     let text = mesh.proxy_config(&pod.namespace, &pod.name).await?;
-    let whole: Value = serde_json::from_str(&text).map_err(|error| {
-        CliError::failed(format!("the proxy of {} sent no JSON: {error}", pod.name))
-    })?;
-    let shown = match &wanted.part {
-        None => &whole,
-        Some(part) => part_of(&whole, part)?,
+    let unreadable = |error| {
+        CliError::failed(format!(
+            "the proxy of {} gave an account that can't be read: {error}",
+            pod.name
+        ))
     };
-    cx.ui.print(&if args.output == Format::Json {
-        format::json(shown)?
-    } else {
-        format::yaml(shown)?
-    })?;
+    let whole: Value = serde_json::from_str(&text).map_err(unreadable)?;
+    let part = wanted.part.as_deref();
+    let style = cx.ui.out_style;
+    let shown = match (args.output, part) {
+        (Format::Table, None | Some("routes" | "endpoints" | "policy")) => {
+            let account: Account = serde_json::from_value(whole).map_err(unreadable)?;
+            match part {
+                Some("routes") => account.routes(style),
+                Some("endpoints") => account.endpoints().render(style),
+                Some("policy") => account.policies(style),
+                _ => account.summary(style),
+            }
+        }
+        (Format::Json, part) => format::json(part_of(&whole, part)?)?,
+        (_, part) => format::yaml(part_of(&whole, part)?)?,
+    };
+    cx.ui.print(&shown)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn part_of<'a>(whole: &'a Value, part: &str) -> Result<&'a Value, CliError> {
-    whole.get(part).ok_or_else(|| {
+/// The part of the document that a name stands for.
+fn part_of<'a>(whole: &'a Value, part: Option<&str>) -> Result<&'a Value, CliError> {
+    let Some(part) = part else { return Ok(whole) };
+    let found = match part {
+        "routes" => whole.pointer("/outbound/targets"),
+        "endpoints" => whole.pointer("/outbound/backends"),
+        "policy" => whole.pointer("/inbound/ports"),
+        field => whole.get(field),
+    };
+    found.ok_or_else(|| {
         let fields = whole.as_object().into_iter().flat_map(|fields| fields.keys());
-        let parts: Vec<&str> = fields.map(String::as_str).chain([LOG_LEVEL]).collect();
+        let parts: Vec<&str> = PARTS.into_iter().chain(fields.map(String::as_str)).collect();
         CliError::usage(format!("the proxy tells nothing of \"{part}\""))
             .hint(format!("one of {}", parts.join(", ")))
     })
@@ -83,7 +107,7 @@ struct Wanted {
 impl Wanted {
     /// `POD`, `POD PART`, `PART POD`, and for the log level a value behind.
     fn parse(words: &[String]) -> Result<Self, CliError> {
-        let is_part = |word: &str| matches!(word, "routes" | "endpoints" | "policy" | LOG_LEVEL);
+        let is_part = |word: &str| PARTS.contains(&word);
         let (pod, part, value) = match words {
             [pod] => (pod, None, None),
             [part, pod] if is_part(part) => (pod, Some(part), None),
@@ -103,12 +127,37 @@ impl Wanted {
 mod tests {
     use super::Wanted;
     use crate::error::Kind;
-    use crate::testing::{FakeMesh, workload};
+    use crate::testing::{FakeMesh, golden, workload};
 
     fn mesh() -> FakeMesh {
+        let account = serde_json::json!({
+            "pod": "web-1", "namespace": "shop", "version": "0.1.0", "ready": true, "uptime_seconds": 125,
+            "rss_bytes": 9 << 20, "open_connections": 2,
+            "control": {"address": "127.1.0.1:8086", "streams_up": 5, "streams_wanted": 6},
+            "inbound": {"ports": [
+                {"listen": "127.1.1.2:8080", "forward": ["127.1.1.2:20014"], "policy": "ServerPolicy {\n}"},
+            ]},
+            "outbound": {
+                "targets": [
+                    {"target": "tax:8080", "policy":
+                        {"state": "known", "resource": "Service/shop/tax:8080", "policy": "Http1(\n)"}},
+                    {"target": "nobody:80", "policy": {"state": "failed", "reason": "unknown-target"}},
+                ],
+                "backends": [{
+                    "backend": "Service/shop/tax:8080", "parent": "Service/shop/tax:8080",
+                    "strategy": "peak-ewma",
+                    "endpoints": [
+                        {"address": "127.1.1.9:8080", "state": "ready", "weight": 10_000, "in_flight": 1,
+                         "rtt_ms": 1.5},
+                        {"address": "127.1.1.10:8080", "state": "ejected", "weight": 10_000,
+                         "consecutive_failures": 7},
+                    ],
+                }],
+            },
+        });
         FakeMesh {
             workloads: vec![workload("pod", "shop", "web", 1)],
-            config: r#"{"routes":[{"name":"tax"}],"endpoints":{}}"#.into(),
+            config: account.to_string(),
             ..FakeMesh::default()
         }
     }
@@ -131,17 +180,25 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_whole_or_a_part() {
-        assert_eq!(
-            mesh().run("proxy config web").await.out,
-            "endpoints: {}\nroutes:\n- name: tax\n"
-        );
-        assert_eq!(
-            mesh().run("proxy config shop/web routes -o json").await.out,
-            "[\n  {\n    \"name\": \"tax\"\n  }\n]\n"
-        );
+    async fn all_in_short_or_a_part() {
+        golden("proxy-config.txt", &mesh().run("proxy config web").await.out);
+        golden("proxy-config-routes.txt", &mesh().run("proxy config routes web").await.out);
+        golden("proxy-config-policy.txt", &mesh().run("proxy config shop/web policy").await.out);
+        golden("proxy-config-endpoints.txt", &mesh().run("proxy config web endpoints").await.out);
+        let control = mesh().run("proxy config web control -o json").await.out;
+        assert!(control.contains("\"streams_up\": 5"), "{control}");
+        let endpoints = mesh().run("proxy config web endpoints -o yaml").await.out;
+        assert!(endpoints.starts_with("- backend: Service/shop/tax:8080\n"), "{endpoints}");
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_said_to() {
         let error = mesh().run("proxy config web colour").await.result.unwrap_err();
-        assert_eq!(error.hint.as_deref(), Some("one of endpoints, routes, log-level"));
+        assert!(
+            error.hint.unwrap().starts_with("one of routes, endpoints, policy, log-level, control")
+        );
         assert_eq!(mesh().run("proxy config wob").await.result.unwrap_err().kind, Kind::Missing);
+        let garbled = FakeMesh { config: "{".into(), ..mesh() };
+        assert_eq!(garbled.run("proxy config web").await.result.unwrap_err().kind, Kind::Failed);
     }
 }

@@ -1,5 +1,6 @@
 //! `meshctl proxy`: is each proxy well, and what does one believe.
 
+mod account;
 mod config;
 mod log_level;
 mod pod;

@@ -147,7 +147,9 @@ impl Figures {
         let tcp = Self {
             request_bytes_rate: rate(totals.request_bytes),
             response_bytes_rate: rate(totals.response_bytes),
-            tcp_open_connections: Some(totals.tcp_open),
+            // HTTP series count requests, not connections: nothing is known of theirs.
+            tcp_open_connections: (totals.tcp_open + totals.tcp_opened + totals.tcp_closed > 0)
+                .then_some(totals.tcp_open),
             reasons: totals.reasons.iter().map(|(code, count)| (code.clone(), *count)).collect(),
             ..Self::default()
         };

@@ -31,7 +31,9 @@ impl Layout {
         columns.extend(namespaces.then_some(Column::left("NAMESPACE")));
         columns.push(Column::left("NAME"));
         columns.extend(self.by.map(|by| Column::left(heading(by))));
-        columns.extend(["MESHED", "SUCCESS", "RPS", "P50", "P95", "P99"].map(Column::right));
+        // What rows are split by says nothing about pods.
+        columns.extend(self.by.is_none().then_some(Column::right("MESHED")));
+        columns.extend(["SUCCESS", "RPS", "P50", "P95", "P99"].map(Column::right));
         if self.wide {
             columns.extend(["TTFB_P95", "REQ_B/S", "RESP_B/S", "RETRY/S"].map(Column::right));
         }
@@ -52,6 +54,7 @@ impl Layout {
             if self.by.is_some() {
                 cells.push(optional(row.by.as_deref(), |by| self.short(by, &row.namespace)));
             }
+            cells.extend(self.by.is_none().then(|| meshed(row)));
             cells.extend(self.figures(row));
             table.row(cells);
         }
@@ -63,7 +66,6 @@ impl Layout {
         let millis =
             |ms: Option<f64>| optional(ms, |ms| units::latency(Duration::from_secs_f64(ms / 1e3)));
         let mut cells = vec![
-            meshed(row),
             optional(of.success, units::percent).tone(tone_of_success(of.success)),
             optional(of.rps, units::rate),
             millis(of.latency_ms_p50),
