@@ -1,5 +1,7 @@
 //! The local mesh as its user sees it: the real program, with real processes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;

@@ -24,6 +24,8 @@ use crate::output::Ui;
 /// How long the sidecar may take to be ready before the application starts.
 const SIDECAR: Duration = Duration::from_secs(15);
 const LOOK: Duration = Duration::from_millis(100);
+/// Between two looks whether the mesh is still there.
+const MESH_LOOK: Duration = Duration::from_secs(2);
 
 /// Join one application to the local mesh, with a proxy of its own
 #[derive(clap::Args, Debug)]
@@ -59,6 +61,7 @@ pub(super) async fn run(args: RunArgs, cx: &mut Context) -> Result<ExitCode, Cli
         }
         _ => error,
     })?;
+    let program = program(&args)?;
     let mut supervisor = Supervisor::connect(&dir).await?;
     let join = Join {
         namespace: args.namespace.clone(),
@@ -76,9 +79,9 @@ pub(super) async fn run(args: RunArgs, cx: &mut Context) -> Result<ExitCode, Cli
     };
     wait_for_sidecar(&mut supervisor, &args, &joined, &cx.ui).await?;
     announce(&args, &joined, &mut cx.ui);
-    let mut child = start(&args, &joined)?;
+    let mut child = start(&program, &args, &joined)?;
     // The connection must stay open: the application is in the mesh for as long as it is.
-    let exit = match supervise(&mut child, &mut supervisor).await {
+    let exit = match supervise(&mut child, &mut supervisor, &mut cx.ui).await {
         Ok(()) => child.wait()?,
         Err(error) => {
             child.kill()?;
@@ -88,6 +91,13 @@ pub(super) async fn run(args: RunArgs, cx: &mut Context) -> Result<ExitCode, Cli
     };
     drop(supervisor);
     Ok(ExitCode::from(code(exit)))
+}
+
+/// Looked for first: nothing joins that can't be started.
+fn program(args: &RunArgs) -> Result<Program, CliError> {
+    let name = args.command.first().map(|name| name.to_string_lossy()).unwrap_or_default();
+    Program::of_command(&name, &std::env::current_dir()?)
+        .ok_or_else(|| CliError::failed(format!("there is no program {name} on PATH")))
 }
 
 async fn wait_for_sidecar(
@@ -127,29 +137,32 @@ fn announce(args: &RunArgs, joined: &Joined, ui: &mut Ui) {
 }
 
 /// Starts the application on our terminal. It dies with us.
-fn start(args: &RunArgs, joined: &Joined) -> Result<Child, CliError> {
-    let Some((program, rest)) = args.command.split_first() else {
-        return Err(CliError::usage("there is no command to run"));
-    };
+fn start(program: &Program, args: &RunArgs, joined: &Joined) -> Result<Child, CliError> {
     let netns = match &joined.netns {
         Some(name) => Some(Netns::open(name).map_err(|error| CliError::failed(error.to_string()))?),
         None => None,
     };
-    let name = program.to_string_lossy();
-    let program = Program::of_command(&name, &std::env::current_dir()?)
-        .ok_or_else(|| CliError::failed(format!("there is no program {name} on PATH")))?;
     let inherited = std::env::vars_os().filter(|(name, _)| name.to_str().is_none_or(is_inherited));
     let mut command = Command::new(&program.path);
-    command.args(rest).env_clear().envs(inherited).envs(joined.env.iter().map(|(n, v)| (n, v)));
+    command
+        .args(&args.command[1..])
+        .env_clear()
+        .envs(inherited)
+        .envs(joined.env.iter().map(|(n, v)| (n, v)));
     if let Some(arg0) = &program.arg0 {
         command.arg0(arg0);
     }
     prepare(&mut command, netns.map(Arc::new), None);
-    command.spawn().map_err(|error| CliError::failed(format!("can't start {name}: {error}")))
+    let named = program.path.display();
+    command.spawn().map_err(|error| CliError::failed(format!("can't start {named}: {error}")))
 }
 
 /// Waits for the application to end, passing on signals meanwhile.
-async fn supervise(child: &mut Child, supervisor: &mut Supervisor) -> Result<(), CliError> {
+async fn supervise(
+    child: &mut Child,
+    supervisor: &mut Supervisor,
+    ui: &mut Ui,
+) -> Result<(), CliError> {
     let pid = Pid::from_child(child);
     let ended = watch(
         rustix::process::pidfd_open(pid, PidfdFlags::NONBLOCK).map_err(std::io::Error::from)?,
@@ -165,6 +178,8 @@ async fn supervise(child: &mut Child, supervisor: &mut Supervisor) -> Result<(),
     // What the terminal sends on ^C and ^\ goes to the whole group, the application included.
     let from_terminal = rustix::termios::tcgetpgrp(std::io::stdin())
         .is_ok_and(|group| group == rustix::process::getpgrp());
+    let mut looks = tokio::time::interval(MESH_LOOK);
+    let mut in_mesh = true;
     loop {
         let signal = tokio::select! {
             _ = ended.readable() => return Ok(()),
@@ -173,6 +188,13 @@ async fn supervise(child: &mut Child, supervisor: &mut Supervisor) -> Result<(),
             _ = user1.recv() => Signal::USR1,
             _ = user2.recv() => Signal::USR2,
             _ = interrupt.recv() => if from_terminal { continue } else { Signal::INT },
+            _ = looks.tick(), if in_mesh => {
+                in_mesh = supervisor.status().await.is_ok();
+                if !in_mesh {
+                    ui.note("the local mesh has ended; the application goes on without it");
+                }
+                continue;
+            }
             _ = quit.recv() => if from_terminal { continue } else { Signal::QUIT },
         };
         // It is not reaped before we return, so the number is still its own.

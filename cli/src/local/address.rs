@@ -118,13 +118,14 @@ pub struct AppPorts {
     next: u16,
 }
 
-impl Default for AppPorts {
-    fn default() -> Self {
-        Self { used: BTreeSet::new(), next: *APP_PORTS.start() }
-    }
-}
-
 impl AppPorts {
+    /// Each mesh begins somewhere else, so that two that start at once don't take the same.
+    pub fn new(mesh_number: u8) -> Self {
+        let share = (APP_PORTS.end() - APP_PORTS.start()) / u16::from(*MESH_NUMBERS.end());
+        let before = u16::from(mesh_number.saturating_sub(1)) * share;
+        Self { used: BTreeSet::new(), next: APP_PORTS.start() + before }
+    }
+
     /// A port nobody was given and `is_free` agrees to.
     pub fn allocate(&mut self, is_free: impl Fn(u16) -> bool) -> Option<u16> {
         let size = APP_PORTS.end() - APP_PORTS.start() + 1;
@@ -183,12 +184,14 @@ mod tests {
 
     #[test]
     fn app_ports_differ_and_are_free() {
-        let mut ports = AppPorts::default();
+        let mut ports = AppPorts::new(1);
         assert_eq!(ports.allocate(|_| true), Some(20_000));
         assert_eq!(ports.allocate(|port| port % 2 == 0), Some(20_002));
         ports.release(20_000);
         assert_eq!(ports.allocate(|_| true), Some(20_003));
         assert_eq!(ports.allocate(|_| false), None);
         assert_eq!(ports.allocate(|port| port <= 20_001), Some(20_000));
+        assert_eq!(AppPorts::new(2).allocate(|_| true), Some(20_059));
+        assert!(AppPorts::new(200).allocate(|_| true).is_some_and(|port| port <= 31_999));
     }
 }

@@ -19,7 +19,7 @@ use super::probe::Dialer;
 use super::process::Launch;
 use super::programs::Program;
 use crate::connect::Mesh;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::state_dir::StateDir;
 
 const ANSWER: Duration = Duration::from_secs(1);
@@ -184,7 +184,12 @@ impl ControlAccess {
     async fn is_forgotten(&self, service: &str, prefix: &str) -> Result<bool, CliError> {
         let mesh = Mesh::at(self.dir.clone()).await?;
         let request = EndpointsRequest { authority: service.to_owned(), from_proxies: true };
-        let reply = mesh.endpoints(request).await?;
+        let reply = match mesh.endpoints(request).await {
+            Ok(reply) => reply,
+            // The service went with its last pod.
+            Err(error) if error.kind == Kind::Missing => return Ok(true),
+            Err(error) => return Err(error),
+        };
         let known = reply.endpoints.iter().map(|row| &row.address);
         let held = reply.proxies.iter().flat_map(|proxy| &proxy.endpoints).map(|row| &row.address);
         Ok(!known.chain(held).any(|address| address.starts_with(prefix)))

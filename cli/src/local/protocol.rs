@@ -117,7 +117,7 @@ pub struct Joined {
     pub env: Vec<(String, String)>,
     /// The network namespace to run it in.
     pub netns: Option<String>,
-    /// `tax.shop.svc.cluster.local:80` by where it is reached.
+    /// Where each upstream that was asked for is reached, by its authority.
     pub upstreams: BTreeMap<String, String>,
 }
 
@@ -162,7 +162,7 @@ pub struct PodRow {
     pub owner: String,
     pub ip: Ipv4Addr,
     pub ready: bool,
-    /// `Running`, `Starting`, `CrashLoopBackOff`, `Terminating`
+    /// `Running`, `Starting`, `Error`, `CrashLoopBackOff`, `Terminating`
     pub state: String,
     pub restarts: u32,
     pub app_pid: Option<u32>,

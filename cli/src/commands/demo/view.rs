@@ -64,8 +64,11 @@ pub(super) fn picture(status: &Status, figures: &Figures, dir: &StateDir, ui: &U
     let style = ui.out_style;
     let (ready, all) = (status.pods.iter().filter(|pod| pod.ready).count(), status.pods.len());
     let title = format!("local mesh \"{}\": {ready}/{all} pods ready, last {WINDOW}s", status.name);
-    let mut text =
-        format!("{}{}\n\n", style.bold(&title), if ui.out_tty { "   ^C ends it" } else { "" });
+    let mut text = format!("{}\n", style.bold(&title));
+    if ui.out_tty {
+        text += &format!("{}\n", style.dim(&hints(dir)));
+    }
+    text += "\n";
     match &figures.stat {
         Ok(stat) => {
             let report = Report::from_reply(stat.clone(), Duration::from_secs(WINDOW.into()));
@@ -80,9 +83,6 @@ pub(super) fn picture(status: &Status, figures: &Figures, dir: &StateDir, ui: &U
     if let Some(edges) = &figures.edges {
         text += &format!("\n{}", edges_table(edges).render(style));
     }
-    if ui.out_tty {
-        text += &format!("\n{}\n", hints(dir));
-    }
     text
 }
 
@@ -92,10 +92,7 @@ pub(super) fn hints(dir: &StateDir) -> String {
         flag if flag.is_empty() => flag,
         _ => format!(" --local={}", dir.name),
     };
-    format!(
-        "In another terminal: meshctl tap deploy/web{flag}\n\
-         also: stat deploy, top deploy/web, edges, routes svc, check, local ps"
-    )
+    format!("^C ends it. Another terminal: meshctl tap deploy/web{flag}; stat deploy, edges, check")
 }
 
 /// `checkout is split: 74.8% checkout-v1:8080, 25.2% checkout-v2:8080`
@@ -124,12 +121,16 @@ fn edges_table(reply: &ext::EdgesReply) -> Table {
         Column::right("SUCCESS"),
         Column::right("RPS"),
         Column::right("P95"),
+        Column::right("CONN/S"),
     ]);
     let mut edges: Vec<_> = reply.edges.iter().collect();
     let name =
         |end: &Option<ext::ObjectRef>| end.as_ref().map_or(String::new(), |end| end.name.clone());
     edges.sort_by_key(|edge| (name(&edge.source), name(&edge.destination)));
     for edge in edges {
+        let opened =
+            edge.totals.as_ref().filter(|_| edge.protocol == "tcp").map(|totals| totals.tcp_opened);
+        let seconds = f64::from(edge.covered_seconds.max(1));
         let numbers = edge.totals.as_ref().map(|totals| Numbers::new(totals, edge.covered_seconds));
         let numbers = numbers.unwrap_or_default();
         table.row([
@@ -141,6 +142,7 @@ fn edges_table(reply: &ext::EdgesReply) -> Table {
             optional(numbers.latency_ms_p95, |ms| {
                 units::latency(Duration::from_secs_f64(ms / 1e3))
             }),
+            optional(opened, |count| units::rate(count as f64 / seconds)),
         ]);
     }
     table

@@ -122,7 +122,7 @@ pub(crate) fn table(status: &Status, namespace: Option<&str>, wide: bool) -> Tab
 fn tone(state: &str) -> Tone {
     match state {
         "Running" => Tone::Good,
-        "CrashLoopBackOff" => Tone::Bad,
+        "CrashLoopBackOff" | "Error" => Tone::Bad,
         "Terminating" => Tone::Faint,
         _ => Tone::Warn,
     }

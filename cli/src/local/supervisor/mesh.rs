@@ -88,7 +88,7 @@ impl MeshState {
             changed,
             events: None,
             addresses: Addresses::new(mode, number),
-            app_ports: AppPorts::default(),
+            app_ports: AppPorts::new(number),
             store: Store::default(),
             contents: Contents::default(),
             scaled: BTreeMap::new(),

@@ -149,7 +149,7 @@ fn handle(mesh: &mut MeshState, event: Event) {
             // An error means that nobody waits for it any more.
             let _ = reply.send(answer);
         }
-        Event::Left(pod) => mesh.part(&pod),
+        Event::Left(pod) => requests::part(mesh, &pod),
         Event::ClusterIps(addresses) => mesh.set_cluster_ips(addresses),
     }
 }

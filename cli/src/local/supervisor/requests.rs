@@ -93,6 +93,7 @@ fn put(mesh: &mut MeshState, store: Store, fates: Vec<(ObjectId, Fate)>) -> Resu
     let mut contents = Contents::read(&store);
     let verdict = manifest::control_plane_verdict(&store, &mesh.dir().path.join("check"))?;
     contents.problems.extend(verdict);
+    contents.problems.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
     if !contents.is_good() {
         return Ok(Reply::Invalid { problems: contents.problems.iter().map(Told::from).collect() });
     }
@@ -212,6 +213,7 @@ fn join(mesh: &mut MeshState, join: Join) -> Result<Joined, Refused> {
     if let Reply::Invalid { problems } = apply(mesh, vec![service])? {
         return Err(problems.first().map_or(String::new(), |told| told.text.clone()).into());
     }
+    let at = upstreams.iter().map(|u| (u.service.authority(), u.at.to_string())).collect();
     let new = NewPod {
         owner: &owner,
         hash: String::new(),
@@ -220,22 +222,48 @@ fn join(mesh: &mut MeshState, join: Join) -> Result<Joined, Refused> {
         external_port: Some(join.port),
         upstreams,
     };
-    let key = mesh.create_pod(new).map_err(str::to_owned)?;
+    let key = match mesh.create_pod(new) {
+        Ok(key) => key,
+        Err(why) => {
+            remove_service(mesh, &owner)?;
+            return Err(why.to_owned().into());
+        }
+    };
     mesh.joined.insert(key.clone(), told);
-    Ok(joined(&mesh.pods[&key]))
+    Ok(joined(&mesh.pods[&key], at))
 }
 
-fn joined(pod: &Pod) -> Joined {
+/// The connection that had joined this pod is gone.
+pub(super) fn part(mesh: &mut MeshState, pod: &PodKey) {
+    let owner = mesh.pods.get(pod).map(|pod| pod.spec.owner.clone());
+    mesh.part(pod);
+    if let Some(owner) = owner
+        && let Err(Refused { message, .. }) = remove_service(mesh, &owner)
+    {
+        tracing::error!(%pod, message, "its Service can't be removed");
+    }
+}
+
+fn remove_service(mesh: &mut MeshState, owner: &WorkloadKey) -> Result<(), Refused> {
+    let id = ObjectId {
+        kind: "Service".to_owned(),
+        namespace: owner.namespace.clone(),
+        name: owner.name.clone(),
+    };
+    let (store, fates) = mesh.store.without_objects(&BTreeSet::from([id]));
+    put(mesh, store, fates).map(|_| ())
+}
+
+fn joined(pod: &Pod, upstreams: BTreeMap<String, String>) -> Joined {
     let wiring = &pod.spec.wiring;
     let container = wiring.template.containers.first().cloned().unwrap_or_default();
     let vars = environment::of_container(wiring, 0, &container);
-    let upstreams = wiring.upstreams.iter().map(|u| (u.service.authority(), u.at.to_string()));
     Joined {
         pod: pod.spec.key.name.clone(),
         ip: wiring.ip,
         env: vars.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect(),
         netns: pod.spec.netns.clone(),
-        upstreams: upstreams.collect::<BTreeMap<_, _>>(),
+        upstreams,
     }
 }
 
@@ -326,12 +354,16 @@ fn workload_row(mesh: &MeshState, key: &WorkloadKey) -> WorkloadRow {
 fn pod_row(pod: &Pod) -> PodRow {
     let (spec, status) = (&pod.spec, pod.status());
     let pid = |kept: Option<&KeptStatus>| kept.and_then(KeptStatus::running).map(|id| id.pid);
-    let crashing = status.apps.iter().chain(&status.proxy).any(|k| k.state == State::BackingOff);
+    let mut ended =
+        status.apps.iter().chain(&status.proxy).filter(|k| k.state == State::BackingOff);
     let state = match status.phase {
         Phase::Leaving { .. } | Phase::Gone => "Terminating",
-        Phase::Up if crashing => "CrashLoopBackOff",
         Phase::Up if status.ready => "Running",
-        Phase::Up => "Starting",
+        Phase::Up => match ended.next() {
+            Some(kept) if kept.restarts == 0 => "Error",
+            Some(_) => "CrashLoopBackOff",
+            None => "Starting",
+        },
     };
     PodRow {
         namespace: spec.key.namespace.clone(),
