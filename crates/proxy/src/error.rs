@@ -236,6 +236,20 @@ mod tests {
     }
 
     #[test]
+    fn the_documented_statuses_are_these() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/troubleshooting.md");
+        let text = std::fs::read_to_string(path).unwrap();
+        for reason in Reason::ALL {
+            let (_, section) = text.split_once(&format!("\n### {reason}\n")).unwrap();
+            let told = section.trim_start().split("\n\n").next().unwrap();
+            if let Some((_, status)) = told.split_once("The client got ") {
+                let failure = Failure { reason: *reason, message: String::new() };
+                assert!(status.starts_with(failure.status().as_str()), "{reason}: {told}");
+            }
+        }
+    }
+
+    #[test]
     fn causes_are_found_behind_wrappers() {
         #[derive(Debug, thiserror::Error)]
         #[error("wrapped")]
