@@ -16,8 +16,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use crate::client::{self, http::Way};
-use crate::{metrics, programs, sidecar, wait};
+use crate::client::http::Way;
+use crate::{programs, sidecar};
 
 /// No command of a scenario takes this long.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(120);
@@ -184,18 +184,6 @@ impl LocalPod {
     /// When it is not running.
     pub fn signal_proxy(&self, signal: Signal) {
         send(self.proxy, signal);
-    }
-
-    /// Waits until requests have come to the proxy that are not answered yet.
-    pub async fn is_busy(&self) {
-        let admin = (self.ip, sidecar::ADMIN_PORT).into();
-        wait::until(&format!("requests at {}", self.name), async || {
-            let text = client::get(admin, "/metrics").await?.text();
-            let inbound = [r#"direction="inbound""#];
-            let begun = metrics::sum(&text, "request_total", &inbound);
-            (begun > metrics::sum(&text, "response_total", &inbound)).then_some(())
-        })
-        .await;
     }
 }
 

@@ -3,12 +3,13 @@
 //!
 //! It listens on `$POD_IP:$PORT` and names itself in the header `x-pod` of each answer. `GET /after/MS/STATUS` answers
 //! that late with that status, `POST /orders/ID` writes the ID to the file `$SCRATCH/orders/POD` and `PUT /slow/MS`
-//! delays all further answers. Where the file `$SCRATCH/stay-down/POD` exists, it does not start.
+//! delays all further answers. After `PUT /hold` it answers no more, and makes the file `$SCRATCH/holding/POD` once it
+//! holds a request. Where the file `$SCRATCH/stay-down/POD` exists, it does not start.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ struct App {
     pod: HeaderValue,
     orders: Mutex<File>,
     slow_millis: AtomicU64,
+    holds: AtomicBool,
+    holding: PathBuf,
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -38,18 +41,22 @@ async fn main() -> anyhow::Result<()> {
         bail!("{pod} was told to stay down");
     }
     let listener = TcpListener::bind(format!("{}:{}", var("POD_IP")?, var("PORT")?)).await?;
+    let orders = folder(&scratch, "orders")?.join(&pod);
+    let orders = OpenOptions::new().create(true).append(true).open(orders)?;
     let app = Arc::new(App {
         pod: pod.parse()?,
-        orders: Mutex::new(orders(&scratch, &pod)?),
+        orders: Mutex::new(orders),
         slow_millis: AtomicU64::new(0),
+        holds: AtomicBool::new(false),
+        holding: folder(&scratch, "holding")?.join(&pod),
     });
     serve(&app, listener).await
 }
 
-fn orders(scratch: &Path, pod: &str) -> anyhow::Result<File> {
-    let folder = scratch.join("orders");
+fn folder(scratch: &Path, name: &str) -> io::Result<PathBuf> {
+    let folder = scratch.join(name);
     fs::create_dir_all(&folder)?;
-    Ok(OpenOptions::new().create(true).append(true).open(folder.join(pod))?)
+    Ok(folder)
 }
 
 /// Until SIGTERM; then what was begun is finished.
@@ -86,6 +93,14 @@ impl App {
                 self.slow_millis.store(millis.parse()?, Relaxed);
                 (StatusCode::OK, Bytes::new())
             }
+            (&Method::PUT, ["hold"]) => {
+                self.holds.store(true, Relaxed);
+                (StatusCode::OK, Bytes::new())
+            }
+            (_, ["after", ..]) if self.holds.load(Relaxed) => {
+                File::create(&self.holding)?;
+                std::future::pending().await
+            }
             (_, ["after", millis, status]) => {
                 self.wait(millis.parse()?).await;
                 (status.parse()?, Bytes::new())
@@ -108,7 +123,7 @@ impl App {
         tokio::time::sleep(Duration::from_millis(millis + slow)).await;
     }
 
-    fn take(&self, id: &str) -> std::io::Result<()> {
+    fn take(&self, id: &str) -> io::Result<()> {
         let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
         orders.write_all(format!("{id}\n").as_bytes())
     }

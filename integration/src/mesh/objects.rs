@@ -43,7 +43,8 @@ impl Service {
         self
     }
 
-    pub(super) fn object(&self) -> Value {
+    /// As a user would apply it.
+    pub fn object(&self) -> Value {
         let mut port = json!({ "port": self.port, "targetPort": self.target_port });
         if let Some(protocol) = self.app_protocol {
             port["appProtocol"] = protocol.into();

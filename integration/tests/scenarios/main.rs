@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect ends")]
 
+mod failures;
 mod figures;
 mod http;
 mod rolling;
