@@ -88,7 +88,7 @@ fn silent(dir: &StateDir, error: &tonic::transport::Error) -> CliError {
         "the control plane of the local mesh \"{}\" does not answer: {cause}",
         dir.name
     ))
-    .hint(format!("tail {}", dir.logs().join("control.log").display()))
+    .hint("meshctl local logs control")
 }
 
 /// A mesh that answered.

@@ -35,6 +35,21 @@ spec:
   ports: [{name: http, port: 80, targetPort: http}]
 ";
 
+/// A program that starts another, as a package manager's `start` does, and tells its pid.
+const PARENT: &str = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: parent}
+spec:
+  selector: {matchLabels: {app: parent}}
+  template:
+    metadata: {labels: {app: parent}}
+    spec:
+      containers:
+        - name: parent
+          command: [sh, -c, 'sleep 1000 & echo $! > grandchild.new; mv grandchild.new grandchild; wait']
+";
+
 /// A directory of local meshes of its own; what runs in it ends with the test.
 struct Sandbox {
     dir: tempfile::TempDir,
@@ -44,6 +59,7 @@ impl Sandbox {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("web.yaml"), MANIFEST).unwrap();
+        fs::write(dir.path().join("parent.yaml"), PARENT).unwrap();
         Self { dir }
     }
 
@@ -75,6 +91,16 @@ impl Sandbox {
 
     fn record(&self) -> Value {
         serde_json::from_slice(&fs::read(self.state_dir().join("state.json")).unwrap()).unwrap()
+    }
+
+    /// Waits until the program of [`PARENT`] has told it.
+    fn grandchild(&self) -> Pid {
+        loop {
+            match fs::read_to_string(self.dir.path().join("grandchild")) {
+                Ok(text) => return Pid::from_raw(text.trim().parse().unwrap()).unwrap(),
+                Err(_) => std::thread::yield_now(),
+            }
+        }
     }
 
     fn pods(&self) -> Vec<Value> {
@@ -109,13 +135,14 @@ fn wait_ended(handles: &[impl AsFd]) {
 #[test]
 fn killing_the_supervisor_leaves_nothing_and_the_next_up_works() {
     let sandbox = Sandbox::new();
-    sandbox.ok(&["local", "up", "-f", "web.yaml"]);
+    sandbox.ok(&["local", "up", "-f", "web.yaml", "-f", "parent.yaml"]);
     let record = sandbox.record();
     let processes = record["processes"].as_array().unwrap();
     // The control plane, and for each pod the proxy and the application.
-    assert_eq!(processes.len(), 5);
+    assert_eq!(processes.len(), 7);
     let open = |value: &Value| pidfd_open(pid(value), PidfdFlags::empty()).unwrap();
-    let handles: Vec<_> = processes.iter().map(open).collect();
+    let mut handles: Vec<_> = processes.iter().map(open).collect();
+    handles.push(pidfd_open(sandbox.grandchild(), PidfdFlags::empty()).unwrap());
 
     kill_process(pid(&record["supervisor"]), Signal::KILL).unwrap();
     wait_ended(&handles);

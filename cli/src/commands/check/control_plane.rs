@@ -16,8 +16,7 @@ use crate::units;
 
 /// Every stream must say something at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(2);
-const REMEDY: &str =
-    "look at logs/control.log in the mesh's state directory; meshctl --verbose says where that is";
+const REMEDY: &str = "meshctl local logs control, which says why";
 
 pub(super) async fn answers(scene: Arc<Scene>) -> Outcome {
     match &scene.mesh {

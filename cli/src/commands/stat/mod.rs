@@ -18,7 +18,7 @@ use super::shared;
 use crate::completing;
 use crate::connect::Mesh;
 use crate::context::Context;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 use crate::output::live::Live;
 use crate::output::{Format, format};
 use crate::selector::{Scope, Selectors};
@@ -61,6 +61,10 @@ pub struct StatArgs {
 }
 
 const HELP: &str = "\
+meshctl stat deploy                                        every deployment
+meshctl stat deploy/web --to svc/checkout --by backend     where its requests go
+meshctl stat svc -o wide                                   retries, breakers, reasons
+
 SUCCESS counts HTTP statuses below 500 and gRPC codes that are not the server's fault. \
 Latencies last until the response's end. MESHED is ready proxies of running pods. The \
 default view is the server side: what the workloads received. With --to, --from, and for \
@@ -138,7 +142,7 @@ fn named(request: &ext::StatRequest) -> impl Iterator<Item = &ext::Selector> {
     request.selectors.iter().chain(other)
 }
 
-/// Shows it again and again; ends with the connection or the user.
+/// Shows it again and again until the user has enough. A control plane that goes away for a while is waited for.
 async fn watch(
     args: &StatArgs,
     request: ext::StatRequest,
@@ -157,9 +161,16 @@ async fn watch(
             reply = async {
                 ticks.tick().await;
                 mesh.stat(request.clone()).await
-            } => reply?,
+            } => reply,
         };
-        let report = Report::from_reply(reply, args.window);
+        let report = match reply {
+            Ok(reply) => Report::from_reply(reply, args.window),
+            Err(error) if matches!(error.kind, Kind::Unreachable | Kind::TimedOut) => {
+                live.paint(&format!("{error}; asking again every {} s\n", REFRESH.as_secs()))?;
+                continue;
+            }
+            Err(error) => return Err(shared::propose(mesh, named(&request), error).await),
+        };
         if args.output == Format::Json {
             cx.ui.print(&format::json_line(&report)?)?;
             continue;

@@ -39,7 +39,7 @@ impl Layout {
         }
         columns.push(Column::right("TCP_CONN"));
         if self.wide {
-            columns.push(Column::left("BREAKERS"));
+            columns.extend(["BREAKERS", "REASONS"].map(Column::left));
         }
 
         let mut table = Table::new(columns);
@@ -82,7 +82,9 @@ impl Layout {
         }
         cells.push(optional(of.tcp_open_connections, |count| count.to_string()));
         if self.wide {
-            cells.push(Cell::from(breakers(row)).tone(Tone::Warn));
+            cells.extend(
+                [breakers(row), reasons(row)].map(|text| Cell::from(text).tone(Tone::Warn)),
+            );
         }
         cells
     }
@@ -125,6 +127,15 @@ fn breakers(row: &Row) -> String {
     }
     let counts: Vec<String> =
         states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    counts.join(", ")
+}
+
+/// `2 connection-closed, 1 request-timeout`: tries the mesh failed, also those that a retry made good.
+fn reasons(row: &Row) -> String {
+    let mut reasons: Vec<(&String, &u64)> = row.figures.reasons.iter().collect();
+    reasons.sort_by(|(a, x), (b, y)| y.cmp(x).then_with(|| a.cmp(b)));
+    let counts: Vec<String> =
+        reasons.iter().map(|(code, count)| format!("{count} {code}")).collect();
     counts.join(", ")
 }
 

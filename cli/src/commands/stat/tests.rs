@@ -129,6 +129,13 @@ async fn nothing_there_is_only_an_error_for_a_name() {
 }
 
 #[tokio::test]
+async fn watching_what_is_not_there_ends() {
+    let refusal = Some(tonic::Status::not_found("no"));
+    let ran = FakeMesh { refusal, ..FakeMesh::default() }.run("stat deploy/web --watch").await;
+    assert_eq!(ran.result.unwrap_err().kind, Kind::Missing);
+}
+
+#[tokio::test]
 async fn the_mesh_that_is_asked_is_named_when_verbose() {
     let ran = shop().run("stat deploy --verbose").await;
     let first = ran.err.lines().next().unwrap();

@@ -48,6 +48,10 @@ pub struct TapArgs {
 }
 
 const HELP: &str = "\
+meshctl tap deploy/web --status 5xx                        what fails
+meshctl tap deploy/web --direction out --to svc/tax        what it sends there
+meshctl tap deploy --count 100 -o har > requests.har       for other programs
+
 A line is: time, direction (in: the proxy before the server, out: the one behind the \
 client), source → destination, request, status, latency, size of the response, and whether \
 the hop was secured (tls or plain). A reason code after the status means that the mesh \
