@@ -6,6 +6,7 @@
 mod failures;
 mod figures;
 mod http;
+mod local_mesh;
 mod rolling;
 mod tcp;
 mod workspace;
