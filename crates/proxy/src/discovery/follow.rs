@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use mesh_api::Update;
 use mesh_api::client::UpdateStream;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Code, Status};
 
 use crate::telemetry::Telemetry;
@@ -25,6 +26,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// A control plane that knows nothing of a target may come to know it soon.
 const REFUSED_BACKOFF: Duration = Duration::from_secs(1);
+/// A stream that ends sooner does not count as a success, whatever it said.
+const STEADY: Duration = MAX_BACKOFF;
 /// Every stream's first message is due at once.
 const FIRST_MESSAGE: Duration = Duration::from_secs(5);
 
@@ -86,7 +89,7 @@ impl Follower {
         &self.streams
     }
 
-    /// Never returns unless the control plane does not implement the method at all.
+    /// Never returns.
     pub(super) async fn follow<T, F>(
         &self,
         what: &'static str,
@@ -98,11 +101,12 @@ impl Follower {
         let mut backoff = MIN_BACKOFF;
         loop {
             let mut wanted = Some(Counted::new(&self.streams.inner.wanted));
+            let started = Instant::now();
             let status = match tokio::time::timeout(FIRST_MESSAGE, open()).await {
                 Ok(Ok(stream)) => {
                     on(Followed::Opened);
-                    let (messages, status) = self.read(what, stream, &mut on).await;
-                    if messages > 0 {
+                    let status = self.read(what, stream, &mut on).await;
+                    if started.elapsed() >= STEADY {
                         backoff = MIN_BACKOFF;
                     }
                     status
@@ -111,14 +115,16 @@ impl Follower {
                 Err(_) => Status::deadline_exceeded("no answer"),
             };
             match status.code() {
+                // No extensions; or somebody else answers in the control plane's place for a while.
                 Code::Unimplemented => {
                     self.answered();
-                    return;
+                    wanted = None;
+                    backoff = MAX_BACKOFF;
                 }
+                // These are answers, too: nothing is missing while there is nothing to hear.
                 Code::NotFound | Code::InvalidArgument => {
                     self.answered();
                     on(Followed::Refused);
-                    // That was an answer: nothing is missing while there is nothing to hear.
                     wanted = None;
                     backoff = backoff.max(REFUSED_BACKOFF);
                 }
@@ -135,22 +141,20 @@ impl Follower {
         what: &'static str,
         mut stream: UpdateStream<T>,
         on: &mut impl FnMut(Followed<T>),
-    ) -> (u64, Status) {
+    ) -> Status {
         let mut up = None;
-        let mut messages = 0;
         loop {
             let next = match up {
                 None => match tokio::time::timeout(FIRST_MESSAGE, stream.next()).await {
                     Ok(next) => next,
-                    Err(_) => return (0, Status::deadline_exceeded("the stream stays silent")),
+                    Err(_) => return Status::deadline_exceeded("the stream stays silent"),
                 },
                 Some(_) => stream.next().await,
             };
             match next {
-                None => return (messages, Status::unavailable("the stream ended")),
-                Some(Err(status)) => return (messages, status),
+                None => return Status::unavailable("the stream ended"),
+                Some(Err(status)) => return status,
                 Some(Ok(update)) => {
-                    messages += 1;
                     if up.is_none() {
                         up = Some(Counted::new(&self.streams.inner.up));
                         self.answered();
