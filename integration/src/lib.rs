@@ -14,6 +14,7 @@ pub mod mesh;
 mod metrics;
 pub mod process;
 pub mod programs;
+pub mod python;
 pub mod scripted;
 pub mod sidecar;
 pub mod steady;

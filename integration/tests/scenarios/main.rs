@@ -5,6 +5,8 @@
 
 mod failures;
 mod figures;
+mod foreign;
+mod grpc;
 mod http;
 mod local_mesh;
 mod rolling;

@@ -5,6 +5,8 @@ use hyper_util::rt::TokioIo;
 use mesh_integration::app::{HttpApp, TcpApp};
 use mesh_integration::client::Connection;
 use mesh_integration::client::http::empty;
+use mesh_integration::process::Process;
+use mesh_integration::python::{self, Python};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{app, mesh};
@@ -95,4 +97,25 @@ async fn http_in_a_tunnel_is_seen_as_http() {
     assert_eq!(connection.response().await.status, 200);
     let counted = ["direction=\"outbound\"", "status_code=\"200\""];
     assert_eq!(mesh.pod("client").metric("response_total", &counted).await, 1.0);
+}
+
+#[tokio::test]
+async fn websockets_pass() {
+    let Some(python) = Python::find("http::upgrade::websockets_pass") else { return };
+    let logs = tempfile::tempdir().unwrap();
+    let mut command = python.script("http/websocket.py");
+    command.arg("server");
+    let mut server = Process::start("websocket-server", command, logs.path());
+    let port = python::port(&mut server).await;
+    let mesh = mesh(([127, 0, 0, 1], port).into()).await;
+    let client = mesh.pod("client");
+    for (uri, proxy) in [
+        (format!("ws://{}/chat?a=b", client.upstream(0)), None),
+        // Through a tunnel, as programs do that know of their proxy.
+        ("ws://web.test/chat?a=b".to_owned(), Some(format!("http://{}", client.forward_proxy()))),
+    ] {
+        let mut command = python.script("http/websocket.py");
+        command.args(["client", &uri]).args(proxy);
+        Python::run("websocket-client", command, &mesh.logs()).await;
+    }
 }
