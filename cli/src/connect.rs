@@ -80,15 +80,23 @@ async fn unix_channel(socket: PathBuf) -> Result<Channel, tonic::transport::Erro
 }
 
 fn silent(dir: &StateDir, error: &tonic::transport::Error) -> CliError {
-    let mut cause: &dyn std::error::Error = error;
+    CliError::unreachable(format!(
+        "the control plane of the local mesh \"{}\" does not answer: {}",
+        dir.name,
+        innermost(error)
+    ))
+    .hint("meshctl local logs control")
+}
+
+/// The cause that says most.
+fn innermost<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> &'a (dyn std::error::Error + 'static) {
+    let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    CliError::unreachable(format!(
-        "the control plane of the local mesh \"{}\" does not answer: {cause}",
-        dir.name
-    ))
-    .hint("meshctl local logs control")
+    cause
 }
 
 /// A mesh that answered.
@@ -179,18 +187,16 @@ async fn answer<T>(
     }
 }
 
-/// What a gRPC status of the control plane means for the user.
+/// What a gRPC status means for the user. The control plane's own statuses have no cause; where there is one, the
+/// connection was lost.
 pub fn refusal(status: &Status) -> CliError {
+    if let Some(cause) = status.source() {
+        return CliError::unreachable(format!("lost the control plane: {}", innermost(cause)))
+            .hint("meshctl check");
+    }
     let text = status.message();
     match status.code() {
-        // With a cause it is our own side that tells of a lost connection; without, the control plane says that
-        // it can't reach somebody.
-        Code::Unavailable if status.source().is_none() => {
-            CliError::unreachable(text).hint("meshctl check")
-        }
-        Code::Unavailable | Code::Cancelled => {
-            CliError::unreachable(format!("lost the control plane: {text}")).hint("meshctl check")
-        }
+        Code::Unavailable | Code::Cancelled => CliError::unreachable(text).hint("meshctl check"),
         Code::PermissionDenied | Code::Unauthenticated => {
             CliError::unreachable(format!("the control plane does not allow this: {text}"))
         }

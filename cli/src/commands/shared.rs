@@ -9,7 +9,10 @@ use serde::Serialize;
 use crate::connect::Mesh;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::local::address::Mode;
+use crate::local::record::Record;
 use crate::selector::{self, Selectors};
+use crate::state_dir::StateDir;
 use crate::units;
 
 /// A proxy that was asked and did not answer.
@@ -56,6 +59,11 @@ pub(crate) fn short_reference(reference: &str, namespace: &str) -> String {
         [_, ns, name] => format!("{ns}/{name}"),
         _ => reference.to_owned(),
     }
+}
+
+/// Whether the pods of a local mesh are in network namespaces of their own, out of our reach.
+pub(crate) fn is_transparent(dir: &StateDir) -> bool {
+    Record::read(&dir.path).is_some_and(|record| matches!(record.mode, Mode::Transparent))
 }
 
 /// A weight as a multiple of the usual one.

@@ -8,18 +8,24 @@ use std::time::Duration;
 use mesh_api::ext;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::catalog::Outcome;
 use super::scene::Scene;
-use crate::local::address::Mode;
-use crate::local::record::Record;
+use crate::commands::shared::is_transparent;
 
 /// Where a proxy takes what its application sends.
 const OUTBOUND_PORT: u16 = 4140;
 const CONNECTING: Duration = Duration::from_secs(1);
 /// A look at a large mesh must not open a connection to every pod.
 const MOST_CONNECTIONS: usize = 64;
+/// Proxies of fewer seconds have just started.
+const YOUNG: u64 = 30;
+/// How long these may take to open the streams they want.
+const SETTLING: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(300);
 const LOGS: &str = "meshctl local logs POD -c proxy";
+const CONTROL_PLANE: &str = "meshctl check --only control-plane-answers";
 
 pub(super) async fn pods_ready(scene: Arc<Scene>) -> Outcome {
     pods(
@@ -43,7 +49,7 @@ async fn pods(
     remedy: &str,
 ) -> Outcome {
     match scene.pods().await {
-        Err(why) => Outcome::failed(why, "meshctl check --only control-plane-answers"),
+        Err(why) => Outcome::failed(why, CONTROL_PLANE),
         Ok([]) => Outcome::Skipped("there are no pods".to_owned()),
         Ok(pods) => {
             let concerned = pods
@@ -57,7 +63,7 @@ async fn pods(
 
 pub(super) async fn addresses(scene: Arc<Scene>) -> Outcome {
     let pods = match scene.pods().await {
-        Err(why) => return Outcome::failed(why, "meshctl check --only control-plane-answers"),
+        Err(why) => return Outcome::failed(why, CONTROL_PLANE),
         Ok(pods) => pods,
     };
     let mut by_address: BTreeMap<&str, Vec<String>> = BTreeMap::new();
@@ -86,14 +92,31 @@ pub(super) async fn ready(scene: Arc<Scene>) -> Outcome {
     proxies(&scene, objects, "proxies are not ready for traffic", LOGS).await
 }
 
+/// Proxies that have just started are still opening streams, so it looks again for a while.
 pub(super) async fn in_sync(scene: Arc<Scene>) -> Outcome {
-    let objects = |row: &ext::ProxyRow| {
-        let behind = row.reachable && row.streams_up < row.streams_wanted;
-        behind.then(|| format!("{} of {} streams are up", row.streams_up, row.streams_wanted))
+    let mesh = match scene.mesh() {
+        Ok(mesh) => mesh,
+        Err(why) => return Outcome::Skipped(why),
     };
-    let message = "proxies have lost streams to the control plane and go by what they last heard";
-    proxies(&scene, objects, message, "meshctl proxy status; a lost stream comes back within 10 s")
-        .await
+    let until = Instant::now() + SETTLING;
+    loop {
+        let rows = match mesh.proxies(scene.all("pod")).await {
+            Ok(rows) => rows,
+            Err(error) => return Outcome::failed(error.to_string(), CONTROL_PLANE),
+        };
+        let behind = |row: &ext::ProxyRow| {
+            let behind = row.reachable && row.streams_up < row.streams_wanted;
+            behind.then(|| format!("{} of {} streams are up", row.streams_up, row.streams_wanted))
+        };
+        let message = "proxies lack streams to the control plane and go by what they last heard";
+        let remedy = "meshctl proxy status; a lost stream comes back within 10 s";
+        let outcome = judge(&rows, behind, message, remedy);
+        let starting = rows.iter().any(|row| behind(row).is_some() && row.uptime_seconds < YOUNG);
+        if !starting || Instant::now() >= until {
+            return outcome;
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
 }
 
 pub(super) async fn config_accepted(scene: Arc<Scene>) -> Outcome {
@@ -122,13 +145,22 @@ async fn proxies(
     remedy: &str,
 ) -> Outcome {
     match scene.proxies().await {
-        Err(why) => Outcome::failed(why, "meshctl check --only control-plane-answers"),
-        Ok([]) => Outcome::Skipped("no pod has a proxy".to_owned()),
-        Ok(rows) => {
-            let concerned = rows.iter().filter_map(|row| Some(name(row, &wrong(row)?)));
-            Outcome::of(concerned.collect(), message, remedy)
-        }
+        Err(why) => Outcome::failed(why, CONTROL_PLANE),
+        Ok(rows) => judge(rows, wrong, message, remedy),
     }
+}
+
+fn judge(
+    rows: &[ext::ProxyRow],
+    wrong: impl Fn(&ext::ProxyRow) -> Option<String>,
+    message: &str,
+    remedy: &str,
+) -> Outcome {
+    if rows.is_empty() {
+        return Outcome::Skipped("no pod has a proxy".to_owned());
+    }
+    let concerned = rows.iter().filter_map(|row| Some(name(row, &wrong(row)?)));
+    Outcome::of(concerned.collect(), message, remedy)
 }
 
 fn name(row: &ext::ProxyRow, detail: &str) -> String {
@@ -140,12 +172,11 @@ fn name(row: &ext::ProxyRow, detail: &str) -> String {
 
 /// Connects to the port that applications are told to use.
 pub(super) async fn listening(scene: Arc<Scene>) -> Outcome {
-    let transparent = |record: Record| matches!(record.mode, Mode::Transparent);
-    if scene.dir.as_ref().ok().and_then(|dir| Record::read(&dir.path)).is_some_and(transparent) {
+    if scene.dir.as_ref().is_ok_and(is_transparent) {
         return Outcome::Skipped("the pods are in network namespaces of their own".to_owned());
     }
     let pods = match scene.pods().await {
-        Err(why) => return Outcome::failed(why, "meshctl check --only control-plane-answers"),
+        Err(why) => return Outcome::failed(why, CONTROL_PLANE),
         Ok(pods) => pods,
     };
     let mut connecting = JoinSet::new();

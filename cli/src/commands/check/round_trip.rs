@@ -9,8 +9,8 @@ use mesh_api::ext::mesh_tap_event::Event;
 use super::catalog::{Finding, Outcome};
 use super::scene::Scene;
 
-/// How long a tap may take to reach every proxy.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a tap may take to reach every proxy. The control plane gives each 2 s and then tries again.
+const PATIENCE: Duration = Duration::from_millis(4_500);
 const REMEDY: &str = "meshctl check --only proxies-reachable";
 
 pub(super) async fn stat(scene: Arc<Scene>) -> Outcome {

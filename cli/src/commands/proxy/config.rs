@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::account::Account;
 use super::{log_level, pod};
+use crate::commands::shared;
 use crate::completing;
 use crate::context::Context;
 use crate::error::CliError;
@@ -47,6 +48,13 @@ pub(super) async fn run(args: ConfigArgs, cx: &mut Context) -> Result<ExitCode, 
     let mesh = cx.connect().await?;
     let pod = pod::find(&wanted.pod, args.namespace.as_deref(), &mesh, cx).await?;
     if wanted.part.as_deref() == Some(LOG_LEVEL) {
+        if shared::is_transparent(&mesh.dir) {
+            let error =
+                format!("the admin port of {} is in a network namespace of its own", pod.name);
+            let inside = format!("curl {}:4191/proxy-log-level", pod.ip);
+            return Err(CliError::unreachable(error)
+                .hint(format!("as root: ip netns list, then ip netns exec NAMESPACE {inside}")));
+        }
         let answer = log_level::ask(&pod, wanted.value).await?;
         cx.ui.line(&answer)?;
         return Ok(ExitCode::SUCCESS);

@@ -40,8 +40,11 @@ pub(super) async fn ask(pod: &Pod, value: Option<String>) -> Result<String, CliE
         alongside(connection, answered).await
     };
     let unreachable = |why: String| {
-        CliError::unreachable(format!("the admin port of {}/{} does not answer: {why}", pod.namespace, pod.name))
-            .hint("meshctl proxy status; a pod of --transparent is reached from inside its network namespace only")
+        CliError::unreachable(format!(
+            "the admin port of {}/{} does not answer: {why}",
+            pod.namespace, pod.name
+        ))
+        .hint("meshctl proxy status")
     };
     match tokio::time::timeout(DEADLINE, exchange).await {
         Err(_) => Err(unreachable(format!("no answer within {} s", DEADLINE.as_secs()))),
