@@ -54,6 +54,9 @@ fn main() -> anyhow::Result<()> {
         let hint = "nothing measured: run `cargo bench -p mesh-integration --bench peers`";
         return Ok(writeln!(std::io::stderr(), "{hint}")?);
     }
+    if chosen(&args.hops).contains(&Hop::Linkerd) {
+        hops::move_to_namespace()?;
+    }
     let cores = Cores::pick()?;
     machine::allow_many_files()?;
     let backend = start_backend(cores)?;
@@ -131,7 +134,8 @@ impl Bench {
 fn start_backend(cores: Cores) -> anyhow::Result<hops::BackendAddrs> {
     machine::pin(cores.load)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let backend = runtime.block_on(Backend::bind()).context("the backend's ports")?;
+    let backend =
+        runtime.block_on(Backend::bind(hops::backend_ip())).context("the backend's ports")?;
     let addrs = hops::BackendAddrs { http1: backend.http1_addr()?, http2: backend.http2_addr()? };
     std::thread::Builder::new().name("backend".into()).spawn(move || {
         runtime.block_on(async {

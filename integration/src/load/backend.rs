@@ -28,10 +28,10 @@ pub struct Backend {
 }
 
 impl Backend {
-    pub async fn bind() -> io::Result<Self> {
+    pub async fn bind(ip: Ipv4Addr) -> io::Result<Self> {
         Ok(Self {
-            http1: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
-            http2: TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?,
+            http1: TcpListener::bind((ip, 0)).await?,
+            http2: TcpListener::bind((ip, 0)).await?,
         })
     }
 

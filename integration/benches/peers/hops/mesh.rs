@@ -12,13 +12,15 @@ use serde_json::json;
 use super::{BackendAddrs, Process, Traffic, free_addr};
 use crate::machine::Cores;
 
-const NAMESPACE: &str = "bench";
+pub(super) const NAMESPACE: &str = "bench";
+/// Where the services have their addresses.
+pub(super) const SERVICES: &str = "198.18.0.0/24";
 const PORT: u16 = 80;
 
 /// A control plane, and what its proxies are started with.
 pub(super) struct Mesh {
     proxy: PathBuf,
-    control: SocketAddr,
+    pub(super) control: SocketAddr,
     _process: Process,
 }
 
@@ -56,6 +58,16 @@ impl Mesh {
         }
         Ok(command)
     }
+}
+
+/// The address of the service that stands for this kind of traffic, which a packet filter may redirect.
+pub(super) fn service_addr(traffic: Traffic) -> SocketAddr {
+    let last = match traffic {
+        Traffic::Http1 => 1,
+        Traffic::Http2 => 2,
+        Traffic::Tcp => 3,
+    };
+    SocketAddr::from(([198, 18, 0, last], PORT))
 }
 
 /// The service that stands for this kind of traffic.
@@ -114,6 +126,7 @@ fn declare(backend: BackendAddrs, dir: &Path) -> anyhow::Result<()> {
                 "annotations": { "config.meshctl.dev/opaque-ports": opaque },
             },
             "spec": {
+                "clusterIP": service_addr(traffic).ip(),
                 "selector": { "app": "backend" },
                 "ports": [{ "port": PORT, "targetPort": port, "appProtocol": protocol }],
             },

@@ -1,9 +1,13 @@
 //! The programs a request is sent through: how each is found, configured and started.
 //!
-//! [`peers`] holds the configuration of the others, [`mesh`] starts ours with the control plane it asks.
+//! [`peers`] holds the configuration of the others, [`mesh`] starts ours with the control plane it asks, [`linkerd`]
+//! starts another that asks the same one.
 
+mod linkerd;
 mod mesh;
 mod peers;
+
+pub(crate) use self::linkerd::{backend_ip, move_to_namespace};
 
 use std::ffi::OsString;
 use std::fmt;
@@ -120,7 +124,10 @@ impl Site {
             // The package index installs a launcher, which is what callgrind would watch.
             return Ok(None);
         }
-        let listen = free_addr()?;
+        let listen = match hop {
+            Hop::Linkerd => mesh::service_addr(traffic),
+            _ => free_addr()?,
+        };
         let dir = self.next_dir(hop)?;
         let mut authority = "backend.bench".to_owned();
         let command = match hop {
@@ -132,7 +139,13 @@ impl Site {
             Hop::Nginx => peers::nginx(traffic, listen, upstream, &dir)?,
             Hop::Haproxy => peers::haproxy(traffic, listen, upstream, &dir)?,
             Hop::Envoy => Some(peers::envoy(traffic, listen, upstream, &dir)?),
-            Hop::Linkerd => return Err(Skipped::NotInstalled("later")),
+            Hop::Linkerd => {
+                let program = linkerd::program().ok_or(Skipped::NotInstalled(
+                    "not named (L5D_PROXY_BIN is the path of a linkerd2-proxy)",
+                ))?;
+                authority = mesh::authority(traffic);
+                Some(linkerd::command(&program, self.mesh()?.control, &dir)?)
+            }
             Hop::Mesh => {
                 authority = mesh::authority(traffic);
                 Some(self.mesh()?.proxy(traffic, listen)?)
