@@ -30,7 +30,7 @@ pub struct Global {
     /// The kubeconfig file to take the context from
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<std::path::PathBuf>,
-    /// Say which mesh is asked, and more about errors
+    /// Say first which mesh is asked
     #[arg(long, short, global = true)]
     pub verbose: bool,
 }

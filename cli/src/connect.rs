@@ -5,6 +5,7 @@
 use std::error::Error as _;
 use std::future::Future;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -19,10 +20,13 @@ use tonic::{Code, Response, Status, Streaming};
 use crate::args::Global;
 use crate::context::Context;
 use crate::error::{CliError, Kind};
+use crate::output::Ui;
 use crate::state_dir::{StateDir, StateRoot};
 
 /// How long an answer may take. The control plane gives each proxy 2 s, so this is never the first to give up.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// After this long the user is told what is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Answers about large meshes are larger than gRPC's usual 4 MiB.
 const MAX_MESSAGE: usize = 64 << 20;
 
@@ -34,7 +38,7 @@ impl Context {
         if self.global.verbose {
             self.ui.note(&format!("mesh: local \"{}\" at {}", dir.name, socket.display()));
         }
-        Mesh::at(dir).await
+        Ok(Mesh { waiting: Some(self.ui.clone()), ..Mesh::at(dir).await? })
     }
 }
 
@@ -105,6 +109,8 @@ pub struct Mesh {
     client: MeshClient<Channel>,
     channel: Channel,
     pub dir: StateDir,
+    /// Where the user is told that an answer takes long; nowhere while something else is painted there.
+    waiting: Option<Ui>,
 }
 
 impl Mesh {
@@ -117,7 +123,13 @@ impl Mesh {
 
     fn new(channel: Channel, dir: StateDir) -> Self {
         let client = MeshClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, channel, dir }
+        Self { client, channel, dir, waiting: None }
+    }
+
+    /// Says nothing about waiting, for views that own the terminal.
+    #[must_use]
+    pub fn silent(self) -> Self {
+        Self { waiting: None, ..self }
     }
 
     /// Asks what the proxy of this workload would.
@@ -126,19 +138,19 @@ impl Mesh {
     }
 
     pub async fn info(&self) -> Result<ext::InfoReply, CliError> {
-        answer(Box::pin(self.client.clone().info(ext::InfoRequest {}))).await
+        self.answer(Box::pin(self.client.clone().info(ext::InfoRequest {}))).await
     }
 
     pub async fn resources(&self, selector: Selector) -> Result<Vec<ext::Workload>, CliError> {
-        Ok(answer(Box::pin(self.client.clone().resources(selector))).await?.workloads)
+        Ok(self.answer(Box::pin(self.client.clone().resources(selector))).await?.workloads)
     }
 
     pub async fn stat(&self, request: ext::StatRequest) -> Result<ext::StatReply, CliError> {
-        answer(Box::pin(self.client.clone().stat(request))).await
+        self.answer(Box::pin(self.client.clone().stat(request))).await
     }
 
     pub async fn edges(&self, request: ext::EdgesRequest) -> Result<ext::EdgesReply, CliError> {
-        answer(Box::pin(self.client.clone().edges(request))).await
+        self.answer(Box::pin(self.client.clone().edges(request))).await
     }
 
     /// The stream lasts until it is dropped or the control plane ends.
@@ -146,44 +158,54 @@ impl Mesh {
         &self,
         request: ext::MeshTapRequest,
     ) -> Result<Streaming<ext::MeshTapEvent>, CliError> {
-        answer(Box::pin(self.client.clone().tap(request))).await
+        self.answer(Box::pin(self.client.clone().tap(request))).await
     }
 
     pub async fn endpoints(
         &self,
         request: ext::EndpointsRequest,
     ) -> Result<ext::EndpointsReply, CliError> {
-        answer(Box::pin(self.client.clone().endpoints(request))).await
+        self.answer(Box::pin(self.client.clone().endpoints(request))).await
     }
 
     pub async fn routes(&self, selector: Selector) -> Result<Vec<ext::RouteRow>, CliError> {
-        Ok(answer(Box::pin(self.client.clone().routes(selector))).await?.routes)
+        Ok(self.answer(Box::pin(self.client.clone().routes(selector))).await?.routes)
     }
 
     pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
-        Ok(answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
+        Ok(self.answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
+    }
+
+    /// The call is boxed, as those of gRPC are large and every command holds several.
+    async fn answer<T>(
+        &self,
+        mut asked: Pin<Box<impl Future<Output = Result<Response<T>, Status>>>>,
+    ) -> Result<T, CliError> {
+        let patient = async {
+            tokio::select! {
+                answer = &mut asked => return answer,
+                () = tokio::time::sleep(PATIENCE) => {}
+            }
+            let _progress =
+                self.waiting.as_ref().map(|ui| ui.progress("waiting for the control plane"));
+            asked.await
+        };
+        match tokio::time::timeout(DEADLINE, patient).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refusal(&status)),
+            Err(_) => {
+                let late =
+                    format!("the control plane did not answer within {} s", DEADLINE.as_secs());
+                Err(CliError::timed_out(late).hint("meshctl check"))
+            }
+        }
     }
 
     /// One proxy's own account of itself, a JSON document.
     pub async fn proxy_config(&self, namespace: &str, pod: &str) -> Result<String, CliError> {
         let request =
             ext::ProxyConfigRequest { pod: pod.to_owned(), namespace: namespace.to_owned() };
-        Ok(answer(Box::pin(self.client.clone().proxy_config(request))).await?.json)
-    }
-}
-
-/// The call is boxed, as those of gRPC are large and every command holds several.
-async fn answer<T>(
-    asked: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CliError> {
-    match tokio::time::timeout(DEADLINE, asked).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(refusal(&status)),
-        Err(_) => Err(CliError::timed_out(format!(
-            "the control plane did not answer within {} s",
-            DEADLINE.as_secs()
-        ))
-        .hint("meshctl check")),
+        Ok(self.answer(Box::pin(self.client.clone().proxy_config(request))).await?.json)
     }
 }
 

@@ -1,6 +1,6 @@
 //! `meshctl edges`: who talks to whom, over what, and whether it was secured.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -122,9 +122,13 @@ impl Report {
         let ends = || self.edges.iter().flat_map(|edge| [&edge.source, &edge.destination]);
         let inside: BTreeSet<&str> =
             ends().map(|end| end.namespace.as_str()).filter(|ns| !ns.is_empty()).collect();
-        let kinds: BTreeSet<&str> =
-            ends().filter(|end| !end.is_outside()).map(|end| end.kind.as_str()).collect();
-        let names = Names { kinds: kinds.len() > 1, namespaces: inside.len() > 1 };
+        // The kind that most have goes without saying.
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for end in ends().filter(|end| !end.is_outside()) {
+            *counts.entry(&end.kind).or_default() += 1;
+        }
+        let usual = counts.iter().max_by_key(|(_, count)| **count).map_or("", |(kind, _)| *kind);
+        let names = Names { usual, namespaces: inside.len() > 1 };
 
         let mut columns = vec![Column::left("SOURCE"), Column::left("DESTINATION")];
         columns.push(Column::left("SERVICE"));
@@ -145,13 +149,14 @@ impl Report {
 
 /// What of a name has to be shown to tell it from others.
 #[derive(Clone, Copy)]
-struct Names {
-    kinds: bool,
+struct Names<'a> {
+    /// The kind that is left out.
+    usual: &'a str,
     namespaces: bool,
 }
 
 impl Edge {
-    fn cells(&self, names: Names, wide: bool) -> Vec<Cell> {
+    fn cells(&self, names: Names<'_>, wide: bool) -> Vec<Cell> {
         let of = &self.figures;
         let millis =
             |ms: Option<f64>| optional(ms, |ms| units::latency(Duration::from_secs_f64(ms / 1e3)));
@@ -216,7 +221,7 @@ impl End {
         self.kind == "external"
     }
 
-    fn cell(&self, names: Names) -> Cell {
+    fn cell(&self, names: Names<'_>) -> Cell {
         if self.is_outside() {
             return Cell::from(self.name.as_str()).tone(Tone::Faint);
         }
@@ -224,7 +229,7 @@ impl End {
         if names.namespaces && !self.namespace.is_empty() {
             text = format!("{}/{text}", self.namespace);
         }
-        if names.kinds {
+        if self.kind != names.usual {
             text = format!("{}/{text}", short_kind(&self.kind));
         }
         Cell::from(text)

@@ -58,7 +58,7 @@ line a second.";
 
 pub(super) async fn run(args: TopArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let request = args.filter.request(false, false)?;
-    let mesh = cx.connect().await?;
+    let mesh = cx.connect().await?.silent();
     let limits = Limits { count: None, duration: args.once.then_some(args.duration) };
     let mut tap = Tap::start(&mesh, request, limits, cx).await?;
     let mut board = Board::default();

@@ -34,7 +34,7 @@ impl Scene {
     pub(super) async fn look(namespace: Option<String>, cx: &mut Context) -> Self {
         let dir = locate(&cx.global, &cx.state);
         let greeting = async {
-            let mesh = cx.connect().await?;
+            let mesh = cx.connect().await?.silent();
             let info = mesh.info().await?;
             Ok((mesh, info))
         };

@@ -101,7 +101,7 @@ pub(super) async fn run(args: StatArgs, cx: &mut Context) -> Result<ExitCode, Cl
     let request = request(&args, &selectors)?;
     let mesh = cx.connect().await?;
     if args.watch {
-        return watch(&args, request, &mesh, cx).await;
+        return watch(&args, request, &mesh.silent(), cx).await;
     }
     let reply = match mesh.stat(request.clone()).await {
         Ok(reply) => reply,
