@@ -130,6 +130,15 @@ impl LocalMesh {
         pods
     }
 
+    /// The process of the control plane.
+    ///
+    /// # Panics
+    /// When it is not running.
+    pub async fn control(&self) -> Pid {
+        let status = self.json(&["local", "ps"]).await;
+        process(&status["control"]["pid"]).expect("a running control plane")
+    }
+
     /// The way of requests that the only pod of this Deployment makes.
     ///
     /// # Panics
@@ -191,19 +200,21 @@ fn send(process: Option<Pid>, signal: Signal) {
     kill_process(process.expect("a running process"), signal).expect("a process of this test");
 }
 
+fn process(id: &Value) -> Option<Pid> {
+    id.as_i64().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?))
+}
+
 impl From<&Value> for LocalPod {
     fn from(pod: &Value) -> Self {
         let text = |name: &str| pod[name].as_str().expect("a text").to_owned();
-        let process =
-            |name: &str| pod[name].as_i64().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let ip = text("ip").parse().expect("an address");
         let app_port = pod["ports"][0][1].as_u64().and_then(|port| u16::try_from(port).ok());
         Self {
             name: text("name"),
             ip,
             ready: pod["ready"] == true,
-            app: process("app_pid"),
-            proxy: process("proxy_pid"),
+            app: process(&pod["app_pid"]),
+            proxy: process(&pod["proxy_pid"]),
             app_addr: (ip, app_port.expect("a port")).into(),
         }
     }

@@ -172,9 +172,9 @@ async fn exchange(client: &mut Client, request: Request<Body>) -> hyper::Result<
 }
 
 impl Outcome {
-    /// Whether there was an answer with a status below 500.
+    /// Whether it was done.
     pub fn succeeded(&self) -> bool {
-        self.answer.as_ref().is_ok_and(|answer| !answer.status.is_server_error())
+        self.answer.as_ref().is_ok_and(|answer| answer.status.is_success())
     }
 
     pub fn latency(&self) -> Duration {

@@ -18,9 +18,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
-use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -74,7 +74,8 @@ async fn serve(app: &Arc<App>, listener: TcpListener) -> anyhow::Result<()> {
             let app = Arc::clone(&app);
             async move { app.answer(request).await }
         });
-        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+        let server = auto::Builder::new(TokioExecutor::new());
+        let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
         // A client that hangs up has its reasons.
         tokio::spawn(graceful.watch(connection));
     }

@@ -9,7 +9,7 @@ use mesh_integration::client::http::{Client, Way, empty};
 use mesh_integration::local_mesh::{LocalMesh, LocalPod, objects};
 use mesh_integration::steady::{Load, Outcome, Plan, assert_none_failed};
 use mesh_integration::wait;
-use rustix::process::Signal;
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 use tokio::time::Instant;
 
@@ -92,6 +92,27 @@ async fn a_slow_application_costs_others_a_try_at_most() {
     let told = scene.end().await;
     assert!(told.retries() > 0.0, "{told:#?}");
     assert!(told.has_reason(&told.client, &["try-timeout"]), "{told:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_killed_while_the_control_plane_is_frozen_goes_unnoticed() {
+    let mut scene = Scene::start().await;
+    scene.keep_down(true);
+    let control = scene.mesh.control().await;
+    kill_process(control, Signal::STOP).unwrap();
+    scene.has_a_request_in_hand().await;
+    scene.victim.signal_proxy(Signal::KILL);
+    scene.victim.signal_app(Signal::KILL);
+    // Nobody tells the client that the endpoint is gone; it has to find out.
+    scene.load.more(3 * RATE as usize).await;
+    kill_process(control, Signal::CONT).unwrap();
+    scene.is_out().await;
+    scene.keep_down(false);
+    scene.is_back().await;
+    assert_eq!(scene.mesh.control().await, control, "the control plane was restarted");
+    let told = scene.end().await;
+    assert!(told.retries() > 0.0, "{told:#?}");
+    assert!(told.has_reason(&told.client, &["connection-closed", "connect-refused"]), "{told:#?}");
 }
 
 /// Three pods behind a service with retries, under load.
@@ -214,21 +235,30 @@ impl Scene {
         assert_eq!(edge["success"], 1.0, "{edge:#}");
         assert_eq!(edge["requests"], all, "{edge:#}");
 
-        let pods = mesh.json(&["stat", "deploy/web", "--by", "pod", "-t", "5m"]).await;
-        tells_where_requests_went(&pods, &outcomes, &victim);
+        // The victim's own account may have gone with its proxy.
+        let others = mesh.pods("web").await.into_iter().filter(|pod| pod.name != victim.name);
+        tells_where_requests_went(&mesh, others, &outcomes).await;
         let server = mesh.json(&["stat", "deploy/web", "-t", "5m"]).await["rows"][0].clone();
         Told { client, server }
     }
 }
 
-/// The victim's own account may have gone with its proxy.
-fn tells_where_requests_went(told: &Value, outcomes: &[Outcome], victim: &LocalPod) {
-    let rows = told["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 3, "{told:#}");
-    for row in rows.iter().filter(|row| row["by"] != victim.name) {
-        let by = |o: &&Outcome| o.answer.as_ref().is_ok_and(|a| row["by"] == a.pod);
-        let answered = outcomes.iter().filter(by).count() as u64;
-        assert!(answered > 0 && row["requests"].as_u64() >= Some(answered), "{row:#}");
+/// Each pod's own account has all that it answered; tries that were given up may come on top.
+async fn tells_where_requests_went(
+    mesh: &LocalMesh,
+    pods: impl Iterator<Item = LocalPod>,
+    outcomes: &[Outcome],
+) {
+    for pod in pods {
+        let by_pod = |o: &&Outcome| o.answer.as_ref().is_ok_and(|answer| answer.pod == pod.name);
+        let answered = outcomes.iter().filter(by_pod).count() as u64;
+        assert!(answered > 0, "{} did not answer anything", pod.name);
+        wait::until(&format!("stat to tell of {answered} requests to {}", pod.name), async || {
+            let told = mesh.json(&["stat", "deploy/web", "--by", "pod", "-t", "5m"]).await;
+            let row = told["rows"].as_array()?.iter().find(|row| row["by"] == pod.name)?.clone();
+            (row["requests"].as_u64()? >= answered).then_some(())
+        })
+        .await;
     }
 }
 
