@@ -200,6 +200,11 @@ impl Mesh {
         self.control.as_ref().map(Process::log).unwrap_or_default()
     }
 
+    /// The control plane's folder, with `manifests` and `pods`.
+    pub fn folder(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Folder for logs, also of other programs of a test.
     pub fn logs(&self) -> PathBuf {
         self.dir.path().join("logs")

@@ -55,6 +55,11 @@ impl Sidecar {
         (self.ip, port).into()
     }
 
+    /// Where it answers the control plane.
+    pub fn tap(&self) -> SocketAddr {
+        (self.ip, CONTROL_PORT).into()
+    }
+
     fn admin(&self) -> SocketAddr {
         (self.ip, ADMIN_PORT).into()
     }

@@ -2,6 +2,7 @@
 //! our proxy, well and badly; a client in Python reads our control plane.
 
 mod misbehaving;
+mod reader;
 mod well_behaved;
 
 use std::fs;
