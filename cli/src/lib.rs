@@ -2,7 +2,7 @@
 //!
 //! A command is one file in [`commands`]. It gets its arguments and a [`Context`], asks the control plane over the
 //! connection of [`connect`], and prints through [`output`]. Read [`args`] next for what there is, then
-//! `commands/stat.rs` as the example of a command.
+//! `commands/stat/mod.rs` as the example of a command.
 
 pub mod args;
 pub mod commands;

@@ -34,6 +34,8 @@ pub(crate) struct FakeMesh {
     pub edges: ext::EdgesReply,
     pub tap: Vec<Event>,
     pub endpoints: ext::EndpointsReply,
+    /// Know nothing of any authority.
+    pub unknown_endpoints: bool,
     pub routes: Vec<ext::RouteRow>,
     pub proxies: Vec<ext::ProxyRow>,
     pub config: String,
@@ -250,6 +252,9 @@ impl Mesh for FakeMesh {
         request: Request<ext::EndpointsRequest>,
     ) -> Result<Response<ext::EndpointsReply>, Status> {
         self.asked.lock().unwrap().endpoints = Some(request.into_inner());
+        if self.unknown_endpoints {
+            return Err(Status::not_found("nobody"));
+        }
         self.answer(self.endpoints.clone())
     }
 

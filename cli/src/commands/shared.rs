@@ -110,6 +110,10 @@ pub(crate) async fn propose(
 /// Says that a named resource is not there and proposes the nearest that is.
 pub(crate) async fn no_such(mesh: &Mesh, wanted: &ext::Selector) -> CliError {
     let error = CliError::missing(format!("there is no {}", selector::describe(wanted)));
+    if selector::is_type(&wanted.name) {
+        let (one, other) = (selector::short_kind(&wanted.kind), &wanted.name);
+        return error.hint(format!("{one},{other} if both types are meant"));
+    }
     let all = ext::Selector { kind: wanted.kind.clone(), ..Default::default() };
     let there: Vec<ext::ObjectRef> =
         mesh.resources(all).await.unwrap_or_default().into_iter().filter_map(|w| w.r#ref).collect();

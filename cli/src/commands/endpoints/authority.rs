@@ -6,7 +6,7 @@ use mesh_api::ext;
 
 use crate::commands::shared;
 use crate::connect::Mesh;
-use crate::error::CliError;
+use crate::error::{CliError, Kind};
 
 /// The whole authority: what the user left out is looked up if there is just one choice.
 pub(super) async fn complete(
@@ -58,6 +58,22 @@ pub(super) async fn complete(
         }
     };
     Ok(format!("{}.{namespace}:{port}", wanted.name))
+}
+
+/// The control plane knows nothing of an authority: proposes the nearest service, or tells its ports.
+pub(super) async fn unknown(authority: &str, mesh: &Mesh, error: CliError) -> CliError {
+    let Ok(Wanted { name, namespace, .. }) = Wanted::parse(authority, None) else { return error };
+    let service = ext::Selector {
+        kind: "service".to_owned(),
+        name: name.clone(),
+        namespace: namespace.unwrap_or_default(),
+        labels: String::new(),
+    };
+    let error = shared::propose(mesh, [&service], error).await;
+    if error.kind == Kind::Missing && error.hint.is_none() {
+        return error.hint(format!("meshctl describe svc/{name}, which shows its ports"));
+    }
+    error
 }
 
 /// An authority as far as the user wrote it.

@@ -91,7 +91,11 @@ pub(super) async fn run(args: EndpointsArgs, cx: &mut Context) -> Result<ExitCod
     let mesh = cx.connect().await?;
     let authority = authority::complete(&args.authority, args.namespace.as_deref(), &mesh).await?;
     let request = ext::EndpointsRequest { authority: authority.clone(), from_proxies: args.diff };
-    let report = Report::new(authority, mesh.endpoints(request).await?, args.diff);
+    let reply = match mesh.endpoints(request).await {
+        Ok(reply) => reply,
+        Err(error) => return Err(authority::unknown(&authority, &mesh, error).await),
+    };
+    let report = Report::new(authority, reply, args.diff);
     match args.output {
         Format::Json => cx.ui.print(&format::json(&report)?)?,
         Format::Yaml => cx.ui.print(&format::yaml(&report)?)?,
@@ -331,6 +335,15 @@ mod tests {
         golden("endpoints-wide.txt", &mesh().run("endpoints tax.shop:8080 -o wide").await.out);
         let error = mesh().run("endpoints tex").await.result.unwrap_err();
         assert_eq!(error.message, "there is no service/tex");
+    }
+
+    #[tokio::test]
+    async fn an_authority_nobody_knows_has_a_next_step() {
+        let refusing = |port| FakeMesh { unknown_endpoints: true, ..mesh() }.run(port);
+        let error = refusing("endpoints tax.shop:9").await.result.unwrap_err();
+        assert_eq!(error.hint.as_deref(), Some("meshctl describe svc/tax, which shows its ports"));
+        let error = refusing("endpoints tex.shop:8080").await.result.unwrap_err();
+        assert_eq!(error.hint.as_deref(), Some("svc/tax -n shop"));
     }
 
     #[tokio::test]

@@ -129,6 +129,12 @@ async fn nothing_there_is_only_an_error_for_a_name() {
 }
 
 #[tokio::test]
+async fn a_type_in_the_place_of_a_name_is_understood() {
+    let error = mesh(vec![]).run("stat deploy svc").await.result.unwrap_err();
+    assert_eq!(error.hint.as_deref(), Some("deploy,svc if both types are meant"));
+}
+
+#[tokio::test]
 async fn watching_what_is_not_there_ends() {
     let refusal = Some(tonic::Status::not_found("no"));
     let ran = FakeMesh { refusal, ..FakeMesh::default() }.run("stat deploy/web --watch").await;
