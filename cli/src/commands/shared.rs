@@ -15,6 +15,9 @@ use crate::selector::{self, Selectors};
 use crate::state_dir::StateDir;
 use crate::units;
 
+/// Names that a hint lists at most.
+const LISTED: usize = 8;
+
 /// A proxy that was asked and did not answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Lost {
@@ -118,16 +121,24 @@ pub(crate) async fn no_such(mesh: &Mesh, wanted: &ext::Selector) -> CliError {
     let there: Vec<ext::ObjectRef> =
         mesh.resources(all).await.unwrap_or_default().into_iter().filter_map(|w| w.r#ref).collect();
     let nearest = there.iter().min_by_key(|of| selector::distance(&wanted.name, &of.name));
+    let alike = |of: &ext::ObjectRef| {
+        selector::distance(&wanted.name, &of.name) <= of.name.len().max(2) / 2
+    };
     match nearest {
         Some(of) if of.name == wanted.name => {
             error.hint(format!("-n {}, where it is", of.namespace))
         }
-        Some(of) => error.hint(format!(
+        Some(of) if alike(of) => error.hint(format!(
             "{}/{} -n {}",
             selector::short_kind(&of.kind),
             of.name,
             of.namespace
         )),
+        Some(_) => {
+            let names: Vec<&str> = there.iter().take(LISTED).map(|of| of.name.as_str()).collect();
+            let more = if there.len() > LISTED { ", …" } else { "" };
+            error.hint(format!("one of {}{more}", names.join(", ")))
+        }
         None => error.hint("meshctl proxy status, which lists every pod of the mesh"),
     }
 }

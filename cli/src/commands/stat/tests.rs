@@ -126,6 +126,12 @@ async fn nothing_there_is_only_an_error_for_a_name() {
         (Kind::Missing, "there is no deployment/taxx in shop")
     );
     assert_eq!(error.hint.as_deref(), Some("deploy/tax -n shop"));
+
+    let mut fake = mesh(vec![]);
+    fake.workloads =
+        vec![workload("deployment", "shop", "web", 1), workload("deployment", "shop", "tax", 1)];
+    let error = fake.run("stat deploy/nobody").await.result.unwrap_err();
+    assert_eq!(error.hint.as_deref(), Some("one of web, tax"));
 }
 
 #[tokio::test]
