@@ -122,7 +122,7 @@ pub(crate) async fn no_such(mesh: &Mesh, wanted: &ext::Selector) -> CliError {
         mesh.resources(all).await.unwrap_or_default().into_iter().filter_map(|w| w.r#ref).collect();
     let nearest = there.iter().min_by_key(|of| selector::distance(&wanted.name, &of.name));
     let alike = |of: &ext::ObjectRef| {
-        selector::distance(&wanted.name, &of.name) <= of.name.len().max(2) / 2
+        selector::distance(&wanted.name, &of.name) <= of.name.len().div_ceil(2)
     };
     match nearest {
         Some(of) if of.name == wanted.name => {
