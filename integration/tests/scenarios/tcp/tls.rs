@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_integration::app::TcpApp;
 use mesh_integration::mesh::{Mesh, Pod, Service};
 use mesh_integration::scripted::{self, ScriptedControlPlane};
-use mesh_integration::wait::within;
+use mesh_integration::wait::{until, within};
 use mesh_model::endpoint::Endpoint;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
@@ -118,6 +118,10 @@ async fn the_server_name_decides_where_tls_goes() {
     }
     let error = ask(upstream, "three.example", &one.certificate).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::UnexpectedEof, "{error}");
-    let log = mesh.pod("client").log();
-    assert!(log.contains("no-route") && log.contains("three.example"), "{log}");
+    // The line comes after the connection was closed.
+    until("the refusal in the log", async || {
+        let log = mesh.pod("client").log();
+        (log.contains("no-route") && log.contains("three.example")).then_some(())
+    })
+    .await;
 }
