@@ -12,8 +12,8 @@ use tokio::net::TcpStream;
 use crate::http::activity::Activity;
 use crate::telemetry::Transport;
 
-/// A TCP connection: bytes read ahead are read again first, all bytes are counted, and the start
-/// of a message is noted for the sweep of slow clients.
+/// A TCP connection: bytes read ahead are read again first, all bytes are counted, and that they
+/// come and go is noted for the sweep of slow clients.
 #[derive(Debug)]
 pub(crate) struct Io {
     tcp: TcpStream,
@@ -36,7 +36,7 @@ impl Io {
         }
     }
 
-    /// Notes arriving bytes there.
+    /// Notes there that bytes come and go.
     pub(crate) fn observe(&mut self, activity: Arc<Activity>) {
         if !self.ahead.is_empty() {
             activity.received();
@@ -109,7 +109,12 @@ impl AsyncWrite for Io {
 impl Io {
     fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
-            Poll::Ready(Ok(written)) => self.transport.wrote(*written as u64),
+            Poll::Ready(Ok(written)) => {
+                self.transport.wrote(*written as u64);
+                if let Some(activity) = &self.activity {
+                    activity.sent();
+                }
+            }
             Poll::Ready(Err(error)) => self.transport.failed(error),
             Poll::Pending => {}
         }

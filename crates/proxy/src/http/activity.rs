@@ -14,7 +14,8 @@ use tokio::sync::Notify;
 /// What one HTTP/1 client connection is doing.
 #[derive(Debug, Default)]
 pub(crate) struct Activity {
-    /// Bytes have arrived that no request has begun with yet.
+    /// Bytes have arrived since a request began and since anything was sent: unless they are of a
+    /// body, a head is on its way.
     partial: AtomicBool,
     in_flight: AtomicU32,
     /// Requests begun, so that the sweep can tell progress from standing still.
@@ -25,6 +26,11 @@ pub(crate) struct Activity {
 impl Activity {
     pub(crate) fn received(&self) {
         self.partial.store(true, Relaxed);
+    }
+
+    /// What is sent answers what has arrived, a body included.
+    pub(crate) fn sent(&self) {
+        self.partial.store(false, Relaxed);
     }
 
     pub(crate) fn request_begins(&self) {
@@ -157,6 +163,23 @@ mod tests {
         busy.request_ends();
         sweep_for(&sweeper, 5);
         assert!(is_cut(&busy), "the pipelined head that never came to an end");
+    }
+
+    #[test]
+    fn a_body_is_not_a_head() {
+        let sweeper = Sweeper::new(Duration::from_secs(3));
+        let activity = sweeper.watch();
+        activity.received();
+        activity.request_begins();
+        activity.received();
+        // The response's head is there; its body takes as long as it likes.
+        activity.request_ends();
+        activity.sent();
+        sweep_for(&sweeper, 100);
+        assert!(!is_cut(&activity));
+        activity.received();
+        sweep_for(&sweeper, 5);
+        assert!(is_cut(&activity), "the next head never came to an end");
     }
 
     #[test]
