@@ -256,6 +256,10 @@ impl Mesh {
         let mut set = |name: &str, value: &str| {
             command.env(format!("MESH_PROXY_{name}"), value);
         };
+        // A busy machine is slow, not broken; tests that are about these times set their own.
+        set("DISCOVERY_TIMEOUT", "20s");
+        set("OUTBOUND_CONNECT_TIMEOUT", "10s");
+        set("INBOUND_CONNECT_TIMEOUT", "10s");
         set("POD_NAMESPACE", NAMESPACE);
         set("POD_NAME", &pod.name);
         set("OUTBOUND_ADDR", &format!("{ip}:{}", sidecar::OUTBOUND_PORT));
