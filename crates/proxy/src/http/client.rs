@@ -42,8 +42,11 @@ pub(crate) struct SendError {
     pub(crate) source: hyper::Error,
 }
 
+/// Streams on one connection; more go to another.
+const MAX_STREAMS: usize = 64;
 const STREAM_WINDOW: u32 = 256 * 1024;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+/// Room for every stream, lest a few whose clients do not read keep all others waiting.
+pub(super) const CONNECTION_WINDOW: u32 = MAX_STREAMS as u32 * STREAM_WINDOW;
 
 impl Client {
     pub(crate) fn new(connect: Connect, http2: Http2Params, limits: &Limits) -> Self {
@@ -190,13 +193,13 @@ impl Client {
         }
         let handshake = builder.handshake(TokioIo::new(io)).await;
         let (send, mut conn) = handshake.map_err(|error| self.failed(error, false))?;
-        let allowed = Arc::new(AtomicUsize::new(conn.current_max_send_streams()));
+        let allowed = Arc::new(AtomicUsize::new(conn.current_max_send_streams().min(MAX_STREAMS)));
         self.inner.pool.share(send, Arc::clone(&allowed));
         tokio::spawn(async move {
             // The connection is the only one who knows what its peer allows.
             let _ = poll_fn(|cx| {
                 let polled = Pin::new(&mut conn).poll(cx);
-                allowed.store(conn.current_max_send_streams(), Relaxed);
+                allowed.store(conn.current_max_send_streams().min(MAX_STREAMS), Relaxed);
                 polled
             })
             .await;

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::activity::Sweeper;
+use super::client::CONNECTION_WINDOW;
 use crate::config::Limits;
 use crate::io::Io;
 
@@ -38,7 +39,6 @@ pub(crate) struct Server {
 
 /// Streams a client may have reset before it must be gone (rapid reset, CVE-2023-44487).
 const MAX_RESET_STREAMS: usize = 64;
-const CONNECTION_WINDOW: u32 = 1 << 20;
 const STREAM_WINDOW: u32 = 256 * 1024;
 
 impl Server {
