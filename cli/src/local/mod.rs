@@ -9,6 +9,7 @@ pub mod address;
 pub mod client;
 pub mod control;
 pub mod environment;
+pub mod guard;
 pub mod keeper;
 pub mod logs;
 pub mod manifest;

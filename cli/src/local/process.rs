@@ -135,6 +135,26 @@ impl ProcessId {
         rustix::process::pidfd_send_signal(pidfd, signal).is_ok()
     }
 
+    /// Itself, if it still runs, and whatever it has started in its process group and is left of that.
+    ///
+    /// A group keeps its number while it has members, even when its leader is gone; only when another process
+    /// has the leader's number now is the group another one.
+    pub fn group_remains(self) -> Vec<Self> {
+        if start_time(self.pid).is_ok_and(|start_time| start_time != self.start_time) {
+            return Vec::new();
+        }
+        let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+        let members = pids.filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+            let process = Self { pid, start_time: parse_start_time(&stat)? };
+            let younger = process.start_time >= self.start_time;
+            let member = parse_group(&stat)? == self.pid && younger;
+            (member || process == self).then_some(process)
+        });
+        members.collect()
+    }
+
     /// A handle on the process if it is still the one meant.
     pub fn open(self) -> Option<OwnedFd> {
         let pid = Pid::from_raw(i32::try_from(self.pid).ok()?)?;
@@ -234,6 +254,12 @@ fn start_time(pid: u32) -> io::Result<u64> {
     parse_start_time(&stat).ok_or_else(|| io::Error::other("no start time in /proc/PID/stat"))
 }
 
+/// Field 5.
+fn parse_group(stat: &str) -> Option<u32> {
+    let (_, after_name) = stat.rsplit_once(')')?;
+    after_name.split_whitespace().nth(2)?.parse().ok()
+}
+
 /// Field 22. The second, the command's name in parentheses, may contain anything.
 fn parse_start_time(stat: &str) -> Option<u64> {
     let (_, after_name) = stat.rsplit_once(')')?;
@@ -291,6 +317,22 @@ mod tests {
         let _ = handle.readable().await.unwrap();
     }
 
+    #[tokio::test]
+    async fn a_group_is_found_without_its_leader() {
+        let dir = tempfile::tempdir().unwrap();
+        let process = Process::start(&launch(dir.path(), "sleep 1000 & exec true")).unwrap();
+        process.ended().await;
+        let id = process.id;
+        // The leader has ended and is not reaped; it counts as one of the group.
+        let others = || id.group_remains().into_iter().filter(|other| other.pid != id.pid);
+        assert_eq!(others().count(), 1);
+        let handle = watch(others().next().unwrap().open().unwrap()).unwrap();
+        let reused = ProcessId { start_time: id.start_time + 1, ..id };
+        assert_eq!(reused.group_remains(), []);
+        process.reap().unwrap();
+        let _ = handle.readable().await.unwrap();
+    }
+
     #[test]
     fn a_process_with_another_start_time_is_left_alone() {
         let own = ProcessId::of_self().unwrap();
@@ -303,6 +345,7 @@ mod tests {
     fn the_start_time_is_found_behind_any_name() {
         let stat = "12 (a) b (c) S 1 12 12 0 -1 4194560 1 0 0 0 5 6 0 0 20 0 1 0 987 10 11";
         assert_eq!(parse_start_time(stat), Some(987));
+        assert_eq!(parse_group(stat), Some(12));
         assert_eq!(parse_start_time("12 (a"), None);
     }
 }

@@ -141,6 +141,15 @@ mod tests {
     use super::*;
     use crate::local::keeper::State;
     use crate::local::pod::tests::spec;
+    use tokio::net::TcpSocket;
+
+    /// A pod whose application is where this socket is bound.
+    fn wiring_to(socket: &TcpSocket) -> Wiring {
+        let mut wiring = spec().wiring;
+        wiring.ip = std::net::Ipv4Addr::LOCALHOST;
+        wiring.ports[0].app = socket.local_addr().unwrap().port();
+        wiring
+    }
 
     fn running(pid: u32) -> KeptStatus {
         let process = ProcessId { pid, start_time: 1 };
@@ -166,13 +175,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn without_a_probe_the_first_answer_decides_until_a_restart() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut wiring = spec().wiring;
-        wiring.ports[0].app = listener.local_addr().unwrap().port();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let wiring = wiring_to(&socket);
+        let taken = socket.local_addr().unwrap();
+        let listener = socket.listen(8).unwrap();
         let mut readiness = Readiness::of(&wiring.template.containers);
         let (dialer, now) = (Dialer::default(), Instant::now());
         assert_eq!(readiness.ask(0, &running(1), &wiring, &dialer, now).await, Ok(()));
         drop(listener);
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(taken).unwrap();
         assert_eq!(readiness.ask(0, &running(1), &wiring, &dialer, now).await, Ok(()));
         let error = readiness.ask(0, &running(2), &wiring, &dialer, now).await.unwrap_err();
         assert!(error.starts_with("web: nothing answers on port"), "{error}");
@@ -180,7 +193,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_ended_is_not_ready_and_the_delay_starts_anew() {
-        let mut wiring = spec().wiring;
+        // Bound, so that nobody else is there, but not listening.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut wiring = wiring_to(&socket);
         let probe = Probe { initial_delay: Duration::from_secs(5), ..answering(8080) };
         wiring.template.containers[0].readiness = Some(probe);
         let mut readiness = Readiness::of(&wiring.template.containers);

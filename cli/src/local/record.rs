@@ -19,8 +19,10 @@ use crate::error::CliError;
 use crate::state_dir::StateDir;
 
 const FILE: &str = "state.json";
-const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
+/// While the supervisor lives, and when it doesn't.
+const LOCK_ATTEMPTS: u32 = 20;
+const PATIENT_ATTEMPTS: u32 = 1000;
 
 /// What exists because of a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,10 +66,15 @@ pub async fn lock(dir: &StateDir) -> Result<File, CliError> {
         }
         TryLockError::Error(error) => error.into(),
     };
-    // Whoever asks whether the mesh runs holds a shared lock for a moment, so one refusal is not enough.
-    for _ in 0..LOCK_ATTEMPTS {
+    // Whoever asks whether the mesh runs holds a shared lock for a moment, and the guard of a supervisor that was
+    // killed holds it while it cleans up, so one refusal is not enough.
+    for attempt in 0..PATIENT_ATTEMPTS {
         if file.try_lock().is_ok() {
             return Ok(file);
+        }
+        let supervisor = || Record::read(&dir.path).and_then(|record| record.supervisor.open());
+        if attempt >= LOCK_ATTEMPTS && supervisor().is_some() {
+            break;
         }
         tokio::time::sleep(LOCK_PAUSE).await;
     }
@@ -81,8 +88,10 @@ pub async fn lock(dir: &StateDir) -> Result<File, CliError> {
 pub async fn clean(dir: &StateDir, keep_logs: bool) -> io::Result<()> {
     if let Some(record) = Record::read(&dir.path) {
         for process in &record.processes {
-            if process.signal(Signal::KILL) {
-                tracing::warn!(pid = process.pid, "killed what a crashed supervisor left behind");
+            for left in process.group_remains() {
+                if left.signal(Signal::KILL) {
+                    tracing::warn!(pid = left.pid, "killed what a crashed supervisor left behind");
+                }
             }
         }
         if record.mode == Mode::Transparent {

@@ -46,6 +46,7 @@ pub(super) struct MeshState {
     /// How often a restart was asked for.
     pub(super) restarted: BTreeMap<WorkloadKey, u32>,
     pub(super) control: Option<ControlPlane>,
+    control_was_ready: bool,
     cluster_ips: BTreeMap<(String, String), IpAddr>,
     /// The control plane is being asked for addresses that new pods need.
     cluster_ips_pending: bool,
@@ -94,6 +95,7 @@ impl MeshState {
             scaled: BTreeMap::new(),
             restarted: BTreeMap::new(),
             control: None,
+            control_was_ready: false,
             cluster_ips: BTreeMap::new(),
             cluster_ips_pending: false,
             pods: BTreeMap::new(),
@@ -116,7 +118,7 @@ impl MeshState {
     /// Takes the next steps: reports pods that changed, makes missing ones, sends superfluous ones away.
     pub(super) fn reconcile(&mut self) {
         self.report_pods();
-        if !self.going_down && !self.cluster_ips_pending {
+        if !self.going_down && self.may_add_pods() {
             for key in self.owners() {
                 let step = self.next_step(&key);
                 for name in step.remove {
@@ -129,6 +131,13 @@ impl MeshState {
             self.report_pods();
         }
         self.write_record();
+    }
+
+    /// The first pods wait for the control plane, so that they need not ask twice; later ones don't, since the
+    /// mesh goes on while it is away.
+    fn may_add_pods(&mut self) -> bool {
+        self.control_was_ready |= self.control.as_ref().is_some_and(|c| c.status().ready);
+        self.control_was_ready && !self.cluster_ips_pending
     }
 
     /// Replicas of a workload that are wanted now.

@@ -29,6 +29,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use self::mesh::MeshState;
 use self::server::Event;
 use super::address::{Addresses, CLAIM_PORT, MESH_NUMBERS, Mode};
+use super::guard::{self, Guard};
 use super::netns::{self, Netns};
 use super::process::{die_with_parent, open_log};
 use super::protocol::Reply;
@@ -62,6 +63,9 @@ struct Args {
     /// End when this process, our parent, does
     #[arg(long)]
     attached: Option<u32>,
+    /// Be the guard of the supervisor that holds the other end of standard input
+    #[arg(long)]
+    guard: bool,
 }
 
 /// The supervisor's main function. Tells on stdout, as one [`Reply`], whether it has started.
@@ -69,6 +73,10 @@ pub fn main() -> ExitCode {
     let args = Args::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended = match runtime {
+        Ok(runtime) if args.guard => match StateRoot::new(args.root).mesh(&args.name) {
+            Ok(dir) => return runtime.block_on(guard::watch(dir)),
+            Err(error) => Err(error),
+        },
         Ok(runtime) => runtime.block_on(live(args)),
         Err(error) => Err(error.into()),
     };
@@ -90,6 +98,7 @@ async fn live(args: Args) -> Result<(), CliError> {
         DirBuilder::new().mode(0o700).create(folder)?;
     }
     start_log(&dir)?;
+    let guard = Guard::start(PROGRAM, &dir)?;
     let mode = if args.transparent { Mode::Transparent } else { Mode::Explicit };
     let (number, claim) = claim_number(mode)?;
     let hub = match mode {
@@ -107,6 +116,7 @@ async fn live(args: Args) -> Result<(), CliError> {
     tell_parent(&Reply::Done);
     close_stdout()?;
     serve(mesh, listener, changed).await?;
+    guard.dismiss()?;
     drop((claim, lock));
     Ok(())
 }
