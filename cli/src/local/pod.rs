@@ -91,6 +91,8 @@ pub enum Programs {
 pub struct PodStatus {
     pub phase: Phase,
     pub ready: bool,
+    /// Whether it has been ready before.
+    pub was_ready: bool,
     /// `None` for a pod without a proxy.
     pub proxy: Option<KeptStatus>,
     /// One per container.
@@ -117,6 +119,7 @@ impl PodStatus {
         Self {
             phase: Phase::Up,
             ready: false,
+            was_ready: false,
             proxy: meshed.then(|| waiting.clone()),
             apps: vec![waiting; containers],
             waiting_for: Some("proxy: not started yet".to_owned()),
@@ -256,6 +259,7 @@ impl Task {
         let proxy = self.proxy.as_ref().map(Keeper::status);
         self.publish(|status| {
             status.ready = lacking.is_none();
+            status.was_ready |= status.ready;
             status.waiting_for = lacking;
             status.proxy = proxy;
             if !apps.is_empty() {

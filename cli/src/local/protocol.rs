@@ -162,7 +162,7 @@ pub struct PodRow {
     pub owner: String,
     pub ip: Ipv4Addr,
     pub ready: bool,
-    /// `Running`, `Starting`, `Error`, `CrashLoopBackOff`, `Terminating`
+    /// `Starting`, `Running`, `NotReady`, `Error`, `CrashLoopBackOff`, `Terminating`
     pub state: String,
     pub restarts: u32,
     pub app_pid: Option<u32>,

@@ -362,6 +362,7 @@ fn pod_row(pod: &Pod) -> PodRow {
         Phase::Up => match ended.next() {
             Some(kept) if kept.restarts == 0 => "Error",
             Some(_) => "CrashLoopBackOff",
+            None if status.was_ready => "NotReady",
             None => "Starting",
         },
     };
