@@ -113,10 +113,11 @@ impl<S: tracing::Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Spans {
     }
 }
 
-/// A free port, for a listener whose address must be known before it is bound.
-async fn free_addr() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap()
+/// An address that only this test of this process uses: it must be known before it is bound, and a
+/// port that was free a moment ago may be somebody else's by then.
+fn own_addr(port: u16) -> SocketAddr {
+    let [.., high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, 90, high, low.max(1)], port))
 }
 
 async fn application() -> SocketAddr {
@@ -141,8 +142,8 @@ async fn one_request() -> Vec<Seen> {
     let subscriber = tracing_subscriber::registry().with(spans.clone());
     let _guard = tracing::subscriber::set_default(subscriber);
 
-    let (app, server, upstream) = (application().await, free_addr().await, free_addr().await);
-    let (outbound, inbound) = (free_addr().await, free_addr().await);
+    let (app, server, upstream) = (application().await, own_addr(8080), own_addr(15001));
+    let (outbound, inbound) = (own_addr(4140), own_addr(4143));
     let vars = [
         ("OUTBOUND_ADDR", outbound.to_string()),
         ("INBOUND_ADDR", inbound.to_string()),
