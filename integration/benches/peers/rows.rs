@@ -132,8 +132,8 @@ impl Timing {
     pub(crate) fn quick(rounds: usize) -> Self {
         Self {
             rounds,
-            warm_up: Duration::from_millis(100),
-            window: Duration::from_millis(400),
+            warm_up: Duration::from_millis(50),
+            window: Duration::from_millis(250),
             patience: Duration::from_secs(15),
         }
     }

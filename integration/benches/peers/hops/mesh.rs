@@ -26,8 +26,8 @@ pub(super) struct Mesh {
 
 impl Mesh {
     pub(super) fn start(cores: Cores, backend: BackendAddrs, dir: &Path) -> anyhow::Result<Self> {
-        let proxy = built("mesh-proxy", "MESH_PROXY_BIN")?;
-        let program = built("mesh-control", "MESH_CONTROL_BIN")?;
+        let proxy = built("mesh-proxy", "MESH_BENCH_PROXY")?;
+        let program = built("mesh-control", "MESH_BENCH_CONTROL")?;
         declare(backend, dir)?;
         let (control, admin) = (free_addr()?, free_addr()?);
         let mut command = Command::new(program);

@@ -43,7 +43,7 @@ pub(crate) fn nginx(
         return Ok(None);
     }
     let config = format!(
-        "daemon off; master_process off; worker_processes 1;
+        "daemon off; master_process off; worker_processes 1; user root root;
 error_log {dir}/error.log; pid {dir}/pid;
 events {{ worker_connections 8192; }}
 http {{
