@@ -239,6 +239,7 @@ impl Inbound {
 
 /// Authorises a request and forwards it to the application.
 async fn dispatch(port: &Port, client: IpAddr, mut request: Request) -> Result<Response, BoxError> {
+    forward::check_host(&request)?;
     let policy = port.policy().await?;
     let span = tracing::debug_span!("inbound.authorize");
     let answer = span.in_scope(|| port.authorize(&policy, client, &mut request))?;

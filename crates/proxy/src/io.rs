@@ -55,6 +55,10 @@ impl AsyncRead for Io {
             let take = self.ahead.len().min(buf.remaining());
             buf.put_slice(&self.ahead[..take]);
             self.ahead.advance(take);
+            if self.ahead.is_empty() {
+                // Empty, it would still hold its buffer for as long as the connection lasts.
+                self.ahead = Bytes::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();

@@ -347,6 +347,7 @@ async fn dispatch(
     version: Version,
     request: Request,
 ) -> Result<Response, BoxError> {
+    forward::check_host(&request)?;
     let routes = stack.routes().await?;
     router(&routes, version)?.call(request)?.await
 }

@@ -1,11 +1,14 @@
 //! What changes in a message that is passed on: hop-by-hop fields, versions, the authority.
 
 use http::header::{
-    CONNECTION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, Uri, Version};
 use mesh_layers::{Request, Response};
+use mesh_model::Reason;
+
+use crate::error::MeshError;
 
 /// Tells the far proxy which version the request had before it crossed the mesh as HTTP/2.
 pub(crate) const L5D_ORIG_PROTO: HeaderName = HeaderName::from_static("l5d-orig-proto");
@@ -30,14 +33,19 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
             .filter_map(|name| name.trim().parse().ok())
-            .filter(|name| *name != TE)
+            // What gRPC needs, and what tells where a message goes and how long it is.
+            .filter(|name| ![TE, HOST, CONTENT_LENGTH].contains(name))
             .collect();
         for name in named {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
     }
-    for name in [KEEP_ALIVE, PROXY_CONNECTION, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHORIZATION] {
+    if headers.remove(TRANSFER_ENCODING).is_some() {
+        // It overrides a length, which would contradict it at the next hop (RFC 9112, 6.3).
+        headers.remove(CONTENT_LENGTH);
+    }
+    for name in [KEEP_ALIVE, PROXY_CONNECTION, UPGRADE, PROXY_AUTHORIZATION] {
         headers.remove(name);
     }
     if let Some(te) = headers.get(TE)
@@ -73,6 +81,22 @@ pub(crate) fn wants_upgrade<B>(request: &http::Request<B>) -> bool {
                 value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
             })
         })
+}
+
+/// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2).
+pub(crate) fn check_host(request: &Request) -> Result<(), MeshError> {
+    let mut hosts = request.headers().get_all(HOST).iter();
+    let unclear = match (hosts.next(), hosts.next()) {
+        (_, Some(_)) => true,
+        (Some(host), None) if request.uri().authority().is_none() => {
+            !host.is_empty() && Authority::try_from(host.as_bytes()).is_err()
+        }
+        _ => false,
+    };
+    match unclear {
+        true => Err(MeshError::new(Reason::BadRequest, "the request needs one host in its `Host`")),
+        false => Ok(()),
+    }
 }
 
 /// The authority a request is for: its URI's, else its `Host`.
@@ -183,7 +207,9 @@ mod tests {
             Version::HTTP_11,
             "/",
             &[
-                ("connection", "close, X-Secret"),
+                ("connection", "close, X-Secret, Host"),
+                ("host", "web"),
+                ("content-length", "4"),
                 ("x-secret", "1"),
                 ("keep-alive", "3"),
                 ("te", "gzip, trailers"),
@@ -194,7 +220,7 @@ mod tests {
         strip_hop_by_hop(req.headers_mut());
         let mut left: Vec<_> = req.headers().keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["te", "x-kept"]);
+        assert_eq!(left, ["host", "te", "x-kept"]);
         assert_eq!(req.headers()[TE], "trailers");
     }
 
@@ -205,6 +231,24 @@ mod tests {
         to_http1(&mut req, "fallback");
         assert_eq!(req.uri(), "/a?b=1");
         assert_eq!(req.headers()[HOST], "tax:80");
+    }
+
+    #[test]
+    fn a_host_is_one_host_or_none() {
+        for (uri, hosts, fine) in [
+            ("/", &["web"][..], true),
+            ("/", &["web:80"], true),
+            ("/", &[""], true),
+            ("/", &[], true),
+            ("http://web/", &["anything/at all"], true),
+            ("/", &["web", "web"], false),
+            ("http://web/", &["web", "other"], false),
+            ("/", &["web/../x"], false),
+        ] {
+            let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
+            let request = request(Version::HTTP_11, uri, &headers);
+            assert_eq!(check_host(&request).is_ok(), fine, "{uri} {hosts:?}");
+        }
     }
 
     #[test]
