@@ -66,6 +66,7 @@ impl TcpApp {
 #[derive(Debug)]
 pub struct HttpApp {
     tcp: TcpApp,
+    requests: Arc<AtomicUsize>,
 }
 
 impl HttpApp {
@@ -78,10 +79,13 @@ impl HttpApp {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&requests);
         let serve = move |stream| {
-            let handler = handler.clone();
+            let (handler, counted) = (handler.clone(), Arc::clone(&counted));
             async move {
                 let service = service_fn(move |request| {
+                    counted.fetch_add(1, Relaxed);
                     let response = handler(request);
                     async move { Ok::<_, Infallible>(response.await) }
                 });
@@ -91,15 +95,15 @@ impl HttpApp {
                 let _ = server.serve_connection_with_upgrades(io, service).await;
             }
         };
-        Self { tcp: TcpApp::start(serve).await }
+        Self { tcp: TcpApp::start(serve).await, requests }
     }
 
     pub fn addr(&self) -> SocketAddr {
         self.tcp.addr()
     }
 
-    /// Connections so far.
-    pub fn accepted(&self) -> usize {
-        self.tcp.accepted()
+    /// Requests so far.
+    pub fn requests(&self) -> usize {
+        self.requests.load(Relaxed)
     }
 }

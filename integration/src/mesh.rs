@@ -247,6 +247,12 @@ impl Mesh {
 
     fn start_proxy(&self, pod: Pod, ip: Ipv4Addr) -> Sidecar {
         let mut command = Command::new(programs::mesh_proxy());
+        // Among it is `MESH_PROXY_BIN`, which is ours and no setting.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"MESH_PROXY_") {
+                command.env_remove(name);
+            }
+        }
         let inbound = pod.ports.iter().map(|(port, app)| format!("{ip}:{port}={app}"));
         let upstreams: Vec<_> = (FIRST_UPSTREAM_PORT..)
             .map(|port| SocketAddr::from((ip, port)))

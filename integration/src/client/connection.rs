@@ -2,9 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::wait::within;
 
@@ -85,6 +87,15 @@ impl Connection {
         within("sending", self.stream.write_all(bytes.as_ref())).await
     }
 
+    /// Sends anything, until no more of it is taken.
+    pub async fn send_what_is_taken(&mut self) {
+        let part = vec![b'x'; 64 * 1024];
+        let mut write = async || self.stream.write(&part).await;
+        while let Ok(written) = timeout(Duration::from_millis(200), write()).await {
+            assert!(written.expect("an open connection") > 0);
+        }
+    }
+
     /// Sends no more; still reads.
     pub async fn finish(&mut self) {
         self.stream.shutdown().await.expect("an open connection");
@@ -103,6 +114,18 @@ impl Connection {
     pub async fn rest(&mut self) -> Vec<u8> {
         while matches!(self.fill().await, Ok(1..)) {}
         std::mem::take(&mut self.read)
+    }
+
+    /// Whether the other side is known to have ended the connection. Looks at what has arrived only.
+    pub fn is_closed(&mut self) -> bool {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.try_read(&mut buffer) {
+                Ok(0) => return true,
+                Ok(read) => self.read.extend_from_slice(&buffer[..read]),
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
+        }
     }
 
     /// The next response, to any request but `HEAD`. Interim ones count.

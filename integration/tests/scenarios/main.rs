@@ -7,6 +7,7 @@ mod failures;
 mod figures;
 mod foreign;
 mod grpc;
+mod hostile;
 mod http;
 mod local_mesh;
 mod rolling;

@@ -1,0 +1,69 @@
+//! Peers that mean harm, or are broken: they are rejected or survived, in bounded memory, and
+//! nobody else notices.
+
+mod connections;
+mod frames;
+mod heads;
+mod http2;
+mod readers;
+mod servers;
+mod slow;
+mod smuggling;
+
+use std::net::SocketAddr;
+
+use mesh_integration::app::HttpApp;
+use mesh_integration::client::Connection;
+use mesh_integration::client::http::full;
+use mesh_integration::mesh::{Mesh, Pod, Service};
+use mesh_integration::sidecar::Sidecar;
+
+/// The pods `client` and `web`, whose proxies have these settings; the service is known to be HTTP.
+async fn mesh(app: SocketAddr, settings: &[(&str, &str)]) -> Mesh {
+    let set = |pod: Pod| settings.iter().fold(pod, |pod, (name, value)| pod.setting(name, value));
+    Mesh::builder()
+        .pod(set(Pod::new("client").upstream("web:80")))
+        .pod(set(Pod::new("web").port(8080, app)))
+        .service(Service::new("web", 8080).app_protocol("http"))
+        .start()
+        .await
+}
+
+/// Says `ok` to everything.
+async fn app() -> HttpApp {
+    HttpApp::start(|_| async { http::Response::new(full("ok")) }).await
+}
+
+/// Where a peer can get at each proxy: from the application's side, and from the mesh's.
+fn doors(mesh: &Mesh) -> [(&Sidecar, SocketAddr); 2] {
+    let (client, web) = (mesh.pod("client"), mesh.pod("web"));
+    [(client, client.upstream(0)), (web, web.inbound(8080))]
+}
+
+/// A well-behaved client is served.
+async fn assert_served(addr: SocketAddr) {
+    let mut connection = Connection::open(addr).await;
+    connection.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    assert_eq!(connection.response().await.text(), "ok");
+}
+
+/// Notes how much memory a proxy has, to tell how much more it came to.
+struct Memory<'a> {
+    sidecar: &'a Sidecar,
+    before: u64,
+}
+
+impl<'a> Memory<'a> {
+    fn of(sidecar: &'a Sidecar) -> Self {
+        Self { sidecar, before: sidecar.resident() }
+    }
+
+    fn growth(&self) -> u64 {
+        self.sidecar.resident().saturating_sub(self.before)
+    }
+
+    fn assert_grew_less_than(&self, megabytes: u64) {
+        let grew = self.growth();
+        assert!(grew < megabytes << 20, "{} grew by {} KiB", self.sidecar.name(), grew >> 10);
+    }
+}
