@@ -1,4 +1,4 @@
-//! One file a command. [`run`] sends each to its own.
+//! One file a command. [`run()`] sends each to its own.
 
 pub mod check;
 pub mod completion;

@@ -23,8 +23,11 @@ use crate::units;
 #[derive(Args, Debug)]
 #[command(after_long_help = HELP)]
 pub struct EndpointsArgs {
-    /// NAME[.NAMESPACE][:PORT], or an address and port
-    #[arg(value_name = "AUTHORITY", add = completing::authorities())]
+    #[arg(
+        value_name = "AUTHORITY",
+        help = "NAME[.NAMESPACE][:PORT], or an address and port",
+        add = completing::authorities()
+    )]
     pub authority: String,
     /// The service's namespace, unless the authority names it
     #[arg(long, short, value_name = "NS", add = completing::namespaces())]
