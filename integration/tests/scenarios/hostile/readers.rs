@@ -1,6 +1,7 @@
 //! Peers that do not read what they asked for, or ask for more than they read.
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use futures_util::stream;
 use http::Response;
 use http_body_util::BodyExt;
@@ -101,14 +102,14 @@ async fn bodies_that_the_application_does_not_read_hold_nobody_up() {
     let mesh = mesh(app.addr(), &[]).await;
     for (sidecar, addr) in doors(&mesh) {
         let memory = Memory::of(sidecar);
-        let mut clients = Vec::new();
-        for _ in 0..CLIENTS {
+        let clients = join_all((0..CLIENTS).map(|_| async move {
             let mut connection = Connection::open(addr).await;
             let head = "POST /stuck HTTP/1.1\r\nHost: web\r\nContent-Length: 1000000000\r\n\r\n";
             connection.send(head).await;
             connection.send_what_is_taken().await;
-            clients.push(connection);
-        }
+            connection
+        }))
+        .await;
         until_settled(&memory).await;
         memory.assert_grew_less_than(CLIENTS as u64);
         // With a body, which needs its share of the windows.
@@ -118,5 +119,6 @@ async fn bodies_that_the_application_does_not_read_hold_nobody_up() {
             .send(format!("POST / HTTP/1.1\r\nHost: web\r\nContent-Length: 100000\r\n\r\n{body}"))
             .await;
         assert_eq!(connection.response().await.text(), "ok");
+        drop(clients);
     }
 }
