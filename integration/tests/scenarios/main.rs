@@ -12,4 +12,5 @@ mod http;
 mod local_mesh;
 mod rolling;
 mod tcp;
+mod tools;
 mod workspace;
