@@ -68,7 +68,8 @@ async fn curl_is_served_in_every_way_it_knows() {
     for (number, (options, answer)) in [
         (vec!["--http1.0", &direct], "hello"),
         (vec!["--http1.1", &direct, &direct], "hellohello"),
-        (vec!["--http2-prior-knowledge", &direct, &direct], "hellohello"),
+        // Once: curl 7.88 cannot reuse such a connection, whoever serves it.
+        (vec!["--http2-prior-knowledge", &direct], "hello"),
         (vec!["--proxy", &proxy, "http://web/"], "hello"),
         (vec!["--proxy", &proxy, "--proxytunnel", "http://web.test:80/"], "hello"),
         (
@@ -138,7 +139,7 @@ fn nginx_config(dir: &Path, port: u16) -> String {
             fastcgi_temp_path {dir}/fastcgi; uwsgi_temp_path {dir}/uwsgi; scgi_temp_path {dir}/scgi;
             server {{
                 listen 127.0.0.1:{port};
-                root {dir}/files;
+                root {dir}/files; port_in_redirect off;
                 location = /hello {{ return 200 'hello'; }}
                 location = /moved {{ return 302 /hello; }}
                 location = /small {{ client_max_body_size 1k; proxy_pass http://127.0.0.1:1; }}

@@ -184,17 +184,20 @@ fn claim_number(mode: Mode) -> Result<(u8, TcpListener), CliError> {
     for number in MESH_NUMBERS {
         let ours = Addresses::new(Mode::Explicit, number);
         let claim = (ours.control().ip(), CLAIM_PORT).into();
-        match TcpListener::bind(claim) {
-            Ok(listener) => {
-                // In a transparent mesh the control plane is alone in its namespace.
-                if mode == Mode::Explicit {
-                    for address in [ours.control(), ours.control_admin()] {
-                        occupied::check(address).map_err(in_the_way)?;
-                    }
-                }
-                return Ok((number, listener));
-            }
-            Err(error) => refusal = occupied::describe(claim, &error),
+        // In a transparent mesh the control plane is alone in its namespace.
+        let needed = match mode {
+            Mode::Explicit => &[ours.control(), ours.control_admin()][..],
+            Mode::Transparent => &[],
+        };
+        let claimed = TcpListener::bind(claim).map_err(|e| occupied::describe(claim, &e));
+        // A mesh whose supervisor was killed gives up its claim before its control plane has ended.
+        let claimed = claimed.and_then(|listener| {
+            needed.iter().try_for_each(|address| occupied::check(*address))?;
+            Ok(listener)
+        });
+        match claimed {
+            Ok(listener) => return Ok((number, listener)),
+            Err(why) => refusal = why,
         }
     }
     Err(in_the_way(refusal))
