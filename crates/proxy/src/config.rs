@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::telemetry::{AccessLogFormat, LogFormat};
+use crate::telemetry::{AccessLogFormat, LogFormat, OtlpEndpoint, SampleShare};
 
 /// Prefix of every variable.
 pub const PREFIX: &str = "MESH_PROXY_";
@@ -31,6 +31,10 @@ pub struct Config {
     pub log: String,
     pub log_format: LogFormat,
     pub access_log: Option<AccessLogFormat>,
+    /// Where spans of requests are sent; `None` takes no part in traces.
+    pub otlp_endpoint: Option<OtlpEndpoint>,
+    /// Of requests that bring no trace along.
+    pub trace_sample: SampleShare,
     /// Data-path threads, each with its own listeners and stacks.
     pub threads: usize,
     /// How long a drain may take before connections are cut.
@@ -163,6 +167,8 @@ impl Config {
             log: vars.or("LOG", "info".to_owned()),
             log_format: vars.with("LOG_FORMAT", LogFormat::Plain, parse_log_format),
             access_log: vars.with("ACCESS_LOG", None, parse_access_log),
+            otlp_endpoint: vars.get("OTLP_ENDPOINT"),
+            trace_sample: vars.or("TRACE_SAMPLE", SampleShare::default()),
             threads: vars.range("THREADS", 1, 1, 1_024),
             shutdown_grace: vars.duration("SHUTDOWN_GRACE", Duration::from_secs(120)),
             limits: Limits {
@@ -357,11 +363,17 @@ mod tests {
             ("ADMIN_ADDR", "here"),
             ("SHUTDOWN_GRACE", "10"),
             ("INBOUND_PORTS", "8080"),
+            ("OTLP_ENDPOINT", "https://collector:4317"),
+            ("TRACE_SAMPLE", "NaN"),
             ("COLOUR", "blue"),
         ])
         .unwrap_err()
         .to_string();
+        assert_eq!(error.lines().count(), 8, "{error}");
         for name in ["THREADS", "ADMIN_ADDR", "SHUTDOWN_GRACE", "INBOUND_PORTS", "COLOUR"] {
+            assert!(error.contains(name), "{name} in {error}");
+        }
+        for name in ["OTLP_ENDPOINT", "TRACE_SAMPLE"] {
             assert!(error.contains(name), "{name} in {error}");
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! It travels in the request's extensions; every section of the stack notes its decision there.
 //! However the exchange ends (a response read to its end, cut short, or a client that went away)
-//! the record is closed exactly once, and figures, tap and access log all come from it.
+//! the record is closed exactly once, and figures, tap, access log and trace all come from it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,7 +22,8 @@ use tokio::time::Instant;
 
 use crate::error::Failure;
 use crate::telemetry::{
-    AccessLog, Finished, HttpLabels, RetryCounters, Series, SeriesSpec, Telemetry,
+    AccessLog, Finished, HttpLabels, RetryCounters, Series, SeriesSpec, Span, SpanEnd, Telemetry,
+    Tracer,
 };
 
 /// Where closed records go.
@@ -30,6 +31,7 @@ use crate::telemetry::{
 pub(crate) struct Recorder {
     pub(crate) telemetry: Arc<Telemetry>,
     pub(crate) access_log: AccessLog,
+    pub(crate) tracer: Option<Tracer>,
 }
 
 /// A route and what it belongs to; made once per policy, pointed to by every request.
@@ -104,6 +106,8 @@ struct Decided {
     series: Option<Arc<Series>>,
     /// The try under way.
     tried: Option<Tried>,
+    /// Only of a sampled request.
+    span: Option<Box<Span>>,
     closed: bool,
 }
 
@@ -154,6 +158,9 @@ impl Exchange {
                 headers: request.headers().clone(),
             })
         });
+        // Behind the copy of the head: a tap shows what the client sent.
+        let tracer = recorder.tracer.as_ref();
+        let span = tracer.and_then(|tracer| tracer.begin(direction, client, request));
         let exchange = Arc::new(Self {
             recorder: Arc::clone(recorder),
             direction,
@@ -163,7 +170,7 @@ impl Exchange {
             grpc: is_grpc(request.headers()),
             attempts: AtomicU32::new(0),
             request_bytes: AtomicU64::new(0),
-            decided: Mutex::default(),
+            decided: Mutex::new(Decided { span, ..Decided::default() }),
             head,
         });
         request.extensions_mut().insert(Arc::clone(&exchange));
@@ -274,12 +281,12 @@ impl Exchange {
     }
 
     fn close(&self, ended: &Ended<'_>) {
-        let (series, decided) = {
+        let (series, span, decided) = {
             let mut decided = self.decided.lock();
             if std::mem::replace(&mut decided.closed, true) {
                 return;
             }
-            (decided.series.take(), decided)
+            (decided.series.take(), decided.span.take(), decided)
         };
         let total = self.started.elapsed();
         if let Some(success) = ended.success {
@@ -298,10 +305,13 @@ impl Exchange {
                 attempts: 1,
             });
         }
+        if let Some((tracer, span)) = self.recorder.tracer.as_ref().zip(span) {
+            tracer.finish(*span, &self.span_end(&decided, ended, total));
+        }
         if let Some(head) = &self.head {
             let record = self.record(head, &decided, ended, total);
             drop(decided);
-            let Recorder { telemetry, access_log } = &*self.recorder;
+            let Recorder { telemetry, access_log, .. } = &*self.recorder;
             access_log.write(&record);
             if telemetry.tap.active() {
                 let (request, response) = (head.headers.clone(), ended.response_headers.cloned());
@@ -333,6 +343,25 @@ impl Exchange {
                 ..HttpLabels::default()
             },
         })
+    }
+
+    fn span_end<'a>(
+        &self,
+        decided: &'a Decided,
+        ended: &Ended<'_>,
+        total: Duration,
+    ) -> SpanEnd<'a> {
+        SpanEnd {
+            duration: total,
+            route: decided.route.as_ref().map(|route| &route.route),
+            backend: decided.backend.as_ref().map(|backend| &*backend.text),
+            endpoint: decided.endpoint.filter(|_| self.direction == Direction::Outbound),
+            attempts: self.attempts.load(Relaxed),
+            status: ended.status,
+            grpc_status: ended.grpc_status,
+            success: ended.success,
+            reason: ended.reason,
+        }
     }
 
     fn record(&self, head: &Head, decided: &Decided, ended: &Ended<'_>, total: Duration) -> Record {

@@ -155,7 +155,7 @@ async fn one_request() -> Vec<Seen> {
     let telemetry = Telemetry::new(&TelemetryConfig::default());
     let runtime = tokio::runtime::Handle::current();
     let discovery = Discovery::new(None, runtime, Arc::clone(&telemetry));
-    let recorder = Arc::new(Recorder { telemetry, access_log: AccessLog::default() });
+    let recorder = Arc::new(Recorder { telemetry, access_log: AccessLog::default(), tracer: None });
     let drain = CancellationToken::new();
     let worker = Worker::bind(&config, &discovery, &recorder, &drain).unwrap();
     let worker = tokio::spawn(worker.run());

@@ -25,7 +25,7 @@ use crate::inbound::Inbound;
 use crate::listen;
 use crate::outbound::Outbound;
 use crate::telemetry::log::LogHandle;
-use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, log};
+use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, Tracer, log};
 use crate::worker::Worker;
 
 /// Runs a proxy configured by the environment, until it is told to end.
@@ -79,9 +79,11 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     });
     let handle = tokio::runtime::Handle::current();
     let discovery = Discovery::new(client, handle, Arc::clone(&telemetry));
+    let (tracer, exporter) = Tracer::start(&config, &telemetry)?.unzip();
     let recorder = Arc::new(Recorder {
         telemetry: Arc::clone(&telemetry),
         access_log: AccessLog::new(config.access_log),
+        tracer,
     });
     telemetry.register(recorder.access_log.clone());
     let drain = CancellationToken::new();
@@ -138,6 +140,13 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         () = tokio::time::sleep(config.shutdown_grace) => false,
         () = signals.next() => false,
     };
+    // The workers have ended their spans by now.
+    if let Some(exporter) = exporter {
+        tokio::select! {
+            () = exporter.flush() => {}
+            () = signals.next() => {}
+        }
+    }
     if clean {
         tracing::info!("drained");
         return Ok(ExitCode::SUCCESS);

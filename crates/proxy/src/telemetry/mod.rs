@@ -19,6 +19,7 @@ mod responses;
 pub mod series;
 pub mod stats;
 pub mod tap;
+pub mod trace;
 pub mod transport;
 mod window;
 
@@ -40,6 +41,8 @@ pub use self::proxy_metrics::{
 pub use self::series::{Finished, Series};
 pub use self::stats::{SeriesSpec, Snapshot, Stats};
 pub use self::tap::{TapHub, TapReceiver};
+pub use self::trace::{OtlpEndpoint, SampleShare};
+pub(crate) use self::trace::{Span, SpanEnd, Tracer};
 pub use self::transport::{Peer, Transport, TransportLabels, TransportMetrics, TransportSeries};
 
 /// Bounds of what telemetry keeps.
