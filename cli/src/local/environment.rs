@@ -19,10 +19,12 @@ const MAX_UPSTREAMS: usize = 500;
 const MAX_VALUE: usize = 64 * 1024;
 
 /// Settings of the proxies that are taken from the environment of whoever starts the mesh.
-pub const PROXY_PASSED_ON: [&str; 4] = [
+pub const PROXY_PASSED_ON: [&str; 6] = [
     "MESH_PROXY_LOG",
     "MESH_PROXY_LOG_FORMAT",
     "MESH_PROXY_ACCESS_LOG",
+    "MESH_PROXY_OTLP_ENDPOINT",
+    "MESH_PROXY_TRACE_SAMPLE",
     "MESH_PROXY_SHUTDOWN_GRACE",
 ];
 
