@@ -1,0 +1,95 @@
+//! The two sides of a handshake between proxies.
+
+use std::io;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
+
+use crate::{Credentials, TRANSPORT_ALPN, certificate};
+
+/// No secure connection came about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    #[error("TLS handshake: {0}")]
+    Tls(#[from] io::Error),
+    #[error("`{0}` cannot be asked for in a handshake")]
+    ServerName(String),
+    /// The peer is not whom the connection is for.
+    #[error("the server is {got}, not {wanted}")]
+    Identity { wanted: String, got: String },
+    #[error("the client's certificate has expired")]
+    Expired,
+    #[error("the client's certificate names nobody")]
+    Nameless,
+}
+
+/// A client that proved who it is.
+#[derive(Debug)]
+pub struct Accepted<Io> {
+    pub io: TlsStream<Io>,
+    /// Its identity.
+    pub client: Arc<str>,
+    /// Whether a transport header follows.
+    pub transport: bool,
+}
+
+/// The server's side. Cancelling it closes the connection.
+///
+/// # Errors
+/// When the client has no valid certificate of this mesh.
+pub async fn accept<Io>(credentials: &Credentials, io: Io) -> Result<Accepted<Io>, HandshakeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let stream = TlsAcceptor::from(Arc::clone(&credentials.server)).accept(io).await?;
+    let (_, session) = stream.get_ref();
+    let leaf = certificate::leaf(session.peer_certificates()).ok_or(HandshakeError::Nameless)?;
+    // A resumed session was verified once; its certificate may have expired since.
+    if leaf.not_after < SystemTime::now() {
+        return Err(HandshakeError::Expired);
+    }
+    let client = leaf.id().ok_or(HandshakeError::Nameless)?.into();
+    let transport = session.alpn_protocol() == Some(TRANSPORT_ALPN);
+    Ok(Accepted { io: stream.into(), client, transport })
+}
+
+/// The client's side: asks for `server_name`, and takes only a server that proves `id` (a DNS name or
+/// a URI among its names). With `transport`, a transport header is to follow.
+///
+/// # Errors
+/// When the server is another, or of another mesh.
+pub async fn connect<Io>(
+    credentials: &Credentials,
+    io: Io,
+    id: &str,
+    server_name: &str,
+    transport: bool,
+) -> Result<TlsStream<Io>, HandshakeError>
+where
+    Io: AsyncRead + AsyncWrite + Unpin,
+{
+    let name = ServerName::try_from(server_name.to_owned());
+    let name = name.map_err(|_| HandshakeError::ServerName(server_name.to_owned()))?;
+    let config = if transport { &credentials.transport } else { &credentials.client };
+    let stream = TlsConnector::from(Arc::clone(config)).connect(name, io).await?;
+    let (_, session) = stream.get_ref();
+    let leaf = certificate::leaf(session.peer_certificates()).ok_or(HandshakeError::Nameless)?;
+    if !leaf.proves(id) {
+        let got = leaf.names.join(", ");
+        return Err(HandshakeError::Identity { wanted: id.to_owned(), got });
+    }
+    if leaf.not_after < SystemTime::now() {
+        return Err(HandshakeError::Expired);
+    }
+    if transport && session.alpn_protocol() != Some(TRANSPORT_ALPN) {
+        let refused = io::Error::new(io::ErrorKind::Unsupported, "it takes no transport header");
+        return Err(refused.into());
+    }
+    Ok(stream.into())
+}
+
+#[cfg(test)]
+mod tests;
