@@ -141,6 +141,12 @@ impl Mesh {
         self.answer(Box::pin(self.client.clone().info(ext::InfoRequest {}))).await
     }
 
+    /// Completes when the control plane has taken in what its source holds now.
+    pub async fn refresh(&self) -> Result<(), CliError> {
+        self.answer(Box::pin(self.client.clone().refresh(ext::RefreshRequest {}))).await?;
+        Ok(())
+    }
+
     pub async fn resources(&self, selector: Selector) -> Result<Vec<ext::Workload>, CliError> {
         Ok(self.answer(Box::pin(self.client.clone().resources(selector))).await?.workloads)
     }

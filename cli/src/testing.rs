@@ -73,7 +73,7 @@ impl FakeMesh {
     }
 
     /// Stands in for a running mesh of the name `default`; the lock lasts as long as the file is open.
-    fn serve(self, home: &TempDir) -> File {
+    pub(crate) fn serve(self, home: &TempDir) -> File {
         let dir = home.path().join("default");
         std::fs::create_dir(&dir).unwrap();
         let lock = File::create(dir.join("lock")).unwrap();
@@ -277,5 +277,12 @@ impl Mesh for FakeMesh {
         _: Request<ext::ProxyConfigRequest>,
     ) -> Result<Response<ext::ConfigReply>, Status> {
         self.answer(ext::ConfigReply { json: self.config.clone() })
+    }
+
+    async fn refresh(
+        &self,
+        _: Request<ext::RefreshRequest>,
+    ) -> Result<Response<ext::RefreshReply>, Status> {
+        self.answer(ext::RefreshReply {})
     }
 }

@@ -6,7 +6,6 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
@@ -34,6 +33,17 @@ metadata: {name: web, namespace: shop}
 spec:
   selector: {app: web}
   ports: [{name: http, port: 80, targetPort: http}]
+";
+
+const ROUTE: &str = "\
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules:
+    - backendRefs: [{name: web, port: 80}]
+      timeouts: {request: TIMEOUT}
 ";
 
 /// A program that starts another, as a package manager's `start` does, and tells its pid.
@@ -197,11 +207,27 @@ fn a_rollout_replaces_every_pod_and_scaling_adds_some() {
     assert!(applied.contains("Deployment/shop/web unchanged"), "{applied}");
     let deleted = sandbox.ok(&["local", "delete", "-f", "web.yaml"]);
     assert!(deleted.contains("Deployment/shop/web deleted"), "{deleted}");
-    // Its pods finish what they do before they go.
-    let end = Instant::now() + Duration::from_secs(30);
-    while !sandbox.pods().is_empty() {
-        assert!(Instant::now() < end, "{:?}", sandbox.pods());
+    // Its pods finish what they do before they go, and are waited for.
+    assert_eq!(sandbox.pods(), [Value::Null; 0]);
+    let stat = sandbox.run(&["stat", "deploy/web", "-n", "shop"]);
+    assert!(text(&stat.stderr).contains("there is no deployment/web"), "{}", text(&stat.stderr));
+}
+
+#[test]
+fn a_change_is_in_force_when_the_command_returns() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["local", "up", "-f", "web.yaml"]);
+    let file = sandbox.dir.path().join("route.yaml");
+    for seconds in 1..=5 {
+        let timeout = format!("request {seconds}s");
+        fs::write(&file, ROUTE.replace("TIMEOUT", &format!("{seconds}s"))).unwrap();
+        sandbox.ok(&["local", "apply", "-f", "route.yaml"]);
+        let routes = sandbox.ok(&["routes", "svc/web", "-n", "shop", "-o", "json"]);
+        assert!(routes.contains(&timeout), "{timeout}: {routes}");
     }
+    sandbox.ok(&["local", "delete", "-f", "route.yaml"]);
+    let routes = sandbox.ok(&["routes", "svc/web", "-n", "shop", "-o", "json"]);
+    assert!(!routes.contains("HTTPRoute"), "{routes}");
 }
 
 #[test]

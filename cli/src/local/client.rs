@@ -11,6 +11,7 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
+use super::control::ControlAccess;
 use super::process::watch;
 use super::programs::Program;
 use super::protocol::{self, Reply, Request, Status};
@@ -26,6 +27,9 @@ const START: Duration = Duration::from_secs(20);
 const ANSWER: Duration = Duration::from_secs(30);
 /// How long all may take to end, before force is used.
 const DOWN: Duration = Duration::from_secs(40);
+/// What the control plane has at least to take in a change: it needs milliseconds, and is not to blame for pods
+/// that needed all the time there was.
+const TAKE_IN: Duration = Duration::from_secs(2);
 /// Between two looks while waiting.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -132,13 +136,19 @@ impl Supervisor {
         }
     }
 
-    /// Waits until everything is as the manifests want it, with a progress line.
+    /// Waits until everything is as the manifests want it and the control plane knows, with a progress line.
     pub async fn wait_settled(&mut self, ui: &Ui, limit: Duration) -> Result<Status, CliError> {
         let begun = Instant::now();
         let mut line = None;
         loop {
             let status = self.status().await?;
-            let Some(lacking) = lacking(&status) else { return Ok(status) };
+            let Some(lacking) = lacking(&status) else {
+                drop(line.take());
+                let _line = ui.progress("waiting for the control plane to take it in");
+                let rest = limit.saturating_sub(begun.elapsed()).max(TAKE_IN);
+                ControlAccess::new(self.dir.clone()).wait_taken_in(rest).await?;
+                return Ok(status);
+            };
             if begun.elapsed() >= limit {
                 return Err(not_settled(&status, &self.dir, limit));
             }
@@ -207,7 +217,11 @@ fn lacking(status: &Status) -> Option<String> {
     }
     let unsettled = status.workloads.iter().filter(|row| !row.is_settled());
     let mut unsettled = unsettled.peekable();
-    unsettled.peek()?;
+    if unsettled.peek().is_none() {
+        // Of workloads that are no more.
+        let leaving = status.pods.iter().find(|pod| pod.state == "Terminating")?;
+        return Some(format!("{}/{} is ending", leaving.namespace, leaving.name));
+    }
     let ready: u32 = status.workloads.iter().map(|row| row.ready.min(row.replicas)).sum();
     let wanted: u32 = status.workloads.iter().map(|row| row.replicas).sum();
     let why = match waiting(status).next() {
@@ -315,6 +329,10 @@ mod tests {
         let line = lacking(&status(1, &["proxy: no"])).unwrap();
         assert_eq!(line, "1/2 pods ready; shop/web-1: proxy: no");
         assert_eq!(lacking(&status(1, &[""])).unwrap(), "1/2 pods ready; shop/web");
+        let mut deleted = status(0, &["", ""]);
+        deleted.workloads.clear();
+        deleted.pods[1].state = "Terminating".to_owned();
+        assert_eq!(lacking(&deleted).unwrap(), "shop/web-2 is ending");
         let mut starting = status(0, &[]);
         if let Some(control) = &mut starting.control {
             control.ready = false;

@@ -129,6 +129,36 @@ impl ControlAccess {
         Self { dir }
     }
 
+    /// Waits until the control plane has taken in what is written now, also while it is being started again.
+    pub async fn wait_taken_in(&self, limit: Duration) -> Result<(), CliError> {
+        let mut why = String::new();
+        let ask = async {
+            loop {
+                match self.ask_to_take_in().await {
+                    Err(error) if matches!(error.kind, Kind::Unreachable | Kind::TimedOut) => {
+                        why = format!(": {}", error.message);
+                    }
+                    answer => return answer,
+                }
+                sleep(ASK_AGAIN).await;
+            }
+        };
+        if let Ok(answer) = timeout(limit, ask).await {
+            return answer;
+        }
+        let files = self.dir.manifests();
+        let message = format!(
+            "all pods are ready, but the control plane has not taken in {} within {limit:?}{why}",
+            files.display()
+        );
+        Err(CliError::timed_out(message)
+            .hint(format!("meshctl local logs control{}", self.dir.flag())))
+    }
+
+    async fn ask_to_take_in(&self) -> Result<(), CliError> {
+        Mesh::at(self.dir.clone()).await?.refresh().await
+    }
+
     /// Cluster addresses of these services, by namespace and name. Waits until the control plane knows all of
     /// them, but no longer than `limit`; then without those it does not know.
     pub async fn cluster_ips(
@@ -193,5 +223,45 @@ impl ControlAccess {
         let known = reply.endpoints.iter().map(|row| &row.address);
         let held = reply.proxies.iter().flat_map(|proxy| &proxy.endpoints).map(|row| &row.address);
         Ok(!known.chain(held).any(|address| address.starts_with(prefix)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state_dir::StateRoot;
+    use crate::testing::FakeMesh;
+
+    #[tokio::test]
+    async fn a_control_plane_that_has_taken_all_in_says_so() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateRoot::new(home.path()).mesh("default").unwrap();
+        let _lock = FakeMesh::default().serve(&home);
+        ControlAccess::new(dir).wait_taken_in(Duration::from_secs(20)).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_control_plane_that_refuses_is_not_asked_again() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = StateRoot::new(home.path()).mesh("default").unwrap();
+        let refusal = Some(tonic::Status::unimplemented("what?"));
+        let _lock = FakeMesh { refusal, ..FakeMesh::default() }.serve(&home);
+        let error = ControlAccess::new(dir).wait_taken_in(Duration::MAX).await.unwrap_err();
+        assert_eq!(error.kind, Kind::Failed);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn giving_up_names_what_was_waited_for() {
+        let dir = StateRoot::new("/nowhere").mesh("m").unwrap();
+        let access = ControlAccess::new(dir);
+        let error = access.wait_taken_in(Duration::from_secs(60)).await.unwrap_err();
+        assert_eq!(error.kind, Kind::TimedOut);
+        let (message, hint) = (error.message, error.hint.unwrap());
+        assert!(
+            message.contains("has not taken in /nowhere/m/manifests within 60s: "),
+            "{message}"
+        );
+        assert!(message.contains("does not answer"), "{message}");
+        assert_eq!(hint, "meshctl local logs control --name=m");
     }
 }

@@ -15,6 +15,8 @@ pub struct Shared {
     pub index: RwLock<Index>,
     problems: Mutex<Arc<[Problem]>>,
     ready: watch::Sender<bool>,
+    looks_wanted: watch::Sender<u64>,
+    looks_done: watch::Sender<u64>,
     started: Instant,
 }
 
@@ -24,6 +26,8 @@ impl Default for Shared {
             index: RwLock::default(),
             problems: Mutex::new(Arc::new([])),
             ready: watch::Sender::new(false),
+            looks_wanted: watch::Sender::new(0),
+            looks_done: watch::Sender::new(0),
             started: Instant::now(),
         }
     }
@@ -59,6 +63,28 @@ impl Shared {
     /// Turns true once and stays so.
     pub fn watch_ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
+    }
+
+    /// Makes the source look again; completes when what was there at the time of the call is in
+    /// the index. A look that is under way does not count: it may have passed the place already.
+    pub async fn refresh(&self) {
+        let mut number = 0;
+        self.looks_wanted.send_modify(|wanted| {
+            *wanted += 1;
+            number = *wanted;
+        });
+        // An error would mean that the sender is gone, which is ours.
+        let _ = self.looks_done.subscribe().wait_for(|done| *done >= number).await;
+    }
+
+    /// For the source: changes when somebody wants it to look. Its value when a look began is
+    /// what [`Self::set_looked`] takes when all that was seen is in the index.
+    pub fn watch_looks_wanted(&self) -> watch::Receiver<u64> {
+        self.looks_wanted.subscribe()
+    }
+
+    pub fn set_looked(&self, number: u64) {
+        self.looks_done.send_replace(number);
     }
 
     /// Whole seconds since this process began.

@@ -28,10 +28,10 @@ pub struct ApplyArgs {
 /// Whether to wait for the rollout.
 #[derive(clap::Args, Debug)]
 pub struct Wait {
-    /// How long to wait until all pods are ready and former ones gone
+    /// How long to wait until all pods are ready, former ones gone and the control plane knows
     #[arg(long, value_name = "TIME", default_value = "90s", value_parser = units::parse_duration)]
     pub timeout: Duration,
-    /// Don't wait
+    /// Don't wait, not even for the control plane
     #[arg(long, conflicts_with = "timeout")]
     pub no_wait: bool,
 }

@@ -155,6 +155,8 @@ async fn serve(
 fn handle(mesh: &mut MeshState, event: Event) {
     match event {
         Event::Request { request, joined, reply } => {
+            // What a status tells of pods is on disk then, where the control plane finds it.
+            mesh.reconcile();
             let answer = requests::handle(mesh, request, joined.as_ref());
             // An error means that nobody waits for it any more.
             let _ = reply.send(answer);

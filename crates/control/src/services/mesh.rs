@@ -174,6 +174,11 @@ impl Mesh for MeshService {
         let reply = proxies::proxy_config(&self.shared, self.proxy_port, request).await?;
         Ok(Response::new(reply))
     }
+
+    async fn refresh(&self, _: Request<ext::RefreshRequest>) -> Answer<ext::RefreshReply> {
+        self.shared.refresh().await;
+        Ok(Response::new(ext::RefreshReply {}))
+    }
 }
 
 fn problem(problem: &Problem) -> ext::Problem {

@@ -1,8 +1,9 @@
 //! The local source: manifests and pods of this machine, from files.
 //!
 //! `DIR/manifests` holds what a user applied, `DIR/pods` what the supervisor reports of each pod,
-//! as a kubelet would. Both are watched; a change is in force within some 20 ms. A file that is
-//! wrong is reported with its line and field, and its last good state stays in force.
+//! as a kubelet would. Both are watched; a change is in force within some 20 ms, or as soon as
+//! somebody asks ([`Shared::refresh`]). A file that is wrong is reported with its line and field,
+//! and its last good state stays in force.
 //!
 //! Read [`state`] for what the files mean; here is only when they are looked at.
 
@@ -48,7 +49,9 @@ pub async fn run(dir: PathBuf, shared: Arc<Shared>) {
     };
     let rescan = if watcher.is_some() { RESCAN } else { POLL };
     let mut state = State::new(&dir);
+    let mut looks_wanted = shared.watch_looks_wanted();
     loop {
+        let look = *looks_wanted.borrow_and_update();
         let paths = dirty.take();
         let scanned = tokio::task::spawn_blocking(move || {
             let result = state.scan(&paths);
@@ -70,12 +73,14 @@ pub async fn run(dir: PathBuf, shared: Arc<Shared>) {
                 apply(&shared, changes);
                 shared.set_problems(problems);
                 shared.set_ready();
+                shared.set_looked(look);
             }
             Err(error) => tracing::warn!(%error, dir = %dir.display(), "cannot list the files"),
         }
-        // An event that came during the scan has left its permit, so none is missed.
-        if tokio::time::timeout(rescan, dirty.changed.notified()).await.is_ok() {
-            tokio::time::sleep(DEBOUNCE).await;
+        tokio::select! {
+            () = dirty.settled(rescan) => {}
+            // Who asks has written all that is meant, and waits.
+            Ok(()) = looks_wanted.changed() => {}
         }
     }
 }
@@ -103,6 +108,14 @@ struct Dirty {
 impl Dirty {
     fn take(&self) -> HashSet<PathBuf> {
         std::mem::take(&mut *self.paths.lock())
+    }
+
+    /// Waits for a change and for its writer to be done, or for `limit`. An event that came during
+    /// a scan has left its permit, so none is missed.
+    async fn settled(&self, limit: Duration) {
+        if tokio::time::timeout(limit, self.changed.notified()).await.is_ok() {
+            tokio::time::sleep(DEBOUNCE).await;
+        }
     }
 }
 

@@ -389,3 +389,21 @@ async fn changes_are_noticed_while_it_runs() {
     assert_eq!(shared.index.read().objects().services().count(), 0);
     task.abort();
 }
+
+#[tokio::test]
+async fn who_asks_is_answered_when_all_that_was_written_before_is_in_force() {
+    let local = Local::new();
+    let shared = Arc::new(Shared::default());
+    let task = tokio::spawn(super::run(local.folder.path().to_owned(), Arc::clone(&shared)));
+    let services = || shared.index.read().objects().services().count();
+    for _ in 0..10 {
+        local.write("tax.yaml", TAX);
+        shared.refresh().await;
+        assert_eq!(services(), 1);
+        fs::remove_file(local.manifest("tax.yaml")).unwrap();
+        // Who asks while others do is not forgotten.
+        tokio::join!(shared.refresh(), shared.refresh());
+        assert_eq!(services(), 0);
+    }
+    task.abort();
+}
