@@ -139,12 +139,15 @@ fn reasons(row: &Row) -> String {
     counts.join(", ")
 }
 
-/// Why figures are missing: the resources by reason, then the proxies that did not answer.
+/// Why figures are missing: the resources (or pods, where rows are pods) by reason, then the proxies that did not answer.
 pub(super) fn notes(report: &Report) -> Vec<String> {
     let mut silent: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for row in &report.rows {
         if let Some(why) = &row.no_data {
-            let name = format!("{}/{}", short_kind(&row.kind), row.name);
+            let name = match &row.by {
+                Some(pod) => format!("{}/{pod}", short_kind("pod")),
+                None => format!("{}/{}", short_kind(&row.kind), row.name),
+            };
             let names = silent.entry(why).or_default();
             if !names.contains(&name) {
                 names.push(name);

@@ -277,7 +277,8 @@ impl Plan {
             }
         }
         groups.retain(|_, (figures, _)| !figures.is_empty());
-        if groups.is_empty() {
+        let silent = self.silent_pods(target, &groups, unreachable);
+        if groups.is_empty() && silent.is_empty() {
             return vec![self.empty_row(target, unreachable)];
         }
         let breakers = breakers(target, told);
@@ -288,7 +289,29 @@ impl Plan {
             breakers: breakers.clone(),
             ..head(&target.selected)
         };
-        groups.into_iter().map(row).collect()
+        groups.into_iter().map(row).chain(silent).collect()
+    }
+
+    /// Asked by pod, those without figures have a row, too: a pod that gets nothing is what one
+    /// looks for there.
+    fn silent_pods(
+        &self,
+        target: &Target,
+        groups: &BTreeMap<String, (Figures, u32)>,
+        unreachable: &[ext::Unreachable],
+    ) -> Vec<StatRow> {
+        if self.by != By::Pod {
+            return Vec::new();
+        }
+        let pods = target.selected.pods.iter();
+        let silent = pods.filter(|pod| !groups.contains_key(&pod.name.name));
+        silent
+            .map(|pod| StatRow {
+                by: pod.name.name.clone(),
+                no_data: self.no_data(target, std::slice::from_ref(pod), unreachable).into(),
+                ..head(&target.selected)
+            })
+            .collect()
     }
 
     fn is_wanted(&self, key: &SeriesKey) -> bool {
@@ -314,11 +337,21 @@ impl Plan {
     }
 
     fn empty_row(&self, target: &Target, unreachable: &[ext::Unreachable]) -> StatRow {
+        let no_data = self.no_data(target, &target.selected.pods, unreachable);
+        StatRow { no_data: no_data.into(), ..head(&target.selected) }
+    }
+
+    /// Why there are no figures of a target's `pods`.
+    fn no_data(
+        &self,
+        target: &Target,
+        pods: &[Arc<Pod>],
+        unreachable: &[ext::Unreachable],
+    ) -> &'static str {
         let answers_for = |pod: &Name| {
             !unreachable.iter().any(|u| u.pod == pod.name && u.namespace == pod.namespace)
         };
-        let pods = &target.selected.pods;
-        let no_data = match target.side {
+        match target.side {
             _ if pods.is_empty() && target.selected.service.is_none() => "no running pods",
             Side::Server | Side::Sender if pods.iter().all(|pod| !pod.meshed()) => "not meshed",
             Side::Server | Side::Sender => {
@@ -334,8 +367,7 @@ impl Plan {
                 let any = self.concerned.iter().any(answers_for);
                 if any { "no traffic" } else { "not reachable" }
             }
-        };
-        StatRow { no_data: no_data.into(), ..head(&target.selected) }
+        }
     }
 }
 

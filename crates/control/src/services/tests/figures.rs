@@ -158,6 +158,34 @@ async fn both_client_sides() {
 }
 
 #[tokio::test]
+async fn by_pod_those_without_figures_have_a_row_that_says_why() {
+    let (world, mut proxies) = world().await;
+    world.apply(Object::Pod(Pod { proxy: None, ..pod("tax-3", "127.77.1.5") }));
+    drop(proxies.pop());
+    let reply = stat(&world, selector("deployment", "tax"), None, "pod").await;
+    let why = |reply: &ext::StatReply| -> Vec<(String, String)> {
+        reply.rows.iter().map(|row| (row.by.clone(), row.no_data.clone())).collect()
+    };
+    let row = |by: &str, why: &str| (by.to_owned(), why.to_owned());
+    assert_eq!(
+        why(&reply),
+        [row("tax-1", ""), row("tax-2", "not reachable"), row("tax-3", "not meshed")]
+    );
+    assert_eq!(reply.rows[1].totals, None, "nothing is known, which is not 0");
+
+    let reply = stat(&world, selector("service", "tax-v2"), None, "pod").await;
+    assert_eq!(why(&reply), [row("", ""), row("tax-2", "")]);
+    world.apply(slice("tax-v2", &[("tax-1", TAX_1), ("tax-2", TAX_2)]));
+    let reply = stat(&world, selector("service", "tax-v2"), None, "pod").await;
+    assert_eq!(why(&reply), [row("", ""), row("tax-2", ""), row("tax-1", "no traffic")]);
+
+    let reply = stat(&world, selector("deployment", "cron"), None, "pod").await;
+    assert_eq!(why(&reply), [row("cron-1", "not meshed")]);
+    let reply = stat(&world, selector("deployment", "tax"), None, "route").await;
+    assert_eq!(reply.rows.len(), 1, "of pods only");
+}
+
+#[tokio::test]
 async fn nothing_says_why() {
     let (world, mut proxies) = world().await;
     let reply = stat(&world, selector("deployment", "cron"), None, "").await;
