@@ -112,6 +112,15 @@ async fn proxies_that_do_not_answer_are_named() {
 }
 
 #[tokio::test]
+async fn by_pod_the_silent_one_has_dashes_and_is_named() {
+    let idle = ext::StatRow { by: "web-2".into(), ..silent("web", "no traffic") };
+    let busy = ext::StatRow { by: "web-1".into(), ..row("web", totals(60, 0, 3)) };
+    let ran = mesh(vec![idle, busy]).run("stat deploy --by pod").await;
+    golden("stat-by-pod.txt", &ran.out);
+    assert!(ran.err.contains("no traffic in the last 1m: po/web-2\n"), "{}", ran.err);
+}
+
+#[tokio::test]
 async fn nothing_there_is_only_an_error_for_a_name() {
     let ran = mesh(vec![]).run("stat sts -n shop").await;
     assert_eq!((ran.out.as_str(), ran.err.as_str()), ("", "no statefulsets in shop\n"));
