@@ -9,6 +9,7 @@ pub mod admin;
 pub mod config;
 mod connect;
 mod control_port;
+mod describe;
 mod detect;
 mod discovery;
 mod error;

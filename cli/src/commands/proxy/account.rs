@@ -4,7 +4,9 @@
 use std::time::Duration;
 
 use serde::Deserialize;
+use serde_json::Value;
 
+use super::outline::outline;
 use crate::commands::shared;
 use crate::output::table::{Tone, optional};
 use crate::output::{Cell, Column, Style, Table, clean};
@@ -45,7 +47,7 @@ struct Inbound {
 struct Port {
     listen: String,
     forward: Vec<String>,
-    policy: Option<String>,
+    policy: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -68,7 +70,7 @@ struct Policy {
     state: String,
     reason: String,
     resource: String,
-    policy: String,
+    policy: Value,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -133,7 +135,7 @@ impl Account {
     pub(super) fn routes(&self, style: Style) -> String {
         let of = |target: &Target| {
             let heading = format!("{} → {}", target.target, target.policy.verdict());
-            paragraph(&heading, &target.policy.policy, style)
+            paragraph(&heading, &outline(&target.policy.policy), style)
         };
         self.outbound.targets.iter().map(of).collect::<Vec<_>>().join("\n")
     }
@@ -142,7 +144,8 @@ impl Account {
     pub(super) fn policies(&self, style: Style) -> String {
         let of = |port: &Port| {
             let heading = format!("{} → {}", port.listen, port.forward.join(" or "));
-            paragraph(&heading, port.policy.as_deref().unwrap_or("not known yet"), style)
+            let known = Some(outline(&port.policy)).filter(|text| !text.is_empty());
+            paragraph(&heading, known.as_deref().unwrap_or("not known yet"), style)
         };
         self.inbound.ports.iter().map(of).collect::<Vec<_>>().join("\n")
     }

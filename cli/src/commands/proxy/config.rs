@@ -143,12 +143,31 @@ mod tests {
             "rss_bytes": 9 << 20, "open_connections": 2,
             "control": {"address": "127.1.0.1:8086", "streams_up": 5, "streams_wanted": 6},
             "inbound": {"ports": [
-                {"listen": "127.1.1.2:8080", "forward": ["127.1.1.2:20014"], "policy": "ServerPolicy {\n}"},
+                {"listen": "127.1.1.2:8080", "forward": ["127.1.1.2:20014"], "policy": {
+                    "protocol": "detect", "detect_timeout": "10s",
+                    "routes": [{"name": "default/http", "rules": [
+                        {"matches": [{"path": "prefix /", "method": "GET"}]},
+                    ]}],
+                    "authorizations": [
+                        {"name": "default/all", "networks": ["0.0.0.0/0", "::/0"], "who": "anybody"},
+                    ],
+                }},
+                {"listen": "127.1.1.2:9090", "forward": ["127.1.1.2:20015"], "policy": null},
             ]},
             "outbound": {
                 "targets": [
                     {"target": "tax:8080", "policy":
-                        {"state": "known", "resource": "Service/shop/tax:8080", "policy": "Http1(\n)"}},
+                        {"state": "known", "resource": "Service/shop/tax:8080", "policy": {
+                            "protocol": "http1",
+                            "routes": [{"name": "HTTPRoute/shop/tax", "rules": [{
+                                "backends": [
+                                    {"name": "Service/shop/tax-v1:8080", "weight": 3},
+                                    {"name": "Service/shop/tax-v2:8080", "weight": 1},
+                                ],
+                                "timeouts": {"request": "1.5s"},
+                                "retry": {"max_retries": 2, "statuses": ["500-504"]},
+                            }]}],
+                        }}},
                     {"target": "nobody:80", "policy": {"state": "failed", "reason": "unknown-target"}},
                 ],
                 "backends": [{

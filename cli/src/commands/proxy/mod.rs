@@ -3,6 +3,7 @@
 mod account;
 mod config;
 mod log_level;
+mod outline;
 mod pod;
 mod status;
 

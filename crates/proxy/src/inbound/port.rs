@@ -25,6 +25,7 @@ use tracing::Instrument;
 use super::rate_limit::RateLimiter;
 use crate::config::Config;
 use crate::connect::{Connect, ConnectError};
+use crate::describe;
 use crate::discovery::Discovery;
 use crate::error::MeshError;
 use crate::exchange::{Exchange, Recorder, RouteInfo};
@@ -312,7 +313,7 @@ impl Port {
         json!({
             "listen": self.local.to_string(),
             "forward": self.client.connect().addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "policy": policy.map(|policy| format!("{policy:#?}")),
+            "policy": policy.map(|policy| describe::server_policy(&policy)),
         })
     }
 }

@@ -14,6 +14,7 @@ use tracing::Instrument;
 use super::backend::Backends;
 use super::route::Routes;
 use crate::config::Limits;
+use crate::describe;
 use crate::discovery::{Discovery, Resolution};
 use crate::error::MeshError;
 use crate::telemetry::Telemetry;
@@ -178,7 +179,7 @@ impl TargetStack {
             Some(Ok(policy)) => json!({
                 "state": "known",
                 "resource": policy.meta.to_string(),
-                "policy": format!("{:#?}", policy.protocol),
+                "policy": describe::outbound_protocol(&policy.protocol),
             }),
         };
         json!({ "target": self.target.to_string(), "policy": policy })
