@@ -10,18 +10,22 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use linkerd2_proxy_api::destination::GetDestination;
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
+use linkerd2_proxy_api::identity::identity_client::IdentityClient;
 use linkerd2_proxy_api::inbound::PortSpec;
 use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use linkerd2_proxy_api::outbound::TrafficSpec;
 use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClient;
+use mesh_model::authz::PortAuthz;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
+use crate::convert::identity::write_request;
 use crate::convert::meta::{write_key, write_target};
 use crate::ext::extensions_client::ExtensionsClient;
-use crate::{BackendExtension, Update, Wire, Workload};
+use crate::ext::{PortKey, TrustBundleRequest};
+use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, Update, Wire, Workload};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -120,6 +124,52 @@ impl ControlClient {
         let request = write_key(key, self.workload.to_string());
         let mut client = ExtensionsClient::new(self.channel.clone());
         Ok(updates(client.watch_backend(request).await?))
+    }
+
+    /// Has a key certified for `id`, by a request in DER and a token that proves the right to it. How
+    /// long to wait is the caller's business.
+    ///
+    /// # Errors
+    /// `Unimplemented` in a mesh without identity, `PermissionDenied` when the token does not prove
+    /// that much, `InvalidArgument` when the request is of no use; `Internal` when the answer makes no
+    /// sense.
+    pub async fn certify(
+        &self,
+        id: &str,
+        token: &str,
+        request_der: Vec<u8>,
+    ) -> Result<Certified, Status> {
+        let request = CertifyRequest { id: id.into(), token: token.into(), request: request_der };
+        let mut client = IdentityClient::new(self.channel.clone());
+        let answer = client.certify(write_request(request)).await?;
+        Certified::from_proto(answer.into_inner())
+            .map_err(|error| Status::internal(format!("the answer to Certify: {error}")))
+    }
+
+    /// The roots to trust, in PEM.
+    ///
+    /// # Errors
+    /// `Unimplemented` in a mesh without identity, or when the control plane has no extensions.
+    pub async fn watch_trust_bundle(&self) -> Result<UpdateStream<String>, Status> {
+        let request = TrustBundleRequest { workload: self.workload.to_string() };
+        let mut client = ExtensionsClient::new(self.channel.clone());
+        let roots = updates::<TrustRoots>(client.watch_trust_bundle(request).await?);
+        let pem = |update: Update<TrustRoots>| match update {
+            Update::Valid(roots) => Update::Valid(roots.pem),
+            Update::Invalid(error) => Update::Invalid(error),
+        };
+        Ok(roots.map(move |message| message.map(pem)).boxed())
+    }
+
+    /// All that decides who may use one of the workload's own ports.
+    ///
+    /// # Errors
+    /// As [`Self::watch_backend`].
+    pub async fn watch_port_authz(&self, port: u16) -> Result<UpdateStream<PortAuthz>, Status> {
+        let request = PortKey { workload: self.workload.encode(), port: u32::from(port) };
+        let mut client = ExtensionsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.watch_port_authorization(request).await?))
     }
 
     fn destination(&self, path: &str) -> GetDestination {

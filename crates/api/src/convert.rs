@@ -4,11 +4,13 @@
 //! (model → message). Neither panics; errors name the field. [`outbound`], [`endpoint`] and
 //! [`inbound`] are where the messages of the streams begin.
 
+mod authz;
 mod backend;
 mod distribution;
 mod endpoint;
 mod extension;
 mod filter;
+pub(crate) mod identity;
 mod inbound;
 mod inbound_authz;
 pub(crate) mod meta;
@@ -32,6 +34,8 @@ pub(crate) mod limit {
     pub(crate) const ITEMS: usize = 1_000;
     /// Conditions of one match: every one costs each request.
     pub(crate) const CONDITIONS: usize = 64;
+    /// Bytes of the roots to trust: some hundreds of certificates.
+    pub(crate) const PEM_BYTES: usize = 256 << 10;
 }
 
 /// The value of a field that must be set.

@@ -10,6 +10,7 @@
 pub mod client;
 mod convert;
 mod error;
+mod identity;
 pub mod server;
 pub mod stats;
 pub mod tap;
@@ -31,6 +32,7 @@ pub mod ext {
 }
 
 pub use self::error::ConversionError;
+pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};
 pub use self::workload::Workload;
 

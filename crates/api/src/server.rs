@@ -1,8 +1,11 @@
 //! The control plane's side: gRPC services over a [`ControlPlane`] that speaks the model.
 
+use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use linkerd2_proxy_api::destination::destination_server::{self, DestinationServer};
 use linkerd2_proxy_api::destination::{DestinationProfile, GetDestination, Update};
+use linkerd2_proxy_api::identity::identity_server::{Identity, IdentityServer};
+use linkerd2_proxy_api::identity::{CertifyRequest as PbCertifyRequest, CertifyResponse};
 use linkerd2_proxy_api::inbound::inbound_server_policies_server::{
     InboundServerPolicies, InboundServerPoliciesServer,
 };
@@ -11,17 +14,19 @@ use linkerd2_proxy_api::outbound::outbound_policies_server::{
     OutboundPolicies, OutboundPoliciesServer,
 };
 use linkerd2_proxy_api::outbound::{OutboundPolicy as PbOutboundPolicy, TrafficSpec};
+use mesh_model::authz::PortAuthz;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
+use crate::convert::identity::read_request;
 use crate::convert::meta::{read_key, read_path, read_target};
 use crate::convert::net::read_port;
 use crate::error::ConversionError;
 use crate::ext::extensions_server::{Extensions, ExtensionsServer};
-use crate::ext::{self, ResourceKey};
-use crate::{BackendExtension, Wire, Workload};
+use crate::ext::{self, PortKey, ResourceKey, TrustBundleRequest};
+use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, Wire, Workload};
 
 /// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
 /// readers take by default.
@@ -63,6 +68,26 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         &self,
         key: &ResourceRef,
     ) -> Result<BoxStream<'static, BackendExtension>, Refusal>;
+
+    /// Certifies a proxy's key. A mesh has no identity unless it says so here.
+    fn certify(&self, _: CertifyRequest) -> BoxFuture<'static, Result<Certified, Refusal>> {
+        future::ready(Err(Refusal::no_identity())).boxed()
+    }
+
+    /// The roots to trust.
+    fn trust_roots(&self, _: &Workload) -> Result<BoxStream<'static, TrustRoots>, Refusal> {
+        Err(Refusal::no_identity())
+    }
+
+    /// All that decides who may use one of the workload's own ports. Without it, proxies go by
+    /// [`Self::server_policy`].
+    fn port_authz(
+        &self,
+        _workload: &Workload,
+        _port: u16,
+    ) -> Result<BoxStream<'static, PortAuthz>, Refusal> {
+        Err(Refusal::Unimplemented("there is no such extension".into()))
+    }
 }
 
 /// Why a control plane does not answer a request. The texts are for people.
@@ -72,6 +97,19 @@ pub enum Refusal {
     NotFound(String),
     /// The request is malformed. Foreign proxies reset client connections on it.
     InvalidArgument(String),
+    /// Whoever asks did not prove that it may.
+    PermissionDenied(String),
+    /// This mesh does not have that.
+    Unimplemented(String),
+    /// Not now, but asking again makes sense.
+    Unavailable(String),
+}
+
+impl Refusal {
+    /// The answer about identity in a mesh that has none.
+    pub fn no_identity() -> Self {
+        Self::Unimplemented("this mesh has no identity".into())
+    }
 }
 
 impl From<Refusal> for Status {
@@ -79,16 +117,20 @@ impl From<Refusal> for Status {
         match refusal {
             Refusal::NotFound(message) => Self::not_found(message),
             Refusal::InvalidArgument(message) => Self::invalid_argument(message),
+            Refusal::PermissionDenied(message) => Self::permission_denied(message),
+            Refusal::Unimplemented(message) => Self::unimplemented(message),
+            Refusal::Unavailable(message) => Self::unavailable(message),
         }
     }
 }
 
-/// Destination, outbound and inbound policy, and our extensions.
+/// Destination, outbound and inbound policy, identity, and our extensions.
 pub fn control_plane_routes(control_plane: impl ControlPlane) -> Routes {
     let service = Service(control_plane);
     Routes::new(DestinationServer::new(service.clone()))
         .add_service(OutboundPoliciesServer::new(service.clone()))
         .add_service(InboundServerPoliciesServer::new(service.clone()))
+        .add_service(IdentityServer::new(service.clone()))
         .add_service(ExtensionsServer::new(service))
 }
 
@@ -132,9 +174,7 @@ impl<C: ControlPlane> Service<C> {
     }
 
     fn inbound(&self, spec: &PortSpec) -> Result<Messages<Server>, Status> {
-        let port = read_port(spec.port, "port").map_err(|e| malformed(&e))?;
-        let workload = Workload::parse(&spec.workload)
-            .ok_or_else(|| malformed(&ConversionError::invalid("workload", "names no pod")))?;
+        let (workload, port) = own_port(&spec.workload, spec.port)?;
         let policies = self.0.server_policy(&workload, port)?;
         Ok(messages(policies, format!("inbound policy {workload}:{port}")))
     }
@@ -178,6 +218,46 @@ impl<C: ControlPlane> Extensions for Service<C> {
         let extensions = self.0.backend_extension(&key)?;
         Ok(Response::new(messages(extensions, format!("extension of {key}"))))
     }
+
+    type WatchTrustBundleStream = Messages<ext::TrustBundle>;
+
+    async fn watch_trust_bundle(
+        &self,
+        request: Request<TrustBundleRequest>,
+    ) -> Answer<Self::WatchTrustBundleStream> {
+        let roots = self.0.trust_roots(&asking(&request.get_ref().workload))?;
+        Ok(Response::new(messages(roots, "roots to trust".into())))
+    }
+
+    type WatchPortAuthorizationStream = Messages<ext::PortAuthorization>;
+
+    async fn watch_port_authorization(
+        &self,
+        request: Request<PortKey>,
+    ) -> Answer<Self::WatchPortAuthorizationStream> {
+        let PortKey { workload, port } = request.into_inner();
+        let (workload, port) = own_port(&workload, port)?;
+        let authz = self.0.port_authz(&workload, port)?;
+        Ok(Response::new(messages(authz, format!("authorization of {workload}:{port}"))))
+    }
+}
+
+#[tonic::async_trait]
+impl<C: ControlPlane> Identity for Service<C> {
+    async fn certify(&self, request: Request<PbCertifyRequest>) -> Answer<CertifyResponse> {
+        let request = read_request(request.into_inner()).map_err(|e| malformed(&e))?;
+        let certified = self.0.certify(request).await?;
+        let answer = certified.encode().map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(answer))
+    }
+}
+
+/// A port of the workload that asks.
+fn own_port(workload: &str, port: u32) -> Result<(Workload, u16), Status> {
+    let port = read_port(port, "port").map_err(|e| malformed(&e))?;
+    let workload = Workload::parse(workload)
+        .ok_or_else(|| malformed(&ConversionError::invalid("workload", "names no pod")))?;
+    Ok((workload, port))
 }
 
 fn malformed(error: &ConversionError) -> Status {

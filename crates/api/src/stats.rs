@@ -121,6 +121,7 @@ pub fn write_series(key: &SeriesKey, totals: &Totals, tcp_open: u64) -> ext::Ser
         route: key.route.to_string(),
         backend: key.backend.to_string(),
         totals: Some(ext::Totals { tcp_open, ..totals.into() }),
+        identity: key.identity.as_deref().unwrap_or_default().to_owned(),
     }
 }
 
@@ -147,6 +148,10 @@ pub fn read_series(series: ext::Series) -> Result<(SeriesKey, Totals, u64)> {
         parent: read_text(series.parent, "parent")?.into(),
         route: read_text(series.route, "route")?.into(),
         backend: read_text(series.backend, "backend")?.into(),
+        identity: match read_text(series.identity, "identity")? {
+            none if none.is_empty() => None,
+            identity => Some(identity.into()),
+        },
     };
     let tcp_open = read_count(totals.tcp_open, "totals.tcp_open")?;
     Ok((key, totals.try_into().at("totals")?, tcp_open))

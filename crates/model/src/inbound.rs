@@ -1,7 +1,9 @@
 //! What a proxy needs to know about one of its own workload's ports.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -80,6 +82,37 @@ impl Cidr {
             }
             _ => false,
         }
+    }
+}
+
+/// `10.0.0.0/8`
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr, self.prefix)
+    }
+}
+
+/// A text that is neither an address nor `ADDRESS/PREFIX`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("is neither an IP address nor a network such as 10.0.0.0/8")]
+pub struct InvalidNetwork;
+
+/// A bare address is a network of one.
+impl FromStr for Cidr {
+    type Err = InvalidNetwork;
+
+    fn from_str(text: &str) -> Result<Self, InvalidNetwork> {
+        let (addr, prefix) = text.split_once('/').map_or((text, None), |(a, p)| (a, Some(p)));
+        let addr = IpAddr::from_str(addr).map_err(|_| InvalidNetwork)?;
+        let max = if addr.is_ipv4() { 32 } else { 128 };
+        let prefix = match prefix {
+            None => max,
+            Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+                digits.parse().ok().filter(|prefix| *prefix <= max).ok_or(InvalidNetwork)?
+            }
+            Some(_) => return Err(InvalidNetwork),
+        };
+        Ok(Self { addr, prefix })
     }
 }
 

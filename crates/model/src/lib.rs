@@ -1,11 +1,12 @@
 //! What routes, policies, endpoints and statistics *mean*: plain data and pure functions.
 //!
 //! Nothing here knows tokio, tonic or Kubernetes. The control plane builds these values from its
-//! sources, `mesh-api` carries them over the wire, and the proxy acts on them. Matching and
-//! histograms live here too, so that the proxy, the control plane and `meshctl` cannot disagree.
+//! sources, `mesh-api` carries them over the wire, and the proxy acts on them. Matching,
+//! authorising and histograms live here too, so that the proxy, the control plane and `meshctl` cannot disagree.
 //!
 //! Read [`outbound`] first: one `OutboundPolicy` is what a proxy needs to know about a destination.
 
+pub mod authz;
 pub mod endpoint;
 pub mod inbound;
 pub mod matching;

@@ -4,11 +4,11 @@
 //! number of headers, number of query parameters, then method. The first rule wins a tie. Prefixes
 //! match whole segments; regular expressions must match the whole value.
 
-use http::Uri;
 use http::request::Parts;
+use http::{HeaderMap, Uri};
 
 use crate::route::{
-    GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, Route, Rule, ValueMatch,
+    GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch, Route, Rule, ValueMatch,
 };
 
 /// A regular expression that must match a whole value. Compares by its source.
@@ -127,11 +127,14 @@ fn match_rule<'a, M: MatchRequest, R>(
 
 /// The host a request is for: the URI's, else the `Host` header's, without port.
 pub fn request_host(req: &Parts) -> &str {
-    let authority = req
-        .uri
+    host_in(&req.uri, &req.headers)
+}
+
+pub(crate) fn host_in<'a>(uri: &'a Uri, headers: &'a HeaderMap) -> &'a str {
+    let authority = uri
         .authority()
         .map(http::uri::Authority::as_str)
-        .or_else(|| req.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
+        .or_else(|| headers.get(http::header::HOST).and_then(|host| host.to_str().ok()));
     host_of(authority.unwrap_or_default())
 }
 
@@ -143,7 +146,7 @@ pub fn host_of(authority: &str) -> &str {
     }
 }
 
-fn match_hosts(hosts: &[HostMatch], host: &str) -> Option<(u8, usize)> {
+pub(crate) fn match_hosts(hosts: &[HostMatch], host: &str) -> Option<(u8, usize)> {
     if hosts.is_empty() {
         return Some((0, 0));
     }
@@ -173,7 +176,7 @@ impl MatchRequest for HttpMatch {
     fn match_request(&self, req: &Parts) -> Option<Specificity> {
         let mut specificity = Specificity::default();
         if let Some(path) = &self.path {
-            specificity.path = path.match_path(&req.uri)?;
+            specificity.path = path.match_path(req.uri.path())?;
         }
         if let Some(method) = &self.method {
             if *method != req.method {
@@ -181,14 +184,11 @@ impl MatchRequest for HttpMatch {
             }
             specificity.method = true;
         }
-        if !self.headers.iter().all(|header| header.matches(req)) {
+        if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
             return None;
         }
-        for param in &self.query {
-            let value = query_param(&req.uri, &param.name)?;
-            if !param.value.matches(value.as_bytes()) {
-                return None;
-            }
+        if !self.query.iter().all(|param| param.matches(&req.uri)) {
+            return None;
         }
         specificity.headers = self.headers.len();
         specificity.query = self.query.len();
@@ -221,7 +221,7 @@ impl MatchRequest for GrpcMatch {
             }
             specificity.path.1 += wanted.len();
         }
-        if !self.headers.iter().all(|header| header.matches(req)) {
+        if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
             return None;
         }
         specificity.headers = self.headers.len();
@@ -234,8 +234,7 @@ impl MatchRequest for GrpcMatch {
 }
 
 impl PathMatch {
-    fn match_path(&self, uri: &Uri) -> Option<(u8, usize)> {
-        let path = uri.path();
+    pub(crate) fn match_path(&self, path: &str) -> Option<(u8, usize)> {
         match self {
             Self::Exact(exact) => (path == exact).then_some((3, exact.len())),
             Self::Prefix(prefix) => {
@@ -251,14 +250,14 @@ impl PathMatch {
 }
 
 impl HeaderMatch {
-    fn matches(&self, req: &Parts) -> bool {
+    pub(crate) fn matches(&self, uri: &Uri, headers: &HeaderMap) -> bool {
         if self.name == http::header::HOST {
             // HTTP/2 carries it as the URI's authority.
-            let host = req.uri.authority().map(|authority| authority.as_str().as_bytes());
-            let header = || req.headers.get(&self.name).map(http::HeaderValue::as_bytes);
+            let host = uri.authority().map(|authority| authority.as_str().as_bytes());
+            let header = || headers.get(&self.name).map(http::HeaderValue::as_bytes);
             return host.or_else(header).is_some_and(|value| self.value.matches(value));
         }
-        let mut values = req.headers.get_all(&self.name).iter();
+        let mut values = headers.get_all(&self.name).iter();
         let Some(first) = values.next() else { return false };
         let Some(second) = values.next() else { return self.value.matches(first.as_bytes()) };
         // Repeated fields mean their comma-separated list (RFC 9110, 5.3).
@@ -271,8 +270,14 @@ impl HeaderMatch {
     }
 }
 
+impl QueryMatch {
+    pub(crate) fn matches(&self, uri: &Uri) -> bool {
+        query_param(uri, &self.name).is_some_and(|value| self.value.matches(value.as_bytes()))
+    }
+}
+
 impl ValueMatch {
-    fn matches(&self, value: &[u8]) -> bool {
+    pub(crate) fn matches(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(exact) => exact == value,
             Self::Regex(pattern) => pattern.matches(value),

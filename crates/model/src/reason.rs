@@ -41,6 +41,12 @@ reasons! {
     ConnectTimeout = "connect-timeout",
     /// Connecting failed otherwise (unreachable, reset during the handshake).
     ConnectFailed = "connect-failed",
+    /// No secure connection came about: one side does not trust the other's certificate.
+    TlsFailed = "tls-failed",
+    /// The endpoint proved to be another than the control plane said.
+    IdentityMismatch = "identity-mismatch",
+    /// This proxy has no certificate yet.
+    IdentityPending = "identity-pending",
     /// The endpoint closed or reset the connection before its response was complete.
     ConnectionClosed = "connection-closed",
     /// The endpoint reset the HTTP/2 stream.

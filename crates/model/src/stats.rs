@@ -31,6 +31,8 @@ pub struct SeriesKey {
     pub route: Arc<str>,
     /// The Service that was chosen, `Service/shop/tax-v2:8080`; empty inbound.
     pub backend: Arc<str>,
+    /// Whom the other side proved to be; `None` in the clear.
+    pub identity: Option<Arc<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

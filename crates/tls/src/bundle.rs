@@ -64,6 +64,17 @@ impl TrustBundle {
         &self.roots
     }
 
+    /// SHA-256 of each root in hexadecimal, sorted.
+    pub fn fingerprints(&self) -> Vec<String> {
+        let hex = |root: &CertificateDer<'_>| {
+            let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, root);
+            digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()
+        };
+        let mut all: Vec<_> = self.roots.iter().map(hex).collect();
+        all.sort();
+        all
+    }
+
     pub(crate) fn store(&self) -> &Arc<RootCertStore> {
         &self.store
     }

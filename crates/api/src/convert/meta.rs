@@ -18,7 +18,7 @@ pub(crate) fn read_meta(proto: Option<pb::Metadata>, field: &str) -> Result<Meta
     }
 }
 
-fn read_resource(proto: pb::Resource, field: &str) -> Result<ResourceRef> {
+pub(super) fn read_resource(proto: pb::Resource, field: &str) -> Result<ResourceRef> {
     if proto.kind.is_empty() || proto.name.is_empty() {
         return Err(ConversionError::invalid(field, "names no kind or no object"));
     }

@@ -9,7 +9,8 @@ const FILE: &str = "mesh.ext.v1.rs";
 #[test]
 fn generated_code_is_fresh() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos = ["extensions", "mesh", "proxy"].map(|name| format!("mesh/ext/v1/{name}.proto"));
+    let protos = ["authorization", "extensions", "mesh", "proxy"]
+        .map(|name| format!("mesh/ext/v1/{name}.proto"));
     let descriptors = protox::compile(protos, [root.join("proto")]).unwrap();
     let out = tempfile::tempdir().unwrap();
     tonic_prost_build::configure().out_dir(out.path()).compile_fds(descriptors).unwrap();

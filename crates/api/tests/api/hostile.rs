@@ -18,7 +18,7 @@ use prost::Message;
 use crate::{strategies, values};
 
 /// A few bytes of a message changed, as a bug or an attacker would.
-fn spoil(mut bytes: Vec<u8>, edits: &[(usize, u8)]) -> Vec<u8> {
+pub(crate) fn spoil(mut bytes: Vec<u8>, edits: &[(usize, u8)]) -> Vec<u8> {
     for (at, byte) in edits {
         if !bytes.is_empty() {
             let at = at % bytes.len();
@@ -29,7 +29,7 @@ fn spoil(mut bytes: Vec<u8>, edits: &[(usize, u8)]) -> Vec<u8> {
 }
 
 /// Reads it, and writes what could be read; both may fail, neither may panic.
-fn survives<T: Wire>(bytes: &[u8])
+pub(crate) fn survives<T: Wire>(bytes: &[u8])
 where
     T::Proto: Message + Default,
 {
@@ -38,7 +38,7 @@ where
     }
 }
 
-fn edits() -> impl Strategy<Value = Vec<(usize, u8)>> {
+pub(crate) fn edits() -> impl Strategy<Value = Vec<(usize, u8)>> {
     proptest::collection::vec((any::<usize>(), any::<u8>()), 1..6)
 }
 

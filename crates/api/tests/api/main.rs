@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod authz;
 mod checklist;
 mod generated;
 mod hostile;
+mod identity;
 mod inexpressible;
 mod round_trip;
 mod serve;

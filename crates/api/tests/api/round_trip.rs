@@ -14,7 +14,9 @@ use proptest::sample::select;
 
 use crate::strategies::{self, duration, name};
 
-fn comes_back<T: Wire + PartialEq + std::fmt::Debug>(value: &T) -> Result<(), TestCaseError>
+pub(crate) fn comes_back<T: Wire + PartialEq + std::fmt::Debug>(
+    value: &T,
+) -> Result<(), TestCaseError>
 where
     T::Proto: prost::Message + Default,
 {
@@ -91,8 +93,9 @@ fn direction() -> impl Strategy<Value = Direction> {
 fn series_key() -> impl Strategy<Value = SeriesKey> {
     let protocol = select(vec![StatProtocol::Http, StatProtocol::Grpc, StatProtocol::Tcp]);
     let peer = option::of(any::<std::net::IpAddr>());
-    (direction(), protocol, peer, any::<u16>(), name(), name(), name()).prop_map(
-        |(direction, protocol, peer, port, parent, route, backend)| SeriesKey {
+    let identity = option::of(name().prop_filter("none is none", |name| !name.is_empty()));
+    (direction(), protocol, peer, any::<u16>(), name(), name(), name(), identity).prop_map(
+        |(direction, protocol, peer, port, parent, route, backend, identity)| SeriesKey {
             direction,
             protocol,
             peer,
@@ -100,6 +103,7 @@ fn series_key() -> impl Strategy<Value = SeriesKey> {
             parent: parent.into(),
             route: route.into(),
             backend: backend.into(),
+            identity: identity.map(Into::into),
         },
     )
 }

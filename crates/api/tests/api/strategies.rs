@@ -142,7 +142,7 @@ pub(crate) fn profile() -> impl Strategy<Value = Profile> {
     ]
 }
 
-fn host() -> impl Strategy<Value = HostMatch> {
+pub(crate) fn host() -> impl Strategy<Value = HostMatch> {
     prop_oneof![name().prop_map(HostMatch::Exact), vec(name(), 1..4).prop_map(HostMatch::Suffix),]
 }
 
@@ -154,7 +154,7 @@ fn header_name() -> impl Strategy<Value = HeaderName> + Clone {
     name().prop_map(|name| HeaderName::try_from(name).unwrap())
 }
 
-fn header_match() -> impl Strategy<Value = HeaderMatch> {
+pub(crate) fn header_match() -> impl Strategy<Value = HeaderMatch> {
     let value = prop_oneof![
         vec(any::<u8>(), 0..6).prop_map(ValueMatch::Exact),
         pattern().prop_map(ValueMatch::Regex),
@@ -162,7 +162,7 @@ fn header_match() -> impl Strategy<Value = HeaderMatch> {
     (header_name(), value).prop_map(|(name, value)| HeaderMatch { name, value })
 }
 
-fn http_match() -> BoxedStrategy<HttpMatch> {
+pub(crate) fn http_match() -> BoxedStrategy<HttpMatch> {
     let path = prop_oneof![
         name().prop_map(|path| PathMatch::Exact(format!("/{path}"))),
         name().prop_map(|path| PathMatch::Prefix(format!("/{path}"))),
@@ -424,11 +424,15 @@ pub(crate) fn outbound() -> BoxedStrategy<OutboundPolicy> {
     (meta(), protocol).prop_map(|(meta, protocol)| OutboundPolicy { meta, protocol }).boxed()
 }
 
-fn cidr() -> impl Strategy<Value = Cidr> {
+pub(crate) fn cidr() -> impl Strategy<Value = Cidr> {
     (any::<std::net::IpAddr>(), 0u8..=128).prop_map(|(addr, prefix)| Cidr {
         addr,
         prefix: if addr.is_ipv4() { prefix.min(32) } else { prefix },
     })
+}
+
+pub(crate) fn network() -> impl Strategy<Value = Network> {
+    (cidr(), vec(cidr(), 0..2)).prop_map(|(net, except)| Network { net, except })
 }
 
 fn authorization() -> BoxedStrategy<Authorization> {
@@ -439,9 +443,8 @@ fn authorization() -> BoxedStrategy<Authorization> {
             Authentication::Identities { identities, suffixes }
         }),
     ];
-    let network = (cidr(), vec(cidr(), 0..2)).prop_map(|(net, except)| Network { net, except });
     let labels = btree_map(name(), name(), 0..3);
-    (meta(), vec(network, 1..3), authentication, labels)
+    (meta(), vec(network(), 1..3), authentication, labels)
         .prop_map(|(meta, networks, authentication, labels)| Authorization {
             meta,
             networks,
