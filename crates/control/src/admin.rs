@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use http::header::CONTENT_TYPE;
 use http::{Method, Request, Response, StatusCode};
@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::identity::Authority;
 use crate::source::Severity;
 use crate::state::Shared;
 
@@ -25,7 +26,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Before accepting again after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) {
+/// What is told.
+type Told = (Arc<Shared>, Option<Arc<Authority>>);
+
+pub(crate) async fn serve(listener: TcpListener, told: Told, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let accepted = tokio::select! {
@@ -35,9 +39,9 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
         match accepted {
             Ok((stream, _)) => {
                 if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                    let shared = Arc::clone(&shared);
+                    let told = told.clone();
                     tokio::spawn(async move {
-                        connection(stream, shared).await;
+                        connection(stream, told).await;
                         drop(place);
                     });
                 }
@@ -50,9 +54,9 @@ pub(crate) async fn serve(listener: TcpListener, shared: Arc<Shared>, stop: Canc
     }
 }
 
-async fn connection(stream: TcpStream, shared: Arc<Shared>) {
+async fn connection(stream: TcpStream, (shared, authority): Told) {
     let service = service_fn(move |request| {
-        let response = respond(&request, &shared);
+        let response = respond(&request, &shared, authority.as_deref());
         async move { Ok::<_, Infallible>(response) }
     });
     let mut server = http1::Builder::new();
@@ -62,7 +66,11 @@ async fn connection(stream: TcpStream, shared: Arc<Shared>) {
     }
 }
 
-fn respond(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>> {
+fn respond(
+    request: &Request<Incoming>,
+    shared: &Shared,
+    authority: Option<&Authority>,
+) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".into());
     }
@@ -73,7 +81,10 @@ fn respond(request: &Request<Incoming>, shared: &Shared) -> Response<Full<Bytes>
             let why = "the source has not told everything yet\n";
             text(StatusCode::SERVICE_UNAVAILABLE, why.into())
         }
-        "/metrics" => text(StatusCode::OK, metrics(shared)),
+        "/metrics" => {
+            let identity = authority.map(identity_metrics).unwrap_or_default();
+            text(StatusCode::OK, metrics(shared) + &identity)
+        }
         _ => text(StatusCode::NOT_FOUND, "paths: /live /ready /metrics\n".into()),
     }
 }
@@ -122,4 +133,49 @@ fn metrics(shared: &Shared) -> String {
         "# TYPE mesh_control_uptime_seconds gauge\nmesh_control_uptime_seconds {uptime}"
     );
     text
+}
+
+/// What a mesh with identity has beside that.
+fn identity_metrics(authority: &Authority) -> String {
+    let (issued, refused) = authority.answered();
+    let mut text = format!(
+        "# TYPE mesh_control_certificates_total counter\n\
+         mesh_control_certificates_total{{result=\"issued\"}} {issued}\n\
+         mesh_control_certificates_total{{result=\"refused\"}} {refused}\n"
+    );
+    if let Some(issuer) = authority.issuer() {
+        let end = issuer.certificate().not_after.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = "mesh_control_issuer_expiration_timestamp_seconds";
+        let _ = writeln!(text, "# TYPE {name} gauge\n{name} {}", end.as_secs());
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::Settings;
+    use crate::identity::folder::Loaded;
+    use crate::identity::tokens::LocalTokens;
+    use crate::index::identity::MeshNames;
+
+    #[test]
+    fn a_mesh_with_identity_tells_when_its_issuer_ends() {
+        let names =
+            MeshNames { control_namespace: "mesh-system".into(), trust_domain: "local".into() };
+        let settings = Settings { folder: "/".into(), names, lifetime: Duration::from_secs(60) };
+        let tokens = LocalTokens::new("/".as_ref(), Arc::default());
+        let authority = Authority::new(settings, Box::new(tokens));
+        assert!(!identity_metrics(&authority).contains("expiration"));
+
+        let day = Duration::from_secs(86_400);
+        let root = mesh_tls::Root::generate("mesh", day, day).unwrap();
+        let issuer = mesh_tls::Issuer::from_pem(&root.issuer, &root.issuer_key).unwrap();
+        let end = issuer.certificate().not_after.duration_since(UNIX_EPOCH).unwrap().as_secs();
+        authority.install(Loaded { issuer, roots: root.root });
+        let text = identity_metrics(&authority);
+        let line = format!("mesh_control_issuer_expiration_timestamp_seconds {end}\n");
+        assert!(text.ends_with(&line), "{text}");
+        assert!(text.contains("mesh_control_certificates_total{result=\"issued\"} 0\n"), "{text}");
+    }
 }

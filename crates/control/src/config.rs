@@ -1,10 +1,20 @@
 //! The configuration: arguments or variables in, one resolved value out.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+use jiff::SignedDuration;
+use mesh_model::authz::DefaultAccess;
+use mesh_model::inbound::Cidr;
 use tracing_subscriber::EnvFilter;
+
+use crate::identity;
+use crate::index::authz::Defaults;
+use crate::index::identity::MeshNames;
 
 /// The control plane of the mesh.
 #[derive(Clone, Debug, Parser)]
@@ -35,6 +45,52 @@ pub struct Args {
         env = "MESH_CONTROL_ADMIN"
     )]
     pub admin: SocketAddr,
+    /// Folder with `roots.pem`, `issuer.pem` and `issuer-key.pem` (or `ca.crt`, `tls.crt` and
+    /// `tls.key`); without it pods have no identities
+    #[arg(long, value_name = "DIR", env = "MESH_CONTROL_IDENTITY_DIR")]
+    pub identity_dir: Option<PathBuf>,
+    /// What identities end with
+    #[arg(
+        long,
+        value_name = "DOMAIN",
+        default_value = "cluster.local",
+        env = "MESH_CONTROL_TRUST_DOMAIN"
+    )]
+    pub trust_domain: String,
+    /// The namespace of the control plane, a part of identities
+    #[arg(
+        long,
+        value_name = "NAMESPACE",
+        default_value = "mesh-system",
+        env = "MESH_CONTROL_NAMESPACE"
+    )]
+    pub control_namespace: String,
+    /// How long certificates of workloads are valid
+    #[arg(
+        long,
+        value_name = "DURATION",
+        default_value = "24h",
+        value_parser = lifetime,
+        env = "MESH_CONTROL_CERTIFICATE_LIFETIME"
+    )]
+    pub certificate_lifetime: Duration,
+    /// Who may use ports about which no policy says anything
+    #[arg(
+        long,
+        value_name = "ACCESS",
+        default_value = "all-unauthenticated",
+        value_parser = default_access(),
+        env = "MESH_CONTROL_DEFAULT_INBOUND_POLICY"
+    )]
+    pub default_inbound_policy: DefaultAccess,
+    /// What `cluster-…` policies take for the cluster [default: private addresses]
+    #[arg(
+        long,
+        value_name = "CIDR,…",
+        value_delimiter = ',',
+        env = "MESH_CONTROL_CLUSTER_NETWORKS"
+    )]
+    pub cluster_networks: Vec<Cidr>,
     /// What to log: a level, or `target=level,…`
     #[arg(long, default_value = "info", env = "MESH_CONTROL_LOG")]
     pub log: String,
@@ -57,6 +113,11 @@ pub enum LogFormat {
     Json,
 }
 
+fn default_access() -> impl TypedValueParser<Value = DefaultAccess> {
+    PossibleValuesParser::new(DefaultAccess::ALL.map(DefaultAccess::as_str))
+        .map(|name| DefaultAccess::from_name(&name).unwrap_or(DefaultAccess::Deny))
+}
+
 /// The resolved configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -64,8 +125,23 @@ pub struct Config {
     pub listen: SocketAddr,
     pub socket: Option<PathBuf>,
     pub admin: SocketAddr,
+    /// `None`: pods have no identities.
+    pub identity: Option<identity::Settings>,
+    pub defaults: Defaults,
     pub log: String,
     pub log_format: LogFormat,
+}
+
+/// Shorter ones would be renewed all the time, longer ones are of use to thieves.
+const LIFETIMES: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_secs(365 * 24 * 60 * 60);
+
+/// `24h`, `90s`, `1h 30m`
+fn lifetime(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<SignedDuration>().ok().and_then(|d| Duration::try_from(d).ok());
+    parsed
+        .filter(|duration| LIFETIMES.contains(duration))
+        .ok_or_else(|| "write a duration from 10s to 8760h, such as 24h".to_owned())
 }
 
 /// Arguments that cannot be used; says of each what is wrong.
@@ -93,8 +169,26 @@ impl TryFrom<Args> for Config {
         if let Err(error) = EnvFilter::try_new(&args.log) {
             problems.push(format!("--log {}: {error}; write a level such as `info`", args.log));
         }
+        if let Some(folder) = args.identity_dir.as_ref().filter(|folder| !folder.is_dir()) {
+            problems.push(format!("--identity-dir {}: there is no such folder", folder.display()));
+        }
+        let names = MeshNames {
+            control_namespace: args.control_namespace,
+            trust_domain: args.trust_domain,
+        };
+        if names.id("default", "default").is_none() {
+            problems.push(format!(
+                "--control-namespace {} --trust-domain {}: no identity can end with these; write \
+                 names such as mesh-system and cluster.local",
+                names.control_namespace, names.trust_domain
+            ));
+        }
         if !problems.is_empty() {
             return Err(InvalidArgs { problems });
+        }
+        let mut defaults = Defaults { access: args.default_inbound_policy, ..Defaults::default() };
+        if !args.cluster_networks.is_empty() {
+            defaults.cluster = args.cluster_networks.into();
         }
         // The only source there is.
         let SourceKind::Local = args.source;
@@ -103,6 +197,12 @@ impl TryFrom<Args> for Config {
             listen: args.listen,
             socket: args.socket,
             admin: args.admin,
+            identity: args.identity_dir.map(|folder| identity::Settings {
+                folder,
+                names,
+                lifetime: args.certificate_lifetime,
+            }),
+            defaults,
             log: args.log,
             log_format: args.log_format,
         })
@@ -115,12 +215,39 @@ mod tests {
 
     #[test]
     fn every_mistake_is_reported_at_once() {
-        let args =
-            ["mesh-control", "--state-dir", "/nowhere", "--socket", "/nowhere/s", "--log", "a=b=c"];
-        let error = Config::try_from(Args::parse_from(args)).unwrap_err().to_string();
-        for part in ["--state-dir", "--socket", "--log"] {
+        let wrong = [
+            ("--state-dir", "/nowhere"),
+            ("--socket", "/nowhere/s"),
+            ("--log", "a=b=c"),
+            ("--identity-dir", "/nowhere"),
+            ("--trust-domain", "Cluster.Local"),
+        ];
+        let args = wrong.iter().flat_map(|(flag, value)| [*flag, *value]);
+        let args = Args::parse_from(["mesh-control"].into_iter().chain(args));
+        let error = Config::try_from(args).unwrap_err().to_string();
+        for (part, _) in wrong {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn there_is_no_identity_without_a_folder() {
+        let args = |more: &[&str]| {
+            let args = ["mesh-control", "--state-dir", "/"].iter().chain(more);
+            Args::try_parse_from(args)
+        };
+        let config = |more: &[&str]| Config::try_from(args(more).unwrap()).unwrap();
+        assert!(config(&["--trust-domain", "example.org"]).identity.is_none());
+        let identity = config(&["--identity-dir", "/"]).identity.unwrap();
+        let id = identity.names.id("shop", "web").unwrap();
+        assert_eq!(id.as_str(), "web.shop.serviceaccount.identity.mesh-system.cluster.local");
+        assert_eq!(identity.lifetime, Duration::from_secs(24 * 60 * 60));
+        for lifetime in ["0s", "-1h", "9s", "forever", "8761h", ""] {
+            let refused = args(&["--certificate-lifetime", lifetime]);
+            assert!(refused.is_err(), "{lifetime}");
+        }
+        let identity = config(&["--identity-dir", "/", "--certificate-lifetime", "90s"]).identity;
+        assert_eq!(identity.unwrap().lifetime, Duration::from_secs(90));
     }
 
     #[test]
@@ -128,5 +255,19 @@ mod tests {
         let args = ["mesh-control", "--state-dir", "/"];
         let config = Config::try_from(Args::parse_from(args)).unwrap();
         assert!(config.listen.ip().is_loopback() && config.admin.ip().is_loopback());
+        assert_eq!(config.defaults.access, DefaultAccess::AllUnauthenticated);
+    }
+
+    #[test]
+    fn who_may_use_ports_by_default_is_a_name_or_an_error() {
+        let parse = |flags: [&str; 2]| {
+            Args::try_parse_from(["mesh-control", "--state-dir", "/"].iter().chain(&flags))
+        };
+        let args = parse(["--default-inbound-policy", "cluster-authenticated"]).unwrap();
+        assert_eq!(args.default_inbound_policy, DefaultAccess::ClusterAuthenticated);
+        assert!(parse(["--default-inbound-policy", "open"]).is_err());
+        let args = parse(["--cluster-networks", "10.0.0.0/8,fd00::/8"]).unwrap();
+        assert_eq!(Config::try_from(args).unwrap().defaults.cluster.len(), 2);
+        assert!(parse(["--cluster-networks", "ten"]).is_err());
     }
 }

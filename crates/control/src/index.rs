@@ -7,7 +7,9 @@
 //!
 //! Read next: [`object`] for what is held, [`policy`] and [`endpoints`] for what is made of it.
 
+pub mod authz;
 pub mod endpoints;
+pub mod identity;
 pub mod lookup;
 pub mod object;
 mod objects;
@@ -20,11 +22,14 @@ mod watches;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_model::authz::PortAuthz;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
 
+use self::authz::Defaults;
 use self::endpoints::EndpointSet;
+use self::identity::MeshNames;
 use self::object::{Balancer, Name, Object, ObjectKey};
 pub use self::objects::Objects;
 use self::objects::Touched;
@@ -52,25 +57,33 @@ pub struct Index {
     service_profiles: Watches<Name, u16, Arc<Profile>>,
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
+    authz: Watches<Name, u16, Arc<PortAuthz>>,
     revision: watch::Sender<u64>,
 }
 
 impl Default for Index {
     fn default() -> Self {
+        Self::new(Defaults::default(), None)
+    }
+}
+
+impl Index {
+    /// An empty one; `defaults` apply where no object says anything else, `identity` is how pods are
+    /// called that have identities.
+    pub fn new(defaults: Defaults, identity: Option<MeshNames>) -> Self {
         Self {
-            objects: Objects::default(),
+            objects: Objects::new(defaults, identity),
             outbound: Watches::default(),
             endpoints: Watches::default(),
             balancers: Watches::default(),
             service_profiles: Watches::default(),
             address_profiles: Watches::default(),
             servers: Watches::default(),
+            authz: Watches::default(),
             revision: watch::Sender::new(0),
         }
     }
-}
 
-impl Index {
     /// Adds an object, or replaces the one of the same key.
     pub fn apply(&mut self, object: Object) {
         let touched = self.objects.apply(object);
@@ -145,6 +158,12 @@ impl Index {
         self.servers.subscribe(pod.clone(), port, policy)
     }
 
+    /// All that decides who may use a pod's own port, known or not.
+    pub fn watch_authz(&mut self, pod: &Name, port: u16) -> Watched<PortAuthz> {
+        let authz = Arc::new(self.objects.port_authz(pod, port));
+        self.authz.subscribe(pod.clone(), port, authz)
+    }
+
     fn refresh(&mut self, mut touched: Touched) {
         if !touched.changed {
             return;
@@ -161,11 +180,12 @@ impl Index {
         for service in &touched.endpoints {
             self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
         }
-        if let Some(namespace) = &touched.namespace {
-            let pods = self.servers.owners().filter(|pod| pod.namespace == *namespace);
-            touched.pods.extend(pods.cloned());
-        }
+        let (namespace, everywhere) = (touched.namespace.take(), touched.everywhere);
+        let watched = self.servers.owners().chain(self.authz.owners());
+        let affected = |pod: &&Name| everywhere || namespace.as_ref() == Some(&pod.namespace);
+        touched.pods.extend(watched.filter(affected).cloned());
         for pod in &touched.pods {
+            self.authz.refresh(pod, |port| Some(Arc::new(objects.port_authz(pod, *port))));
             self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));
         }
         for ip in &touched.addresses {

@@ -7,6 +7,7 @@
 
 mod admin;
 pub mod config;
+pub mod identity;
 pub mod index;
 mod serve;
 pub mod services;
@@ -18,9 +19,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
+use tokio::task::JoinSet;
 use tracing_subscriber::EnvFilter;
 
 use self::config::{Args, Config, LogFormat};
+use self::identity::Authority;
+use self::identity::tokens::LocalTokens;
 use self::state::Shared;
 
 /// The program `mesh-control`. Ends with 0 after SIGTERM or SIGINT, with 2 for a wrong
@@ -51,12 +55,23 @@ pub fn main() -> ExitCode {
 /// # Errors
 /// When a listener cannot be had.
 pub async fn run(config: Config) -> Result<(), serve::StartError> {
-    let shared = Arc::new(Shared::default());
+    let names = config.identity.as_ref().map(|identity| identity.names.clone());
+    let shared = Arc::new(Shared::new(config.defaults.clone(), names));
     let listeners = serve::Listeners::bind(&config).await?;
-    let source = tokio::spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
-    let result = Box::pin(listeners.serve(shared, "local")).await;
-    source.abort();
-    result
+    let authority = config.identity.clone().map(|settings| {
+        let tokens = LocalTokens::new(&config.state_dir, Arc::clone(&shared));
+        Arc::new(Authority::new(settings, Box::new(tokens)))
+    });
+    let mut running = JoinSet::new();
+    if let Some(authority) = &authority {
+        // Before anybody asks, so that nobody is turned away who need not be.
+        let loaded = identity::folder::load(&authority.settings().folder);
+        identity::folder::take(authority, &shared, loaded);
+        running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
+    }
+    running.spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
+    // What runs is aborted with the set.
+    Box::pin(listeners.serve(shared, authority, "local")).await
 }
 
 fn init_log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {

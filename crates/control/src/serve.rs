@@ -17,6 +17,7 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::admin;
 use crate::config::Config;
+use crate::identity::Authority;
 use crate::services::Control;
 use crate::services::mesh::MeshService;
 use crate::state::Shared;
@@ -60,6 +61,7 @@ impl Listeners {
     pub(crate) async fn serve(
         self,
         shared: Arc<Shared>,
+        authority: Option<Arc<Authority>>,
         source: &'static str,
     ) -> Result<(), StartError> {
         let signals = |source| StartError::Signals { source };
@@ -69,9 +71,11 @@ impl Listeners {
         let mesh = MeshService::new(Arc::clone(&shared), source);
         let ended = |stop: &CancellationToken| stop.clone().cancelled_owned();
 
-        tokio::spawn(admin::serve(self.admin, Arc::clone(&shared), stop.clone()));
+        let of = (Arc::clone(&shared), authority.clone());
+        tokio::spawn(admin::serve(self.admin, of, stop.clone()));
         let mut ready = shared.watch_ready();
-        let routes = control_plane_routes(Control::new(shared)).add_service(mesh.into_server());
+        let control = Control::new(shared, authority);
+        let routes = control_plane_routes(control).add_service(mesh.into_server());
         let told = routes.clone();
         let incoming = TcpIncoming::from(self.proxies).with_nodelay(Some(true));
         let proxies = async {
@@ -181,7 +185,7 @@ mod tests {
         let addr = proxies.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
         let listeners = Listeners { proxies, admin, socket: None };
-        let serving = tokio::spawn(listeners.serve(Arc::clone(&shared), "local"));
+        let serving = tokio::spawn(listeners.serve(Arc::clone(&shared), None, "local"));
 
         let client = ControlClient::new(ControlClient::lazy_channel(addr), Workload::default());
         let target = Target::Authority("tax.shop:8080".into());

@@ -4,6 +4,7 @@
 //! messages themselves are the business of `mesh-api`.
 
 mod ask;
+mod authz;
 mod edges;
 pub mod mesh;
 mod proxies;
@@ -16,13 +17,16 @@ mod tests;
 
 use std::sync::Arc;
 
+use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
-use mesh_api::{BackendExtension, Workload};
+use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
+use mesh_model::authz::PortAuthz;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio_stream::wrappers::WatchStream;
 
+use crate::identity::Authority;
 use crate::index::endpoints::EndpointSet;
 use crate::index::lookup::{self, Wanted};
 use crate::index::object::Name;
@@ -33,11 +37,13 @@ use crate::state::Shared;
 #[derive(Clone, Debug)]
 pub struct Control {
     shared: Arc<Shared>,
+    authority: Option<Arc<Authority>>,
 }
 
 impl Control {
-    pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared }
+    /// Without an authority the mesh has no identity.
+    pub fn new(shared: Arc<Shared>, authority: Option<Arc<Authority>>) -> Self {
+        Self { shared, authority }
     }
 }
 
@@ -94,6 +100,15 @@ impl ControlPlane for Control {
         Ok(values(self.shared.index.write().watch_server(&pod, port)))
     }
 
+    fn port_authz(
+        &self,
+        workload: &Workload,
+        port: u16,
+    ) -> Result<BoxStream<'static, PortAuthz>, Refusal> {
+        let pod = Name::new(&workload.namespace, &workload.pod);
+        Ok(values(self.shared.index.write().watch_authz(&pod, port)))
+    }
+
     fn backend_extension(
         &self,
         key: &ResourceRef,
@@ -108,6 +123,17 @@ impl ControlPlane for Control {
             hash_header: balancer.hash_header.clone(),
         };
         Ok(balancers.map(extension).boxed())
+    }
+
+    fn certify(&self, asked: CertifyRequest) -> BoxFuture<'static, Result<Certified, Refusal>> {
+        match self.authority.clone() {
+            Some(authority) => async move { authority.certify(asked).await }.boxed(),
+            None => future::ready(Err(Refusal::no_identity())).boxed(),
+        }
+    }
+
+    fn trust_roots(&self, _: &Workload) -> Result<BoxStream<'static, TrustRoots>, Refusal> {
+        self.authority.as_ref().ok_or_else(Refusal::no_identity)?.roots()
     }
 }
 

@@ -1,13 +1,14 @@
 //! Where the control plane learns the cluster's state from.
 //!
 //! A source turns Kubernetes objects into those of the index ([`kubernetes`], [`gateway`],
-//! [`annotations`]) and keeps the index up to date. There is one source yet: [`local`], files on
+//! [`policy`], [`annotations`]) and keeps the index up to date. There is one source yet: [`local`], files on
 //! this machine.
 
 pub mod annotations;
 pub mod gateway;
 pub mod kubernetes;
 pub mod local;
+pub mod policy;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -7,48 +7,61 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::index::Index;
+use crate::index::authz::Defaults;
+use crate::index::identity::MeshNames;
 use crate::source::{Problem, Severity};
 
 /// The index, and how the source fares.
 #[derive(Debug)]
 pub struct Shared {
     pub index: RwLock<Index>,
-    problems: Mutex<Arc<[Problem]>>,
+    problems: Mutex<Problems>,
     ready: watch::Sender<bool>,
     looks_wanted: watch::Sender<u64>,
     looks_done: watch::Sender<u64>,
     started: Instant,
 }
 
+/// By what they are problems of.
+#[derive(Debug, Default)]
+struct Problems {
+    source: Arc<[Problem]>,
+    identity: Arc<[Problem]>,
+}
+
 impl Default for Shared {
     fn default() -> Self {
+        Self::new(Defaults::default(), None)
+    }
+}
+
+impl Shared {
+    /// Nothing is known yet; see [`Index::new`].
+    pub fn new(defaults: Defaults, identity: Option<MeshNames>) -> Self {
         Self {
-            index: RwLock::default(),
-            problems: Mutex::new(Arc::new([])),
+            index: RwLock::new(Index::new(defaults, identity)),
+            problems: Mutex::default(),
             ready: watch::Sender::new(false),
             looks_wanted: watch::Sender::new(0),
             looks_done: watch::Sender::new(0),
             started: Instant::now(),
         }
     }
-}
 
-impl Shared {
-    /// What is wrong with the source's objects right now.
+    /// What is wrong right now with the source's objects, and with the issuer's files.
     pub fn problems(&self) -> Arc<[Problem]> {
-        Arc::clone(&self.problems.lock())
+        let have = self.problems.lock();
+        have.source.iter().chain(&*have.identity).cloned().collect()
     }
 
-    /// Replaces the problems, and logs those that are new.
+    /// Replaces the source's problems, and logs those that are new.
     pub fn set_problems(&self, problems: Vec<Problem>) {
-        let mut have = self.problems.lock();
-        for problem in problems.iter().filter(|problem| !have.contains(problem)) {
-            match problem.severity {
-                Severity::Error => tracing::error!(%problem, "not in force"),
-                Severity::Warning => tracing::warn!(%problem, "in force with a reservation"),
-            }
-        }
-        *have = problems.into();
+        replace(&mut self.problems.lock().source, problems);
+    }
+
+    /// As [`Self::set_problems`], for the issuer's files.
+    pub fn set_identity_problems(&self, problems: Vec<Problem>) {
+        replace(&mut self.problems.lock().identity, problems);
     }
 
     /// The source has told everything once.
@@ -91,4 +104,14 @@ impl Shared {
     pub fn uptime_seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
     }
+}
+
+fn replace(have: &mut Arc<[Problem]>, problems: Vec<Problem>) {
+    for problem in problems.iter().filter(|problem| !have.contains(problem)) {
+        match problem.severity {
+            Severity::Error => tracing::error!(%problem, "not in force"),
+            Severity::Warning => tracing::warn!(%problem, "in force with a reservation"),
+        }
+    }
+    *have = problems.into();
 }

@@ -11,6 +11,9 @@ use mesh_model::{Meta, ProtocolHint};
 use super::Objects;
 use super::object::{EndpointAddress, Name, Pod};
 
+/// Where proxies take connections from others, with a header that names the application's port.
+const PROXY_PORT: u16 = 4143;
+
 /// Everything a balancer hears of one port of a service.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct EndpointSet {
@@ -109,13 +112,15 @@ impl Objects {
         if let Some((kind, owner)) = &pod.owner {
             labels.insert(kind.as_str().to_ascii_lowercase(), owner.clone());
         }
+        let identity = self.tls_identity(pod);
         Endpoint {
             addr,
             weight: DEFAULT_WEIGHT,
             labels: Arc::new(labels),
-            identity: None,
             hint,
-            opaque_transport: None,
+            // Only a proxy that has an identity knows what is behind its TLS.
+            opaque_transport: identity.is_some().then_some(PROXY_PORT),
+            identity,
             authority_override: None,
             http2: Http2Params::default(),
             resource: Some(Meta::Resource(ResourceRef {

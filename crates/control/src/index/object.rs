@@ -3,14 +3,21 @@
 //! Sources (see `crate::source`) make these from Kubernetes objects and have parsed everything by
 //! then: nothing in here can be malformed, and nothing here knows YAML or Kubernetes types.
 
+mod policy;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use http::HeaderName;
+use mesh_model::authz::DefaultAccess;
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, Strategy};
 use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Retry, Timeouts};
+
+pub use self::policy::{
+    AuthorizationPolicy, POLICY_GROUP, PolicyTarget, PortPolicy, PortProbe, PortRef, policy_ref,
+};
 
 /// Namespace and name of an object. Sorts by namespace first.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -48,6 +55,8 @@ pub enum Kind {
     HttpRoute,
     GrpcRoute,
     TcpRoute,
+    AuthorizationPolicy,
+    ServerPolicy,
 }
 
 impl Kind {
@@ -67,6 +76,8 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::AuthorizationPolicy => "AuthorizationPolicy",
+            Self::ServerPolicy => "ServerPolicy",
         }
     }
 
@@ -114,6 +125,8 @@ pub enum Object {
     HttpRoute(HttpRoute),
     GrpcRoute(GrpcRoute),
     TcpRoute(TcpRoute),
+    AuthorizationPolicy(AuthorizationPolicy),
+    PortPolicy(PortPolicy),
 }
 
 impl Object {
@@ -127,6 +140,8 @@ impl Object {
             Self::HttpRoute(o) => (Kind::HttpRoute, o.head.name.clone()),
             Self::GrpcRoute(o) => (Kind::GrpcRoute, o.head.name.clone()),
             Self::TcpRoute(o) => (Kind::TcpRoute, o.head.name.clone()),
+            Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
+            Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
         };
         ObjectKey { kind, name }
     }
@@ -140,6 +155,8 @@ pub struct Namespace {
     pub labels: Labels,
     /// Overrides the default opaque ports within the namespace.
     pub opaque_ports: Option<PortSet>,
+    /// Overrides the mesh's default within the namespace.
+    pub default_access: Option<DefaultAccess>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -230,6 +247,8 @@ pub struct Pod {
     pub ip: Option<IpAddr>,
     /// Shares its node's address, so the address does not identify it.
     pub host_network: bool,
+    /// In the same namespace. Its identity is that of all pods which have it.
+    pub service_account: String,
     /// The top of its ownership, in the same namespace.
     pub owner: Option<(Kind, String)>,
     pub labels: Labels,
@@ -242,6 +261,9 @@ pub struct Pod {
     pub proxy: Option<String>,
     /// Overrides the namespace's opaque ports.
     pub opaque_ports: Option<PortSet>,
+    pub probes: Vec<PortProbe>,
+    /// Overrides the namespace's default.
+    pub default_access: Option<DefaultAccess>,
 }
 
 impl Pod {

@@ -5,9 +5,12 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::authz::{Defaults, MESH_NAMESPACE};
+use super::identity::MeshNames;
 use super::object::{
-    BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object,
-    ObjectKey, Pod, PortSet, RouteHead, Service, TcpRoute, Workload,
+    AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
+    Name, Namespace, Object, ObjectKey, Pod, PortPolicy, PortSet, RouteHead, Service, TcpRoute,
+    Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -15,6 +18,7 @@ use super::object::{
 /// References may point to what is not there (yet), so that objects can come in any order.
 #[derive(Debug, Default)]
 pub struct Objects {
+    pub(super) identity: Option<MeshNames>,
     pub(super) namespaces: BTreeMap<String, Arc<Namespace>>,
     pub(super) services: BTreeMap<Name, Arc<Service>>,
     pub(super) slices: BTreeMap<Name, Arc<EndpointSlice>>,
@@ -23,6 +27,9 @@ pub struct Objects {
     pub(super) http_routes: BTreeMap<Name, Arc<HttpRoute>>,
     pub(super) grpc_routes: BTreeMap<Name, Arc<GrpcRoute>>,
     pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
+    pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
+    pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
+    pub(super) defaults: Defaults,
 
     services_by_ip: Multimap<IpAddr, Name>,
     pods_by_address: Multimap<IpAddr, Name>,
@@ -42,10 +49,16 @@ pub(super) struct Touched {
     pub(super) pods: BTreeSet<Name>,
     /// All pods of which, known or not.
     pub(super) namespace: Option<String>,
+    /// All pods there are.
+    pub(super) everywhere: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
 impl Objects {
+    pub(super) fn new(defaults: Defaults, identity: Option<MeshNames>) -> Self {
+        Self { defaults, identity, ..Self::default() }
+    }
+
     pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.services.values()
     }
@@ -152,6 +165,17 @@ impl Objects {
                 self.put_grpc_route(&o.head.name.clone(), Some(o), &mut touched)
             }
             Object::TcpRoute(o) => self.put_tcp_route(&o.head.name.clone(), Some(o), &mut touched),
+            Object::AuthorizationPolicy(o) => {
+                let name = o.name.clone();
+                touched.policy(
+                    &name,
+                    replace(&mut self.authorization_policies, name.clone(), Some(o)),
+                );
+            }
+            Object::PortPolicy(o) => {
+                let name = o.name.clone();
+                touched.policy(&name, replace(&mut self.port_policies, name.clone(), Some(o)));
+            }
         }
         touched
     }
@@ -167,6 +191,13 @@ impl Objects {
             Kind::HttpRoute => self.put_http_route(name, None, &mut touched),
             Kind::GrpcRoute => self.put_grpc_route(name, None, &mut touched),
             Kind::TcpRoute => self.put_tcp_route(name, None, &mut touched),
+            Kind::AuthorizationPolicy => {
+                let gone = replace(&mut self.authorization_policies, name.clone(), None);
+                touched.policy(name, gone);
+            }
+            Kind::ServerPolicy => {
+                touched.policy(name, replace(&mut self.port_policies, name.clone(), None));
+            }
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -179,9 +210,14 @@ impl Objects {
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
         let opaque = |ns: Option<&Namespace>| ns.and_then(|ns| ns.opaque_ports.clone());
-        let ports = opaque(new.as_ref());
+        let access = |ns: Option<&Namespace>| ns.and_then(|ns| ns.default_access);
+        let (ports, default) = (opaque(new.as_ref()), access(new.as_ref()));
         let Some(old) = replace(&mut self.namespaces, name.to_owned(), new) else { return };
         touched.changed = true;
+        if access(old.as_deref()) != default {
+            touched.namespace = Some(name.to_owned());
+            touched.everywhere = name == MESH_NAMESPACE;
+        }
         if opaque(old.as_deref()) == ports {
             return;
         }
@@ -311,6 +347,10 @@ impl Objects {
         touched: &mut Touched,
     ) {
         touched.changed = true;
+        // Policies may be about the route's requests, which end at these pods.
+        for parent in old.iter().chain(&new).flat_map(|refs| &refs.parents) {
+            touched.pods.extend(self.pods_of_service(parent));
+        }
         if let Some(old) = old {
             for parent in &old.parents {
                 self.routes_by_parent.remove(parent, &route);
@@ -349,6 +389,16 @@ impl Objects {
         touched.pods.insert(pod.clone());
         for slice in self.slices_with(pod) {
             touched.endpoints.insert(Name::new(&slice.name.namespace, &slice.service));
+        }
+    }
+}
+
+impl Touched {
+    /// A policy that was replaced, unless nothing changed: it is about its own namespace.
+    fn policy<V>(&mut self, name: &Name, replaced: Option<V>) {
+        if replaced.is_some() {
+            self.changed = true;
+            self.namespace = Some(name.namespace.clone());
         }
     }
 }

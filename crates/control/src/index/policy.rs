@@ -2,20 +2,19 @@
 //!
 //! Pure functions of the objects. Routes are in [`super::routes`].
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_model::inbound::{
-    Authentication, Authorization, Authorize, Cidr, Network, ServerPolicy, ServerProtocol,
-};
+use mesh_model::authz::PortAuthz;
+use mesh_model::inbound::{Authorization, Authorize, ServerPolicy, ServerProtocol};
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, GrpcPolicy, HttpPolicy, OutboundPolicy, Protocol, TcpPolicy};
-use mesh_model::route::{Backoff, Route, Rule};
+use mesh_model::route::{Backoff, HttpMatch, PathMatch, Route, Rule};
 use mesh_model::{Meta, Profile};
 
 use super::Objects;
+use super::authz;
 use super::lookup;
 use super::object::{AppProtocol, Balancer, Name, Pod, Service};
 
@@ -118,25 +117,24 @@ impl Objects {
             Some(pod) => self.pod_port_is_opaque(pod, port),
             None => self.is_opaque_by_namespace(&pod.namespace, port),
         };
+        let authz = self.port_authz(pod, port);
+        let authorizations = authz::for_others(&authz);
+        let http = || http_routes(&authz, &authorizations);
         let protocol = match self.pod_app_protocol(pod, port) {
             _ if opaque => ServerProtocol::Opaque,
             AppProtocol::Opaque => ServerProtocol::Opaque,
-            AppProtocol::Http2 => {
-                ServerProtocol::Http2 { routes: default_route("http"), limit: None }
+            AppProtocol::Http2 => ServerProtocol::Http2 { routes: http(), limit: None },
+            AppProtocol::Grpc => {
+                let routes = Arc::new([route("grpc", Vec::new(), &authorizations)]);
+                ServerProtocol::Grpc { routes }
             }
-            AppProtocol::Grpc => ServerProtocol::Grpc { routes: default_route("grpc") },
             // HTTP/1 comes as HTTP/2 from other proxies, so even then it is to be detected.
-            AppProtocol::Http1 | AppProtocol::Unknown => ServerProtocol::Detect {
-                timeout: DETECT_TIMEOUT,
-                routes: default_route("http"),
-                limit: None,
-            },
+            AppProtocol::Http1 | AppProtocol::Unknown => {
+                ServerProtocol::Detect { timeout: DETECT_TIMEOUT, routes: http(), limit: None }
+            }
         };
-        ServerPolicy {
-            protocol,
-            authorizations: all_unauthenticated(),
-            labels: Arc::new(default_labels()),
-        }
+        let labels = Arc::new(authz::labels(&authz.default.meta));
+        ServerPolicy { protocol, authorizations, labels }
     }
 
     /// Whether a pod's port takes opaque bytes.
@@ -191,34 +189,32 @@ impl Objects {
     }
 }
 
-const DEFAULT_AUTHORIZATION: &str = "all-unauthenticated";
+/// The routes of a port for proxies that do not know our extensions: declared probes for everybody,
+/// anything else for those whom the port lets in.
+fn http_routes(
+    authz: &PortAuthz,
+    authorizations: &Arc<[Authorization]>,
+) -> Arc<[Route<HttpMatch, Authorize>]> {
+    let probes = authz.probes.iter().map(|probe| HttpMatch {
+        path: Some(PathMatch::Exact(probe.path.to_string())),
+        method: Some(probe.method.clone()),
+        ..HttpMatch::default()
+    });
+    let probes: Vec<HttpMatch> = probes.collect();
+    let of_probes =
+        (!probes.is_empty()).then(|| route("probe", probes, &authz::everybody("probe")));
+    of_probes.into_iter().chain([route("http", Vec::new(), authorizations)]).collect()
+}
 
-/// One route that takes any request from those whom the port lets in.
-fn default_route<M>(name: &str) -> Arc<[Route<M, Authorize>]> {
-    let action = Authorize { authorizations: all_unauthenticated() };
-    Arc::new([Route {
+fn route<M>(
+    name: &str,
+    matches: Vec<M>,
+    authorizations: &Arc<[Authorization]>,
+) -> Route<M, Authorize> {
+    let action = Authorize { authorizations: Arc::clone(authorizations) };
+    Route {
         meta: Meta::Default(name.into()),
         hosts: Vec::new(),
-        rules: vec![Rule { matches: Vec::new(), filters: Vec::new(), action }],
-    }])
-}
-
-fn all_unauthenticated() -> Arc<[Authorization]> {
-    let any = |addr| Network { net: Cidr { addr, prefix: 0 }, except: Vec::new() };
-    Arc::new([Authorization {
-        meta: Meta::Default(DEFAULT_AUTHORIZATION.into()),
-        networks: vec![
-            any(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-            any(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-        ],
-        authentication: Authentication::Unauthenticated,
-        labels: default_labels(),
-    }])
-}
-
-/// Names the mesh's own default in metrics, as if it were an object.
-fn default_labels() -> BTreeMap<String, String> {
-    [("group", "policy.meshctl.dev"), ("kind", "default"), ("name", DEFAULT_AUTHORIZATION)]
-        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-        .into()
+        rules: vec![Rule { matches, filters: Vec::new(), action }],
+    }
 }

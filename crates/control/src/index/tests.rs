@@ -1,5 +1,7 @@
 //! The index from outside: objects in, policies out.
 
+mod authorization;
+mod identity;
 mod order;
 mod policies;
 
@@ -42,6 +44,7 @@ fn pod(name: &str, pod_ip: &str) -> Pod {
     Pod {
         name: shop(name),
         ip: Some(ip(pod_ip)),
+        service_account: "default".into(),
         owner: Some((Kind::Deployment, "web".into())),
         running: true,
         ready: true,

@@ -106,7 +106,13 @@ impl Edges {
         let key = (id(&edge.source), id(&edge.destination), edge.service.clone(), protocol);
         let (_, totals, tcp_open) = of;
         self.1.entry(key.clone()).or_default().add(totals, *tcp_open);
+        let (secured, reason) = (edge.secured, edge.no_tls_reason.clone());
         let edge = self.0.entry(key).or_insert(edge);
+        // One series in the clear is enough for the edge not to be.
+        if !secured && edge.secured {
+            edge.secured = false;
+            edge.no_tls_reason = reason;
+        }
         edge.covered_seconds = edge.covered_seconds.max(told.covered);
     }
 
@@ -190,17 +196,18 @@ fn received(
     Some(edge(source, scope.end(&told.pod), key, why))
 }
 
-/// Both ends have proxies, which have no certificates yet.
+/// Both ends have proxies, and one of them no certificate.
 const NO_IDENTITY: &str = "no-identity";
 
 fn edge(source: ObjectRef, destination: ObjectRef, key: &SeriesKey, why: &str) -> Edge {
+    let secured = key.identity.is_some();
     Edge {
         source: Some(source),
         destination: Some(destination),
         service: key.parent.to_string(),
         protocol: key.protocol.as_str().into(),
-        secured: false,
-        no_tls_reason: why.into(),
+        secured,
+        no_tls_reason: if secured { String::new() } else { why.into() },
         covered_seconds: 0,
         totals: None,
     }

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::ask::CONTROL_PORT;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
-use super::{edges, proxies, routes, stat, tap};
+use super::{authz, edges, proxies, routes, stat, tap};
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
@@ -178,6 +178,17 @@ impl Mesh for MeshService {
     async fn refresh(&self, _: Request<ext::RefreshRequest>) -> Answer<ext::RefreshReply> {
         self.shared.refresh().await;
         Ok(Response::new(ext::RefreshReply {}))
+    }
+
+    async fn authorizations(&self, request: Request<Selector>) -> Answer<ext::AuthorizationsReply> {
+        Ok(Response::new(authz::authorizations(&self.shared, request.get_ref())?))
+    }
+
+    async fn port_authorizations(
+        &self,
+        request: Request<ext::PortAuthorizationsRequest>,
+    ) -> Answer<ext::PortAuthorizationsReply> {
+        Ok(Response::new(authz::port_authorizations(&self.shared, request.get_ref())?))
     }
 }
 

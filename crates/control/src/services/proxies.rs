@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use mesh_api::ext::{
     ConfigReply, ConfigRequest, EndpointRow, EndpointsReply, EndpointsRequest, ProxiesReply,
-    ProxyConfigRequest, ProxyEndpoint, ProxyEndpoints, ProxyRow, Selector,
+    ProxyCertificate, ProxyConfigRequest, ProxyEndpoint, ProxyEndpoints, ProxyIdentity, ProxyRow,
+    Selector,
 };
 use mesh_model::meta::ResourceRef;
 use mesh_model::{Endpoint, ProtocolHint};
@@ -31,6 +32,27 @@ struct Account {
     rss_bytes: u64,
     control: ControlStreams,
     outbound: Outbound,
+    identity: Option<Identity>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Identity {
+    id: String,
+    certificate: Option<Certificate>,
+    roots: Vec<String>,
+    renewals: u64,
+    failures: u64,
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Certificate {
+    serial: String,
+    issuer: String,
+    not_before: u64,
+    not_after: u64,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -93,6 +115,7 @@ pub(super) async fn proxies(
             config_rejected: account.control.config_rejected,
             rss_bytes: account.rss_bytes,
             ready: account.ready,
+            identity: account.identity.map(ProxyIdentity::from),
             ..head(&pod)
         };
         rows.insert(pod.name.clone(), row);
@@ -106,6 +129,25 @@ pub(super) async fn proxies(
         }
     }
     Ok(ProxiesReply { proxies: rows.into_values().collect() })
+}
+
+impl From<Identity> for ProxyIdentity {
+    fn from(told: Identity) -> Self {
+        let certificate = told.certificate.map(|told| ProxyCertificate {
+            serial: told.serial,
+            issuer: told.issuer,
+            not_before: told.not_before,
+            not_after: told.not_after,
+        });
+        Self {
+            id: told.id,
+            certificate,
+            roots: told.roots,
+            renewals: told.renewals,
+            failures: told.failures,
+            last_error: told.last_error.unwrap_or_default(),
+        }
+    }
 }
 
 fn head(pod: &Pod) -> ProxyRow {

@@ -1,5 +1,6 @@
 //! The services over real connections on loopback.
 
+mod authz;
 mod figures;
 mod people;
 mod proxies;
@@ -41,8 +42,8 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mesh = MeshService::new(Arc::clone(&shared), "local").with_proxy_port(proxy_port);
-        let routes =
-            control_plane_routes(Control::new(Arc::clone(&shared))).add_service(mesh.into_server());
+        let routes = control_plane_routes(Control::new(Arc::clone(&shared), None))
+            .add_service(mesh.into_server());
         let stop = serve(listener, routes);
         Self { shared, addr, _stop: stop }
     }
@@ -136,6 +137,7 @@ fn pod(name: &str, ip: &str) -> Pod {
     Pod {
         name: Name::new("shop", name),
         ip: Some(ip.parse().unwrap()),
+        service_account: owner.into(),
         owner: Some((Kind::Deployment, owner.into())),
         running: true,
         ready: true,

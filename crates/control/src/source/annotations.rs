@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use http::HeaderName;
+use mesh_model::authz::DefaultAccess;
 use mesh_model::outbound::{Breaker, Strategy, SuccessRate};
 
 use super::Finding;
@@ -16,6 +17,7 @@ use crate::index::policy::DEFAULT_BREAKER;
 pub const PREFIX: &str = "config.meshctl.dev/";
 
 const OPAQUE_PORTS: &str = "opaque-ports";
+const DEFAULT_ACCESS: &str = "default-inbound-policy";
 const BALANCER: &str = "load-balancer";
 const HASH_HEADER: &str = "load-balancer-hash-header";
 const ACCRUAL: &str = "failure-accrual";
@@ -28,8 +30,9 @@ const WINDOW: &str = "failure-accrual-success-rate-decay";
 const MIN_REQUESTS: &str = "failure-accrual-success-rate-min-requests";
 const MIN_READY: &str = "failure-accrual-min-ready-endpoints";
 
-const KNOWN: [&str; 12] = [
+const KNOWN: [&str; 13] = [
     OPAQUE_PORTS,
+    DEFAULT_ACCESS,
     BALANCER,
     HASH_HEADER,
     ACCRUAL,
@@ -78,6 +81,19 @@ impl<'a> Annotations<'a> {
             ranges.sort_by_key(|range| (*range.start(), *range.end()));
             Some(PortSet(ranges))
         })
+    }
+
+    /// Who may use ports about which no policy says anything. A wrong value denies: whoever wrote
+    /// one wanted less than everything.
+    pub fn default_access(&mut self) -> Option<DefaultAccess> {
+        let text = self.all?.get(&format!("{PREFIX}{DEFAULT_ACCESS}"))?;
+        let access = DefaultAccess::from_name(text.trim());
+        if access.is_none() {
+            let names = DefaultAccess::ALL.map(DefaultAccess::as_str).join(", ");
+            let message = format!("`{text}` is not one of {names}; until it is, `deny` applies");
+            self.findings.push(Finding::warning(field(DEFAULT_ACCESS), message));
+        }
+        Some(access.unwrap_or(DefaultAccess::Deny))
     }
 
     /// `peak-ewma`, `least-request`, `round-robin` or `ring-hash`, and the header to hash.
@@ -284,6 +300,18 @@ mod tests {
         assert!(findings[0].contains("`random` is not one of peak-ewma"), "{findings:?}");
         let ((), findings) = with(&[("oqaque-port", "1")], |_| ());
         assert!(findings[0].contains("config.meshctl.dev/opaque-ports"), "{findings:?}");
+    }
+
+    #[test]
+    fn a_default_that_is_none_denies() {
+        let read = |text| with(&[("default-inbound-policy", text)], |a| a.default_access());
+        assert_eq!(
+            read("cluster-authenticated"),
+            (Some(DefaultAccess::ClusterAuthenticated), vec![])
+        );
+        let (access, findings) = read("all-authenticate");
+        assert_eq!((access, findings.len()), (Some(DefaultAccess::Deny), 1));
+        assert_eq!(with(&[], |a| a.default_access()), (None, vec![]));
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Namespaces, Services and Pods of Kubernetes as objects of the index.
 
+mod probes;
+
 use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1 as core;
@@ -33,6 +35,7 @@ pub fn namespace(object: &core::Namespace) -> Converted<Namespace> {
         name: object.metadata.name.clone().unwrap_or_default(),
         labels: object.metadata.labels.clone().unwrap_or_default(),
         opaque_ports: annotations.opaque_ports(),
+        default_access: annotations.default_access(),
     };
     (namespace, annotations.findings)
 }
@@ -143,11 +146,14 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
         let number = u16::try_from(port.container_port).ok().filter(|port| *port > 0)?;
         Some(ContainerPort { name: port.name.clone().unwrap_or_default(), port: number })
     });
+    let service_account = spec.and_then(|spec| spec.service_account_name.as_deref());
+    let service_account = service_account.filter(|name| !name.is_empty());
     let proxy = meta.annotations.as_ref().and_then(|all| all.get(PROXY_VERSION_ANNOTATION));
     let pod = Pod {
         name: name_of(meta),
         ip: parsed.map(|ip| ip.to_canonical()),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
+        service_account: service_account.unwrap_or("default").to_owned(),
         owner: owner(meta),
         labels: meta.labels.clone().unwrap_or_default(),
         ports: ports.collect(),
@@ -156,6 +162,8 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
         terminating: meta.deletion_timestamp.is_some(),
         proxy: proxy.cloned(),
         opaque_ports: annotations.opaque_ports(),
+        probes: containers.iter().flat_map(probes::of_container).collect(),
+        default_access: annotations.default_access(),
     };
     findings.append(&mut annotations.findings);
     (pod, findings)

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_model::authz::Action;
 use proptest::prelude::*;
 
 use super::*;
@@ -46,6 +47,22 @@ fn object() -> impl Strategy<Value = Object> {
                 Object::HttpRoute(route)
             }
         ),
+        (small.clone(), small.clone(), 0..4u8).prop_map(|(name, of, target)| {
+            let name_of = |kind: &str| format!("{kind}{of}");
+            let target = match target {
+                0 => PolicyTarget::Namespace,
+                1 => PolicyTarget::Service { name: name_of("s"), port: None },
+                2 => PolicyTarget::Route { kind: Kind::HttpRoute, name: name_of("r") },
+                _ => PolicyTarget::Route { kind: Kind::GrpcRoute, name: name_of("g") },
+            };
+            Object::AuthorizationPolicy(AuthorizationPolicy {
+                name: shop(&format!("a{name}")),
+                target,
+                action: Action::Allow,
+                from: Vec::new(),
+                to: Vec::new(),
+            })
+        }),
         (small.clone(), small).prop_map(|(name, parent)| {
             let head = http_route(shop(&format!("g{name}")), &format!("s{parent}"), &[]).head;
             Object::GrpcRoute(GrpcRoute { head, ..GrpcRoute::default() })
@@ -64,6 +81,7 @@ fn everything(index: &Index) -> Vec<String> {
         }
         all.push(format!("{:?}", objects.endpoints(&service, 8080)));
         all.push(format!("{:?}", objects.server_policy(&pod, 80)));
+        all.push(format!("{:?}", objects.port_authz(&pod, 80)));
         all.push(format!("{:?}", objects.pods_of_service(&service)));
         for ip in ["10.0.0.", "127.0.0."] {
             let address = addr(&format!("{ip}{}:8080", n + 1));
@@ -113,7 +131,10 @@ proptest! {
             let grpc = objects.grpc_routes().map(|o| ObjectKey { kind: Kind::GrpcRoute, name: o.head.name.clone() });
             let slices = (0..3).map(|n| ObjectKey { kind: Kind::EndpointSlice, name: shop(&format!("s{n}.80")) });
             let ns = [ObjectKey { kind: Kind::Namespace, name: Name::new("", "shop") }];
-            services.chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
+            let policies = (0..3).map(|n| {
+                ObjectKey { kind: Kind::AuthorizationPolicy, name: shop(&format!("a{n}")) }
+            });
+            services.chain(policies).chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
         };
         shuffled.into_iter().for_each(|object| crooked.apply(object));
         for key in stale.into_iter().filter(|key| last.iter().all(|object| object.key() != *key)) {
@@ -140,6 +161,7 @@ proptest! {
             index.watch_service_profile(service, 8080),
             index.watch_server(pod, 80),
         )).collect();
+        let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_authz(pod, 80)).collect();
         let profiles: Vec<_> = addresses.iter().map(|a| index.watch_address_profile(*a)).collect();
         for (object, delete) in after {
             let key = object.key();
@@ -162,6 +184,9 @@ proptest! {
                 prop_assert_eq!(told(profile), format!("{:?}", objects.service_profile(service, 8080)));
             }
             prop_assert_eq!(told(Some(server)), format!("{:?}", Some(objects.server_policy(pod, 80))));
+        }
+        for ((_, pod), authz) in names.iter().zip(authz) {
+            prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_authz(pod, 80))));
         }
         for (address, profile) in addresses.into_iter().zip(profiles) {
             prop_assert_eq!(told(Some(profile)), format!("{:?}", Some(index.objects().address_profile(address))));

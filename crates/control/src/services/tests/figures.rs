@@ -20,6 +20,7 @@ fn series(direction: Direction, peer: &str, names: [&str; 3], good: u64, bad: u6
         parent: parent.into(),
         route: route.into(),
         backend: backend.into(),
+        identity: None,
     };
     let mut totals = Totals::default();
     for n in 0..good + bad {

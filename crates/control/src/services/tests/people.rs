@@ -24,6 +24,8 @@ fn event(id: u64, direction: ext::Direction, source: &str, destination: &str) ->
 
 const CONFIG: &str = r#"{"version": "9.9.9", "uptime_seconds": 5, "ready": true, "rss_bytes": 1000,
     "control": {"streams_up": 2, "streams_wanted": 3, "config_rejected": 1},
+    "identity": {"id": "web.shop", "roots": ["ab"], "renewals": 2, "failures": 1, "last_error": null,
+        "certificate": {"serial": "0a", "issuer": "mesh issuer", "not_before": 10, "not_after": 90}},
     "outbound": {"backends": [
         {"backend": "Service/shop/tax:8080", "endpoints": [
             {"address": "127.77.2.2:8080", "state": "ready", "rtt_ms": 2.5, "in_flight": 1}]},
@@ -136,6 +138,11 @@ async fn proxies_that_answer_and_that_do_not() {
         (web.version.as_str(), web.streams_up, web.streams_wanted, web.config_rejected),
         ("9.9.9", 2, 3, 1)
     );
+    let identity = web.identity.as_ref().unwrap();
+    assert_eq!((identity.id.as_str(), &identity.roots[..]), ("web.shop", &["ab".to_owned()][..]));
+    assert_eq!((identity.renewals, identity.failures, identity.last_error.as_str()), (2, 1, ""));
+    let certificate = identity.certificate.as_ref().unwrap();
+    assert_eq!((certificate.serial.as_str(), certificate.not_after), ("0a", 90));
 
     let ask = |pod: &str| ext::ProxyConfigRequest { pod: pod.into(), namespace: "shop".into() };
     assert_eq!(client.proxy_config(ask("web-1")).await.unwrap().into_inner().json, CONFIG);

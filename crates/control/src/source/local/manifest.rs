@@ -12,9 +12,9 @@ use serde::de::DeserializeOwned;
 
 use super::addresses;
 use super::yaml::{self, Document};
-use crate::index::object::{Kind, Name, Object, ObjectKey, Service, Workload};
+use crate::index::object::{Kind, Name, Object, ObjectKey, POLICY_GROUP, Service, Workload};
 use crate::source::kubernetes::{Converted, name_of};
-use crate::source::{Finding, Problem, Severity, gateway, kubernetes};
+use crate::source::{Finding, Problem, Severity, gateway, kubernetes, policy};
 
 /// What a file declares.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,6 +154,14 @@ fn convert(document: &Document) -> Converted<Option<Declared>> {
         }
         ("gateway.networking.k8s.io", "TCPRoute") => parse(document, |o: &tcproutes::TcpRoute| {
             object(map(gateway::tcp_route(o), Object::TcpRoute))
+        }),
+        (POLICY_GROUP, "AuthorizationPolicy") => {
+            parse(document, |o: &policy::AuthorizationPolicyObject| {
+                object(map(policy::authorization_policy(o), Object::AuthorizationPolicy))
+            })
+        }
+        (POLICY_GROUP, "ServerPolicy") => parse(document, |o: &policy::ServerPolicyObject| {
+            object(map(policy::server_policy(o), Object::PortPolicy))
         }),
         // Running pods are told by the supervisor; an account is only a name so far.
         ("", "Pod" | "ServiceAccount") => return (None, Vec::new()),

@@ -46,7 +46,7 @@ impl Local {
             r#"{{"apiVersion": "v1", "kind": "Pod",
                 "metadata": {{"name": "{name}", "namespace": "shop", "labels": {labels},
                               "annotations": {{"meshctl.dev/proxy-version": "0.1.0"}}}},
-                "spec": {{"containers": [{{"name": "c", "ports": [{{"name": "http", "containerPort": 8080}}]}}]}},
+                "spec": {{"serviceAccountName": "{name}", "containers": [{{"name": "c", "ports": [{{"name": "http", "containerPort": 8080}}]}}]}},
                 "status": {{"phase": "Running", "podIP": "{ip}",
                             "conditions": [{{"type": "Ready", "status": "{status}"}}]}}}}"#
         );
@@ -119,6 +119,8 @@ fn endpoints_are_ready_pods_that_the_selector_means() {
     local.scan();
     assert!(local.problems().is_empty(), "{:?}", local.problems());
     assert_eq!(local.endpoints("tax"), ["127.1.0.1:8080"]);
+    let pod = local.index.objects().pod(&Name::new("shop", "tax-1")).unwrap();
+    assert_eq!(pod.service_account, "tax-1");
 
     local.pod("tax-2", "127.1.0.2", true, r#"{"app": "tax"}"#);
     local.pod("tax-1", "127.1.0.1", true, r#"{"app": "other"}"#);
@@ -406,4 +408,32 @@ async fn who_asks_is_answered_when_all_that_was_written_before_is_in_force() {
         assert_eq!(services(), 0);
     }
     task.abort();
+}
+
+const FINANCE: &str = "\
+apiVersion: policy.meshctl.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: finance, namespace: shop}
+spec:
+  targetRef: {kind: Service, name: tax}
+  from:
+    - networks: [10.0.0.0/8]
+";
+
+#[test]
+fn policies_are_read_and_mistakes_keep_the_last_good_one() {
+    let mut local = Local::new();
+    local.write("finance.yaml", FINANCE);
+    assert_eq!(local.scan(), ["AuthorizationPolicy/shop/finance"]);
+    assert!(local.problems().is_empty(), "{:?}", local.problems());
+
+    local.write("finance.yaml", &FINANCE.replace("networks", "network"));
+    assert_eq!(local.scan(), [""; 0], "what was good stays in force");
+    let [problem] = &local.problems()[..] else { panic!("{:?}", local.problems()) };
+    assert_eq!((problem.severity, problem.line), (Severity::Error, 7));
+    assert_eq!(problem.object, "AuthorizationPolicy/shop/finance");
+    assert!(problem.field.starts_with("spec.from[0]"), "{problem}");
+    assert!(problem.message.contains("unknown field `network`"), "{problem}");
+    fs::remove_file(local.manifest("finance.yaml")).unwrap();
+    assert_eq!(local.scan(), ["-AuthorizationPolicy/shop/finance"]);
 }

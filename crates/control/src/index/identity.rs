@@ -1,0 +1,44 @@
+//! Who a pod is, in a mesh with identity.
+
+use mesh_model::TlsIdentity;
+use mesh_tls::{Id, WorkloadId};
+
+use super::Objects;
+use super::object::Pod;
+
+/// What all identities of a mesh end with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MeshNames {
+    /// Where the control plane lives.
+    pub control_namespace: String,
+    pub trust_domain: String,
+}
+
+impl MeshNames {
+    /// The identity of a service account. `None`: its name makes none, since dots are in it.
+    pub fn id(&self, namespace: &str, service_account: &str) -> Option<Id> {
+        let parts = WorkloadId {
+            service_account: service_account.into(),
+            namespace: namespace.into(),
+            control_namespace: self.control_namespace.clone(),
+            trust_domain: self.trust_domain.clone(),
+        };
+        parts.id()
+    }
+}
+
+impl Objects {
+    /// What the names of identities end with; `None` in a mesh without identity.
+    pub fn identity(&self) -> Option<&MeshNames> {
+        self.identity.as_ref()
+    }
+
+    /// Whom to expect behind a pod's proxy; `None` means plaintext.
+    pub(super) fn tls_identity(&self, pod: &Pod) -> Option<TlsIdentity> {
+        if !pod.meshed() {
+            return None;
+        }
+        let id = self.identity()?.id(&pod.name.namespace, &pod.service_account)?;
+        Some(TlsIdentity { id: id.to_string(), server_name: id.to_string() })
+    }
+}

@@ -1,0 +1,91 @@
+//! Policies about who may do what, as objects.
+
+use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
+use mesh_model::meta::ResourceRef;
+
+use super::{Kind, Labels, Name};
+
+/// The group of our own kinds.
+pub const POLICY_GROUP: &str = "policy.meshctl.dev";
+
+/// Allows, denies or audits what clients do with its target.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuthorizationPolicy {
+    pub name: Name,
+    pub target: PolicyTarget,
+    pub action: Action,
+    /// Any of these; empty is everybody.
+    pub from: Vec<Source>,
+    /// Any of these; empty is everything.
+    pub to: Vec<Operation>,
+}
+
+/// What a policy is about, always in its own namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PolicyTarget {
+    Namespace,
+    Workload {
+        kind: Kind,
+        name: String,
+        port: Option<PortRef>,
+    },
+    /// Pods with all of these labels.
+    Pods {
+        labels: Labels,
+        port: Option<PortRef>,
+    },
+    /// The pods behind a Service, at the ports that it sends to.
+    Service {
+        name: String,
+        port: Option<PortRef>,
+    },
+    /// The requests of a route to the Services of its parents.
+    Route {
+        kind: Kind,
+        name: String,
+    },
+}
+
+/// A port, by number or by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortRef {
+    Number(u16),
+    Name(String),
+}
+
+impl PortRef {
+    pub fn is(&self, name: &str, number: u16) -> bool {
+        match self {
+            Self::Number(wanted) => *wanted == number,
+            Self::Name(wanted) => wanted == name,
+        }
+    }
+}
+
+/// Who may use a port of a workload where no AuthorizationPolicy says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortPolicy {
+    pub name: Name,
+    /// A workload or pods.
+    pub target: PolicyTarget,
+    pub default_access: DefaultAccess,
+}
+
+/// A health probe that a pod declares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortProbe {
+    pub port: u16,
+    pub probe: Probe,
+}
+
+/// The reference to a policy, for verdicts and figures.
+pub fn policy_ref(kind: Kind, name: &Name) -> ResourceRef {
+    ResourceRef {
+        group: POLICY_GROUP.into(),
+        kind: kind.as_str().into(),
+        name: name.name.clone(),
+        namespace: name.namespace.clone(),
+        section: String::new(),
+        port: None,
+    }
+}

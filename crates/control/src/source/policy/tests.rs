@@ -1,0 +1,176 @@
+//! Our kinds as people write them.
+
+use mesh_model::Meta;
+use mesh_model::authz::{Action, AuthorizationRule, ClientMatch};
+use serde_json::{Value, json};
+
+use super::*;
+
+fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
+    let object = json!({
+        "apiVersion": VERSION,
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": "p", "namespace": "shop" },
+        "spec": spec,
+    });
+    let object = serde_path_to_error::deserialize(object)
+        .map_err(|error| format!("{}: {}", error.path(), error.inner()))?;
+    let (policy, findings) = authorization_policy(&object);
+    Ok((policy, findings.into_iter().map(|f| format!("{}: {}", f.field, f.message)).collect()))
+}
+
+fn good(spec: Value) -> AuthorizationPolicy {
+    let (policy, findings) = read(spec).unwrap();
+    assert_eq!(findings, [""; 0]);
+    policy
+}
+
+#[test]
+fn a_whole_policy() {
+    let policy = good(json!({
+        "targetRef": { "group": "core", "kind": "Service", "name": "finance", "port": 8080 },
+        "action": "Allow",
+        "from": [
+            { "serviceAccounts": ["portal", "bank/clerk"], "namespaces": ["ops"],
+              "identities": ["*.example"] },
+            { "unauthenticated": true,
+              "networks": ["10.0.0.0/8", { "cidr": "192.0.2.0/24", "except": ["192.0.2.1"] }] },
+            { "identities": ["*"] },
+        ],
+        "to": [
+            { "paths": ["/v1/*", "/%76ersion"], "methods": ["GET", "head"],
+              "headers": [{ "name": "X-Beta", "value": "yes" }] },
+            { "grpc": [{ "service": "shop.v1.Ledger", "methods": ["Get", "List"] },
+                       { "service": "shop.v1.Stock" }] },
+        ],
+    }));
+    assert_eq!(policy.name.to_string(), "shop/p");
+    let port = Some(PortRef::Number(8080));
+    assert_eq!(policy.target, PolicyTarget::Service { name: "finance".into(), port });
+    let rule = AuthorizationRule {
+        meta: Meta::Default("p".into()),
+        action: policy.action,
+        route: None,
+        from: policy.from,
+        to: policy.to,
+    };
+    let suffix = "serviceaccount.identity.mesh-system.cluster.local";
+    assert_eq!(
+        rule.describe_from(),
+        format!(
+            "*.example, portal.shop.{suffix}, clerk.bank.{suffix}, *.ops.{suffix}; \
+             unauthenticated in 10.0.0.0/8, 192.0.2.0/24 without 192.0.2.1/32; authenticated"
+        )
+    );
+    assert_eq!(
+        rule.describe_to(),
+        "GET,HEAD /v1/*,/version x-beta=yes; \
+         /shop.v1.Ledger/Get,/shop.v1.Ledger/List,/shop.v1.Stock/*"
+    );
+}
+
+#[test]
+fn what_is_left_out_means_all() {
+    let policy = good(json!({}));
+    assert_eq!((policy.action, policy.target), (Action::Allow, PolicyTarget::Namespace));
+    assert!(policy.from.is_empty() && policy.to.is_empty());
+    let networks = good(json!({ "from": [{ "networks": ["10.0.0.1"] }] }));
+    assert_eq!(networks.from[0].client, ClientMatch::Anyone);
+}
+
+#[test]
+fn every_kind_of_target() {
+    let target = |target: Value| good(json!({ "targetRef": target })).target;
+    let of = |kind: &str| target(json!({ "kind": kind, "name": "x" }));
+    for kind in ["Deployment", "StatefulSet", "DaemonSet", "Job"] {
+        let PolicyTarget::Workload { kind: found, name, port: None } = of(kind) else { panic!() };
+        assert_eq!((found.as_str(), name.as_str()), (kind, "x"));
+    }
+    assert!(matches!(of("HTTPRoute"), PolicyTarget::Route { kind: Kind::HttpRoute, .. }));
+    assert!(matches!(of("GRPCRoute"), PolicyTarget::Route { kind: Kind::GrpcRoute, .. }));
+    assert_eq!(target(json!({ "kind": "Namespace", "name": "shop" })), PolicyTarget::Namespace);
+    let pods =
+        json!({ "kind": "Pod", "selector": { "matchLabels": { "a": "b" } }, "port": "http" });
+    let PolicyTarget::Pods { labels, port } = target(pods) else { panic!() };
+    assert_eq!((labels["a"].as_str(), port), ("b", Some(PortRef::Name("http".into()))));
+}
+
+#[test]
+fn mistakes_name_their_field() {
+    for (spec, expected) in [
+        (json!({ "from": [] }), "spec.from: is empty; leave it out to mean everybody"),
+        (json!({ "to": [] }), "spec.to: is empty; leave it out to mean everything"),
+        (json!({ "from": [{}] }), "spec.from[0]: names nobody"),
+        (json!({ "to": [{}] }), "spec.to[0]: names no request"),
+        (json!({ "from": [{ "networks": ["10/8"] }] }), "spec.from[0].networks[0]: `10/8` is"),
+        (json!({ "from": [{ "serviceAccounts": ["a/b/c"] }] }), "spec.from[0].serviceAccounts[0]"),
+        (json!({ "from": [{ "namespaces": ["*.shop"] }] }), "spec.from[0].namespaces[0]"),
+        (json!({ "from": [{ "identities": ["a*"] }] }), "spec.from[0].identities[0]"),
+        (json!({ "from": [{ "unauthenticated": true, "namespaces": ["a"] }] }), "spec.from[0]: "),
+        (json!({ "from": [{ "authenticated": true, "identities": ["a"] }] }), "spec.from[0]: "),
+        (json!({ "to": [{ "paths": ["/a/../b"] }] }), "spec.to[0].paths[0]: `/a/../b`: no path"),
+        (json!({ "to": [{ "paths": ["/a*"] }] }), "spec.to[0].paths[0]"),
+        (json!({ "to": [{ "methods": ["G T"] }] }), "spec.to[0].methods[0]"),
+        (
+            json!({ "to": [{ "headers": [{ "name": "a b", "value": "" }] }] }),
+            "spec.to[0].headers[0].name",
+        ),
+        (json!({ "to": [{ "grpc": [{ "service": "a/b" }] }] }), "spec.to[0].grpc[0]"),
+        (
+            json!({ "to": [{ "grpc": [{ "service": "a", "methods": ["*"] }] }] }),
+            "spec.to[0].grpc[0]",
+        ),
+        (json!({ "targetRef": { "kind": "Gateway", "name": "x" } }), "spec.targetRef.kind"),
+        (json!({ "targetRef": { "kind": "Service" } }), "spec.targetRef.name"),
+        (json!({ "targetRef": { "kind": "Pod", "name": "x" } }), "spec.targetRef.selector"),
+        (json!({ "targetRef": { "kind": "Namespace", "name": "bank" } }), "spec.targetRef.name"),
+        (
+            json!({ "targetRef": { "kind": "Service", "name": "x", "port": 0 } }),
+            "spec.targetRef.port",
+        ),
+        (
+            json!({ "targetRef": { "kind": "HTTPRoute", "name": "x", "port": 1 } }),
+            "spec.targetRef.port",
+        ),
+        (
+            json!({ "targetRef": { "group": "apps", "kind": "Service", "name": "x" } }),
+            "spec.targetRef.group",
+        ),
+    ] {
+        let (_, findings) = read(spec.clone()).unwrap();
+        assert!(findings.iter().any(|f| f.starts_with(expected)), "{spec}: {findings:?}");
+    }
+}
+
+#[test]
+fn a_field_that_is_not_known_is_an_error() {
+    for spec in [
+        json!({ "form": [] }),
+        json!({ "from": [{ "notNamespaces": ["a"] }] }),
+        json!({ "to": [{ "path": "/" }] }),
+        json!({ "targetRef": { "kind": "Service", "name": "x", "namespace": "bank" } }),
+        json!({ "action": "Permit" }),
+        json!({ "from": [{ "networks": [{ "cidr": "10.0.0.0/8", "expect": [] }] }] }),
+    ] {
+        assert!(read(spec.clone()).is_err(), "{spec}");
+    }
+}
+
+#[test]
+fn a_server_policy_is_about_a_workload() {
+    let read = |kind: &str, access: &str| {
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "ServerPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": { "targetRef": { "kind": kind, "name": "x", "port": 80 }, "defaultAccess": access },
+        });
+        let (policy, findings) = server_policy(&serde_json::from_value(object).unwrap());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy.default_access, fields.join(" "))
+    };
+    let read_ok = (DefaultAccess::ClusterAuthenticated, String::new());
+    assert_eq!(read("Deployment", "cluster-authenticated"), read_ok);
+    assert_eq!(read("Service", "deny").1, "spec.targetRef.kind");
+    assert_eq!(read("Deployment", "open"), (DefaultAccess::Deny, "spec.defaultAccess".into()));
+}
