@@ -6,8 +6,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use mesh_tls::{Id, TrustBundle};
 
 use crate::telemetry::{AccessLogFormat, LogFormat, OtlpEndpoint, SampleShare};
 
@@ -23,6 +26,8 @@ pub struct Config {
     pub control_addr: Option<SocketAddr>,
     pub outbound: OutboundConfig,
     pub inbound: InboundConfig,
+    /// Who this proxy is; `None` takes no part in mTLS.
+    pub identity: Option<IdentityConfig>,
     /// Stats and tap.
     pub control_listen: SocketAddr,
     pub admin_addr: SocketAddr,
@@ -70,6 +75,16 @@ pub struct InboundPort {
     pub listen: SocketAddr,
     /// Tried in order while connections are refused.
     pub forward: Vec<SocketAddr>,
+}
+
+/// What a proxy needs to get a certificate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct IdentityConfig {
+    pub id: Id,
+    /// Proves to the control plane who asks; read anew for each certificate.
+    pub token_file: PathBuf,
+    /// The roots to begin with; the control plane tells of changes.
+    pub trust_bundle: TrustBundle,
 }
 
 /// Bounds on what peers can make the proxy hold.
@@ -161,6 +176,7 @@ impl Config {
                 addr: vars.or("INBOUND_ADDR", (Ipv4Addr::UNSPECIFIED, 4143).into()),
                 ports: vars.list("INBOUND_PORTS"),
             },
+            identity: vars.identity(),
             control_listen: vars.or("CONTROL_LISTEN", (Ipv4Addr::LOCALHOST, 4190).into()),
             admin_addr: vars.or("ADMIN_ADDR", (Ipv4Addr::LOCALHOST, 4191).into()),
             bind_ip: vars.get("BIND_IP"),
@@ -256,6 +272,28 @@ impl Vars {
         let value = self.left.remove(name).unwrap_or_default();
         let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.filter_map(|item| self.parsed(name, item, item.parse())).collect()
+    }
+
+    /// The settings of an identity belong together.
+    fn identity(&mut self) -> Option<IdentityConfig> {
+        let id = self.get("IDENTITY_NAME");
+        let token_file = self.get::<PathBuf>("IDENTITY_TOKEN_FILE");
+        let bundle_file = self.get::<PathBuf>("IDENTITY_TRUST_BUNDLE_FILE");
+        let given = [id.is_some(), token_file.is_some(), bundle_file.is_some()];
+        if given == [false; 3] {
+            return None;
+        }
+        let (Some(id), Some(token_file), Some(bundle_file)) = (id, token_file, bundle_file) else {
+            let together = ["NAME", "TOKEN_FILE", "TRUST_BUNDLE_FILE"];
+            let together = together.map(|name| format!("{PREFIX}IDENTITY_{name}")).join(", ");
+            self.errors.push(format!("{together}: all of them are needed, or none"));
+            return None;
+        };
+        let name = "IDENTITY_TRUST_BUNDLE_FILE";
+        let shown = bundle_file.display().to_string();
+        let pem = self.parsed(name, &shown, std::fs::read_to_string(&bundle_file))?;
+        let trust_bundle = self.parsed(name, &shown, TrustBundle::from_pem(&pem))?;
+        Some(IdentityConfig { id, token_file, trust_bundle })
     }
 
     fn parsed<T, E: fmt::Display>(

@@ -1,4 +1,5 @@
-//! Opening TCP connections, with a time limit and a name for each way it can fail.
+//! Opening connections, secured where the other side is of the mesh, with a time limit and a name for
+//! each way it can fail.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,11 +7,14 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use mesh_model::Reason;
+use mesh_model::endpoint::TlsIdentity;
+use mesh_tls::{HandshakeError, TransportHeader};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tracing::Instrument;
 
+use crate::identity::Identity;
 use crate::io::Io;
 use crate::telemetry::TransportSeries;
 
@@ -22,6 +26,17 @@ pub(crate) struct Connect {
     pub(crate) bind_ip: Option<IpAddr>,
     pub(crate) timeout: Duration,
     pub(crate) transport: Arc<TransportSeries>,
+    /// With whom to shake hands; `None` stays in the clear.
+    pub(crate) secure: Option<Secure>,
+}
+
+/// The proxy at the other side, and this one.
+#[derive(Clone, Debug)]
+pub(crate) struct Secure {
+    pub(crate) peer: TlsIdentity,
+    pub(crate) ours: Identity,
+    /// Where the other proxy takes bytes with a transport header.
+    pub(crate) direct_port: Option<u16>,
 }
 
 /// No connection came about; nothing was sent.
@@ -42,8 +57,8 @@ impl Connect {
         let mut tried = self.addrs.iter();
         let mut addr = *tried.next().expect("an address to connect to");
         loop {
-            match self.open_one(addr).await {
-                Ok(tcp) => return Ok(Io::new(tcp, Bytes::new(), self.transport.open())),
+            match self.open_one(addr, None).await {
+                Ok(io) => return Ok(io),
                 Err(error) => match tried.next() {
                     Some(next) if error.reason == Reason::ConnectRefused => addr = *next,
                     _ => return Err(error),
@@ -52,21 +67,75 @@ impl Connect {
         }
     }
 
-    async fn open_one(&self, addr: SocketAddr) -> Result<TcpStream, ConnectError> {
+    /// The same for a connection that carries bytes of no known protocol: the other proxy is told the
+    /// port and need not find out what they are.
+    ///
+    /// # Errors
+    /// Of the last address tried.
+    pub(crate) async fn open_bytes(&self) -> Result<Io, ConnectError> {
+        let direct_port = self.secure.as_ref().and_then(|secure| secure.direct_port);
+        let Some(direct_port) = direct_port else { return self.open().await };
+        let addr = self.addrs[0];
+        let header = TransportHeader { port: addr.port(), name: String::new(), protocol: None };
+        self.open_one(SocketAddr::new(addr.ip(), direct_port), Some(header)).await
+    }
+
+    async fn open_one(
+        &self,
+        addr: SocketAddr,
+        header: Option<TransportHeader>,
+    ) -> Result<Io, ConnectError> {
         let failed = |reason, source| ConnectError { addr, reason, source };
-        let connect =
-            connect(addr, self.bind_ip).instrument(tracing::debug_span!("connect", %addr));
-        match tokio::time::timeout(self.timeout, connect).await {
-            Ok(Ok(tcp)) => Ok(tcp),
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                Err(failed(Reason::ConnectRefused, error))
+        let opening = async {
+            let span = tracing::debug_span!("connect", %addr);
+            let tcp = connect(addr, self.bind_ip).instrument(span).await.map_err(|error| {
+                let refused = error.kind() == io::ErrorKind::ConnectionRefused;
+                let reason = if refused { Reason::ConnectRefused } else { Reason::ConnectFailed };
+                failed(reason, error)
+            })?;
+            let io = Io::new(tcp, self.transport.open());
+            match &self.secure {
+                None => Ok(io),
+                Some(secure) => {
+                    let secured = secure.shake(io, header);
+                    let secured = secured.instrument(tracing::debug_span!("connect.tls")).await;
+                    secured.map_err(|(reason, error)| failed(reason, error))
+                }
             }
-            Ok(Err(error)) => Err(failed(Reason::ConnectFailed, error)),
-            Err(_) => {
-                let after = format!("no answer within {:?}", self.timeout);
-                Err(failed(Reason::ConnectTimeout, io::Error::new(io::ErrorKind::TimedOut, after)))
-            }
+        };
+        tokio::time::timeout(self.timeout, opening).await.unwrap_or_else(|_| {
+            let after = format!("no answer within {:?}", self.timeout);
+            Err(failed(Reason::ConnectTimeout, io::Error::new(io::ErrorKind::TimedOut, after)))
+        })
+    }
+}
+
+impl Secure {
+    async fn shake(
+        &self,
+        io: Io,
+        header: Option<TransportHeader>,
+    ) -> Result<Io, (Reason, io::Error)> {
+        let Some(credentials) = self.ours.credentials() else {
+            let error = io::Error::other("this proxy has no certificate yet");
+            return Err((Reason::IdentityPending, error));
+        };
+        let TlsIdentity { id, server_name } = &self.peer;
+        let shaking = mesh_tls::connect(&credentials, io, id, server_name, header.is_some());
+        let tls = shaking.await.map_err(|error| {
+            let reason = match &error {
+                HandshakeError::Identity { .. } => Reason::IdentityMismatch,
+                _ => Reason::TlsFailed,
+            };
+            (reason, io::Error::other(error))
+        })?;
+        let mut io = Io::secured(tls);
+        if let Some(header) = header {
+            let sent = io.write_all(&header.encode()).await;
+            sent.map_err(|error| (Reason::TlsFailed, error))?;
+            io.flush().await.map_err(|error| (Reason::TlsFailed, error))?;
         }
+        Ok(io)
     }
 }
 

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_model::Meta;
+use mesh_model::authz::{AuthorizationRule, PortAuthz, Probe};
 use mesh_model::inbound::{
     Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
     ServerProtocol,
@@ -55,6 +56,26 @@ pub(crate) fn server_policy(policy: &ServerPolicy) -> Value {
     let all: Vec<Value> = policy.authorizations.iter().map(authorization).collect();
     described["authorizations"] = all.into();
     described
+}
+
+/// Who may use a port of the workload.
+pub(crate) fn port_authz(authz: &PortAuthz) -> Value {
+    let rule = |rule: &AuthorizationRule| {
+        object([
+            ("name", name(&rule.meta)),
+            ("action", json!(rule.action.as_str())),
+            ("route", json!(rule.route.as_ref().map(ToString::to_string))),
+            ("from", list(&rule.from, |source| source.to_string().into())),
+            ("to", list(&rule.to, |operation| operation.to_string().into())),
+        ])
+    };
+    let probe = |probe: &Probe| format!("{} {}", probe.method, probe.path).into();
+    object([
+        ("rules", list(&authz.rules, rule)),
+        ("default", json!(authz.default.access.as_str())),
+        ("default_by", name(&authz.default.meta)),
+        ("probes", list(&authz.probes, probe)),
+    ])
 }
 
 /// What the control plane says about a target of the application.

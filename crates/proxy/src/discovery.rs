@@ -6,6 +6,7 @@
 //! run on the control runtime, so they never take the data path's time.
 
 mod follow;
+mod ports;
 mod targets;
 
 use std::collections::HashMap;
@@ -15,7 +16,6 @@ use std::sync::Arc;
 use mesh_api::BackendExtension;
 use mesh_api::client::ControlClient;
 use mesh_model::endpoint::Endpoint;
-use mesh_model::inbound::ServerPolicy;
 use mesh_model::{Destination, OutboundPolicy, Reason, ResourceRef, Target};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -23,6 +23,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
+pub(crate) use self::ports::PortRules;
 use crate::telemetry::Telemetry;
 
 /// What is known of a target. `None` until the control plane (or DNS) has answered once.
@@ -54,7 +55,7 @@ struct Inner {
     follower: Follower,
     targets: Watches<Target, Resolution>,
     endpoints: Watches<String, EndpointSet>,
-    ports: Watches<u16, Option<Arc<ServerPolicy>>>,
+    ports: Watches<u16, Option<Arc<PortRules>>>,
     extensions: Watches<ResourceRef, BackendExtension>,
 }
 
@@ -105,6 +106,7 @@ impl Discovery {
                     || client.watch_destination(&path),
                     |event| match event {
                         Followed::Opened => fresh = true,
+                        Followed::Unimplemented => {}
                         Followed::Update(update) => {
                             let reset = std::mem::take(&mut fresh);
                             tx.send_if_modified(|set| apply(set, update, reset));
@@ -121,21 +123,13 @@ impl Discovery {
         )
     }
 
-    /// The policy of one of the workload's own ports.
-    pub(crate) fn port(&self, port: u16) -> watch::Receiver<Option<Arc<ServerPolicy>>> {
+    /// The policy of one of the workload's own ports, and who may use it. Nothing until both are
+    /// known.
+    pub(crate) fn port(&self, port: u16) -> watch::Receiver<Option<Arc<PortRules>>> {
         let this = self.clone();
         self.inner.ports.get(&port, &self.inner.runtime, move |port, tx| async move {
             let Some(client) = &this.inner.client else { return };
-            let follow = this.inner.follower.follow(
-                "inbound",
-                || client.watch_port(port),
-                |event| {
-                    if let Followed::Update(policy) = event {
-                        tx.send_replace(Some(Arc::new(policy)));
-                    }
-                },
-            );
-            tokio::select! { () = follow => {}, () = tx.closed() => {} }
+            ports::follow(&this.inner.follower, client, port, tx).await;
         })
     }
 

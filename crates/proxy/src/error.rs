@@ -74,6 +74,7 @@ impl Failure {
             | Reason::QueueFull
             | Reason::DiscoveryTimeout
             | Reason::FaultInjected
+            | Reason::IdentityPending
             | Reason::Draining
             | Reason::Internal => Fault::Proxy,
             _ => Fault::Upstream,
@@ -92,6 +93,8 @@ impl Failure {
             Reason::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Reason::ConnectRefused
             | Reason::ConnectFailed
+            | Reason::TlsFailed
+            | Reason::IdentityMismatch
             | Reason::ConnectionClosed
             | Reason::StreamReset
             | Reason::ProtocolError
@@ -101,6 +104,7 @@ impl Failure {
             | Reason::QueueFull
             | Reason::NoBackend
             | Reason::FaultInjected
+            | Reason::IdentityPending
             | Reason::Draining => StatusCode::SERVICE_UNAVAILABLE,
             Reason::NoEndpoints
             | Reason::AllEjected

@@ -209,6 +209,7 @@ impl Exchange {
     /// it, if there was one, was given up.
     pub(crate) fn balanced(&self, endpoint: SocketAddr, series: Arc<Series>) {
         self.attempts.fetch_add(1, Relaxed);
+        series.request();
         // A try of which nothing is heard is one that took too long.
         let (status, grpc_status, reason) = (0, None, Some(Reason::TryTimeout));
         let tried = Tried { started: Instant::now(), status, grpc_status, reason };
@@ -289,9 +290,14 @@ impl Exchange {
             (decided.series.take(), decided.span.take(), decided)
         };
         let total = self.started.elapsed();
+        let identity = self.head.as_ref().and(series.as_ref());
+        let identity = identity.and_then(|s| s.key().identity.as_deref().map(str::to_owned));
         if let Some(success) = ended.success {
-            let series = series.unwrap_or_else(|| self.endpointless(&decided));
-            series.request();
+            let series = series.unwrap_or_else(|| {
+                let series = self.endpointless(&decided);
+                series.request();
+                series
+            });
             series.response(&Finished {
                 status: ended.status,
                 grpc_status: ended.grpc_status,
@@ -309,7 +315,8 @@ impl Exchange {
             tracer.finish(*span, &self.span_end(&decided, ended, total));
         }
         if let Some(head) = &self.head {
-            let record = self.record(head, &decided, ended, total);
+            let mut record = self.record(head, &decided, ended, total);
+            record.tls = identity;
             drop(decided);
             let Recorder { telemetry, access_log, .. } = &*self.recorder;
             access_log.write(&record);
@@ -335,6 +342,7 @@ impl Exchange {
                 parent: route.map(|r| Arc::clone(&r.parent_text)).unwrap_or_default(),
                 route: route.map(|r| Arc::clone(&r.route_text)).unwrap_or_default(),
                 backend: backend.map(|b| Arc::clone(&b.text)).unwrap_or_default(),
+                identity: None,
             },
             labels: HttpLabels {
                 parent: route.map(|r| r.parent.clone()),

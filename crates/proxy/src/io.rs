@@ -1,4 +1,4 @@
-//! A client connection whose first bytes may have been read already.
+//! A connection, in the clear or secured, whose first bytes may have been read already.
 
 use std::io;
 use std::pin::Pin;
@@ -8,23 +8,34 @@ use std::task::{Context, Poll};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 
 use crate::http::activity::Activity;
 use crate::telemetry::Transport;
 
-/// A TCP connection: bytes read ahead are read again first, all bytes are counted, and that they
-/// come and go is noted for the sweep of slow clients.
+/// A connection: bytes read ahead are read again first, all bytes are counted, and that they come and
+/// go is noted for the sweep of slow clients.
 #[derive(Debug)]
 pub(crate) struct Io {
-    tcp: TcpStream,
+    stream: Stream,
     ahead: Bytes,
-    transport: Transport,
     activity: Option<Arc<Activity>>,
 }
 
+#[derive(Debug)]
+enum Stream {
+    Tcp(TcpStream, Transport),
+    /// The connection inside counts the bytes that are really sent.
+    Tls(Box<TlsStream<Io>>),
+}
+
 impl Io {
-    pub(crate) fn new(tcp: TcpStream, ahead: Bytes, transport: Transport) -> Self {
-        Self { tcp, ahead, transport, activity: None }
+    pub(crate) fn new(tcp: TcpStream, transport: Transport) -> Self {
+        Self { stream: Stream::Tcp(tcp, transport), ahead: Bytes::new(), activity: None }
+    }
+
+    pub(crate) fn secured(tls: TlsStream<Io>) -> Self {
+        Self { stream: Stream::Tls(Box::new(tls)), ahead: Bytes::new(), activity: None }
     }
 
     /// Puts bytes back to be read again, before those that still are.
@@ -62,16 +73,21 @@ impl AsyncRead for Io {
             return Poll::Ready(Ok(()));
         }
         let before = buf.filled().len();
-        let polled = Pin::new(&mut self.tcp).poll_read(cx, buf);
+        let polled = match &mut self.stream {
+            Stream::Tcp(tcp, _) => Pin::new(tcp).poll_read(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
+        };
         match &polled {
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().len() - before;
-                self.transport.read(read as u64);
+                if let Stream::Tcp(_, transport) = &mut self.stream {
+                    transport.read(read as u64);
+                }
                 if let Some(activity) = self.activity.as_ref().filter(|_| read > 0) {
                     activity.received();
                 }
             }
-            Poll::Ready(Err(error)) => self.transport.failed(error),
+            Poll::Ready(Err(error)) => self.failed(error),
             Poll::Pending => {}
         }
         polled
@@ -84,7 +100,10 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.tcp).poll_write(cx, buf);
+        let polled = match &mut self.stream {
+            Stream::Tcp(tcp, _) => Pin::new(tcp).poll_write(cx, buf),
+            Stream::Tls(tls) => Pin::new(tls).poll_write(cx, buf),
+        };
         self.wrote(polled)
     }
 
@@ -93,20 +112,32 @@ impl AsyncWrite for Io {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let polled = Pin::new(&mut self.tcp).poll_write_vectored(cx, bufs);
+        let polled = match &mut self.stream {
+            Stream::Tcp(tcp, _) => Pin::new(tcp).poll_write_vectored(cx, bufs),
+            Stream::Tls(tls) => Pin::new(tls).poll_write_vectored(cx, bufs),
+        };
         self.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        match &self.stream {
+            Stream::Tcp(tcp, _) => tcp.is_write_vectored(),
+            Stream::Tls(tls) => tls.is_write_vectored(),
+        }
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        match &mut self.stream {
+            Stream::Tcp(tcp, _) => Pin::new(tcp).poll_flush(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_flush(cx),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        match &mut self.stream {
+            Stream::Tcp(tcp, _) => Pin::new(tcp).poll_shutdown(cx),
+            Stream::Tls(tls) => Pin::new(tls).poll_shutdown(cx),
+        }
     }
 }
 
@@ -114,14 +145,22 @@ impl Io {
     fn wrote(&mut self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         match &polled {
             Poll::Ready(Ok(written)) => {
-                self.transport.wrote(*written as u64);
+                if let Stream::Tcp(_, transport) = &mut self.stream {
+                    transport.wrote(*written as u64);
+                }
                 if let Some(activity) = &self.activity {
                     activity.sent();
                 }
             }
-            Poll::Ready(Err(error)) => self.transport.failed(error),
+            Poll::Ready(Err(error)) => self.failed(error),
             Poll::Pending => {}
         }
         polled
+    }
+
+    fn failed(&mut self, error: &io::Error) {
+        if let Stream::Tcp(_, transport) = &mut self.stream {
+            transport.failed(error);
+        }
     }
 }

@@ -15,6 +15,7 @@ mod discovery;
 mod error;
 mod exchange;
 mod http;
+mod identity;
 mod inbound;
 mod io;
 #[cfg(test)]

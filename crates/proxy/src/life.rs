@@ -19,6 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use crate::config::Config;
 use crate::discovery::Discovery;
 use crate::exchange::Recorder;
+use crate::identity::Identity;
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
 use crate::worker::Worker;
 
@@ -157,7 +158,8 @@ async fn one_request() -> Vec<Seen> {
     let discovery = Discovery::new(None, runtime, Arc::clone(&telemetry));
     let recorder = Arc::new(Recorder { telemetry, access_log: AccessLog::default(), tracer: None });
     let drain = CancellationToken::new();
-    let worker = Worker::bind(&config, &discovery, &recorder, &drain).unwrap();
+    let worker =
+        Worker::bind(&config, &discovery, &recorder, &Identity::default(), &drain).unwrap();
     let worker = tokio::spawn(worker.run());
 
     let stream = TcpStream::connect(upstream).await.unwrap();

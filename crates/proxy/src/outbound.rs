@@ -38,6 +38,7 @@ use crate::exchange::{Exchange, Recorder};
 use crate::http::forward;
 use crate::http::server::{Server, Version};
 use crate::http::upgrade::Upgrade;
+use crate::identity::Identity;
 use crate::io::Io;
 use crate::telemetry::Detected as DetectedLabel;
 
@@ -73,10 +74,15 @@ impl Outbound {
         config: &Arc<Config>,
         discovery: &Discovery,
         recorder: &Arc<Recorder>,
+        identity: &Identity,
         server: &Arc<Server>,
     ) -> Arc<Self> {
-        let backends =
-            Arc::new(Backends::new(Arc::clone(config), discovery.clone(), Arc::clone(recorder)));
+        let backends = Arc::new(Backends::new(
+            Arc::clone(config),
+            discovery.clone(),
+            Arc::clone(recorder),
+            identity.clone(),
+        ));
         Arc::new(Self {
             limit: ConcurrencyLimit::new(config.limits.max_in_flight),
             targets: Targets::new(
@@ -298,7 +304,7 @@ impl Outbound {
         if let Some(upgrade) = upgrade
             && response.status() == StatusCode::SWITCHING_PROTOCOLS
         {
-            upgrade.join(&mut response, &self.server);
+            upgrade.join(&mut response, &self.server, std::future::pending());
         }
         response
     }

@@ -34,8 +34,28 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
+    relay_until(a, b, std::future::pending()).await
+}
+
+/// As [`relay`], but no longer than `stop` takes.
+///
+/// # Errors
+/// As [`relay`]; `ConnectionAborted` when it was stopped.
+pub(crate) async fn relay_until<A, B>(
+    a: &mut A,
+    b: &mut B,
+    stop: impl Future<Output = ()>,
+) -> (Relayed, io::Result<()>)
+where
+    A: AsyncRead + AsyncWrite + Unpin,
+    B: AsyncRead + AsyncWrite + Unpin,
+{
     let (mut there, mut back) = (OneWay::default(), OneWay::default());
+    let mut stop = std::pin::pin!(stop);
     let result = poll_fn(|cx| {
+        if stop.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let there = there.poll(cx, a, b)?;
         let back = back.poll(cx, b, a)?;
         if there.is_ready() && back.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
@@ -138,6 +158,23 @@ impl OneWay {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    #[tokio::test]
+    async fn what_is_stopped_has_been_counted() {
+        let (mut client, mut a) = duplex(16);
+        let (mut b, mut server) = duplex(16);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let relaying = tokio::spawn(async move {
+            relay_until(&mut a, &mut b, async { drop(stopped.await) }).await
+        });
+        client.write_all(b"question").await.unwrap();
+        server.read_exact(&mut [0; 8]).await.unwrap();
+        stop.send(()).unwrap();
+        let (relayed, result) = relaying.await.unwrap();
+        assert_eq!(relayed, Relayed { a_to_b: 8, b_to_a: 0 });
+        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
+        assert_eq!(client.read(&mut [0; 8]).await.unwrap(), 0, "both ends see it");
+    }
 
     #[tokio::test]
     async fn each_direction_ends_by_itself() {

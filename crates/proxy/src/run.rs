@@ -21,6 +21,7 @@ use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
 use crate::http::server::Server;
+use crate::identity::Identity;
 use crate::inbound::Inbound;
 use crate::listen;
 use crate::outbound::Outbound;
@@ -78,6 +79,13 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         ControlClient::new(ControlClient::lazy_channel(addr), workload)
     });
     let handle = tokio::runtime::Handle::current();
+    let identity = match (&config.identity, &client) {
+        (Some(config), Some(client)) => {
+            Identity::start(config, client.clone(), telemetry.identity.clone())
+        }
+        (Some(_), None) => return Err("an identity needs a control plane to certify it".into()),
+        (None, _) => Identity::default(),
+    };
     let discovery = Discovery::new(client, handle, Arc::clone(&telemetry));
     let (tracer, exporter) = Tracer::start(&config, &telemetry)?.unzip();
     let recorder = Arc::new(Recorder {
@@ -90,7 +98,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     let admin = listen::bind("admin", config.admin_addr, false)?;
     let control = listen::bind("control", config.control_listen, false)?;
     let workers: Vec<_> = (0..config.threads)
-        .map(|_| Worker::bind(&config, &discovery, &recorder, &drain))
+        .map(|_| Worker::bind(&config, &discovery, &recorder, &identity, &drain))
         .collect::<Result<_, _>>()?;
     let halves = Arc::new(Halves {
         outbound: workers.iter().map(|w| Arc::clone(w.outbound())).collect(),
@@ -103,7 +111,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         backends.map(|backend| backend.view()).collect()
     });
     let (ready, is_ready) = watch::channel(Readiness::NotReady("starting".into()));
-    let describe = describe(&config, &halves, discovery.streams(), &is_ready);
+    let describe = describe(&config, &halves, discovery.streams(), &identity, &is_ready);
     let (shutdown, mut asked) = mpsc::channel(1);
     let state = AdminState {
         ready: is_ready,
@@ -118,7 +126,13 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     let control = TcpListener::from_std(control)?;
     tokio::spawn(control_port::serve(control, telemetry, describe, ports.clone()));
     let mut ended = start(workers)?;
-    tokio::spawn(tell_ready(discovery.clone(), Arc::clone(&config), ready.clone(), drain.clone()));
+    tokio::spawn(tell_ready(
+        discovery.clone(),
+        identity,
+        Arc::clone(&config),
+        ready.clone(),
+        drain.clone(),
+    ));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), pod = %config.pod_name,
         namespace = %config.pod_namespace, threads = config.threads, "started");
 
@@ -173,9 +187,10 @@ fn start(workers: Vec<Worker>) -> std::io::Result<mpsc::Receiver<()>> {
     Ok(ended)
 }
 
-/// A proxy is ready once the control plane has answered it; without one, at once.
+/// A proxy is ready once the control plane has answered it and certified it; without one, at once.
 async fn tell_ready(
     discovery: Discovery,
+    identity: Identity,
     config: Arc<Config>,
     ready: watch::Sender<Readiness>,
     drain: CancellationToken,
@@ -190,6 +205,11 @@ async fn tell_ready(
             _ = answered.wait_for(|answered| *answered) => {}
             () = drain.cancelled() => return,
         }
+        ready.send_replace(Readiness::NotReady("waiting for a certificate".into()));
+        tokio::select! {
+            () = identity.certified() => {}
+            () = drain.cancelled() => return,
+        }
     }
     if !drain.is_cancelled() {
         ready.send_replace(Readiness::Ready);
@@ -201,11 +221,12 @@ fn describe(
     config: &Arc<Config>,
     halves: &Arc<Halves>,
     streams: &Streams,
+    identity: &Identity,
     ready: &watch::Receiver<Readiness>,
 ) -> Arc<dyn Fn() -> Value + Send + Sync> {
     let started = Instant::now();
     let (config, halves) = (Arc::clone(config), Arc::clone(halves));
-    let (streams, ready) = (streams.clone(), ready.clone());
+    let (streams, identity, ready) = (streams.clone(), identity.clone(), ready.clone());
     Arc::new(move || {
         let backends = halves.outbound.iter().flat_map(|outbound| outbound.backends());
         let open: usize = halves.servers.iter().map(|server| server.open()).sum();
@@ -223,6 +244,7 @@ fn describe(
                 "streams_wanted": streams.wanted(),
                 "config_rejected": streams.rejected(),
             },
+            "identity": identity.describe(),
             "outbound": {
                 "targets": halves.outbound.iter().flat_map(|o| o.describe()).collect::<Vec<_>>(),
                 "backends": backends.map(|backend| backend.describe()).collect::<Vec<_>>(),

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use mesh_model::Direction;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -16,6 +15,7 @@ use crate::discovery::Discovery;
 use crate::exchange::Recorder;
 use crate::http::activity::Sweeper;
 use crate::http::server::Server;
+use crate::identity::Identity;
 use crate::inbound::Inbound;
 use crate::io::Io;
 use crate::listen::{self, ListenError, Open};
@@ -70,6 +70,7 @@ impl Worker {
         config: &Arc<Config>,
         discovery: &Discovery,
         recorder: &Arc<Recorder>,
+        identity: &Identity,
         drain: &CancellationToken,
     ) -> Result<Self, ListenError> {
         let sweeper = Sweeper::new(config.limits.header_timeout);
@@ -77,8 +78,8 @@ impl Worker {
         let server = Arc::new(server);
         Ok(Self {
             listeners: Listeners::bind(config)?,
-            outbound: Outbound::new(config, discovery, recorder, &server),
-            inbound: Inbound::new(config, discovery, recorder, &server),
+            outbound: Outbound::new(config, discovery, recorder, identity, &server),
+            inbound: Inbound::new(config, discovery, recorder, identity, &server),
             config: Arc::clone(config),
             recorder: Arc::clone(recorder),
             server,
@@ -118,10 +119,15 @@ impl Worker {
         }
         let this = Arc::clone(&inbound);
         accepting.start(listeners.inbound, Direction::Inbound, move |stream| {
-            // A connection that was not redirected is for nobody here.
-            let local = listen::original_dst(stream)?;
-            let (inbound, port) = (Arc::clone(&this), this.port(local, &[]));
-            Some(move |client, io| inbound.connection(client, io, port))
+            let local = stream.local_addr().ok()?;
+            let inbound = Arc::clone(&this);
+            let to = listen::original_dst(stream);
+            let port = to.map(|to| this.port(to, &[]));
+            Some(async move |client, io| match port {
+                Some(port) => inbound.connection(client, io, port).await,
+                // It was not redirected: it is for this proxy, which has to be told where it goes.
+                None => inbound.direct(client, io, local.ip()).await,
+            })
         })?;
         for (port, listener) in listeners.ports {
             let this = Arc::clone(&inbound);
@@ -175,7 +181,7 @@ impl Accepting {
             let drain = server.drain().clone();
             let serve = |stream: TcpStream, client, open: Open| {
                 let Some(serve) = route(&stream) else { return };
-                let io = Io::new(stream, Bytes::new(), transport.open());
+                let io = Io::new(stream, transport.open());
                 let serving = serve(client, io);
                 server.spawn(async move {
                     serving.await;

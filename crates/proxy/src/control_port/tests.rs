@@ -79,6 +79,7 @@ async fn figures_arrive_as_they_were_counted() {
         parent: "Service/shop/tax:8080".into(),
         route: "default/http".into(),
         backend: "Service/shop/tax:8080".into(),
+        identity: None,
     };
     let spec = SeriesSpec { key: key.clone(), labels: HttpLabels::default() };
     let series = served.telemetry.stats.series(spec);

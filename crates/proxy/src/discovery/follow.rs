@@ -20,6 +20,8 @@ pub(super) enum Followed<T> {
     Update(T),
     /// The control plane answered that there is nothing.
     Refused,
+    /// The control plane has no such extension.
+    Unimplemented,
 }
 
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -118,6 +120,7 @@ impl Follower {
                 // No extensions; or somebody else answers in the control plane's place for a while.
                 Code::Unimplemented => {
                     self.answered();
+                    on(Followed::Unimplemented);
                     wanted = None;
                     backoff = MAX_BACKOFF;
                 }

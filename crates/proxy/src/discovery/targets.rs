@@ -35,7 +35,7 @@ pub(super) async fn follow(
         "outbound",
         || client.watch_outbound(target),
         |event| match event {
-            Followed::Opened => {}
+            Followed::Opened | Followed::Unimplemented => {}
             Followed::Update(policy) => {
                 refused.send_replace(false);
                 tx.send_replace(Some(Ok(Arc::new(policy))));
@@ -73,7 +73,7 @@ async fn follow_fallback(
         "profile",
         || client.watch_profile(target),
         |event| match event {
-            Followed::Opened => {}
+            Followed::Opened | Followed::Unimplemented => {}
             Followed::Update(update) => {
                 profiles.send_replace(Some(update));
             }

@@ -18,8 +18,13 @@ impl Upgrade {
     }
 
     /// Relays bytes between both sides once the response has been sent. The task ends with either
-    /// connection.
-    pub(crate) fn join(self, response: &mut Response, tasks: &Server) {
+    /// connection, or with `stop`.
+    pub(crate) fn join(
+        self,
+        response: &mut Response,
+        tasks: &Server,
+        stop: impl Future<Output = ()> + Send + 'static,
+    ) {
         let server = hyper::upgrade::on(response);
         tasks.spawn(async move {
             let (client, server) = match tokio::try_join!(self.0, server) {
@@ -27,7 +32,7 @@ impl Upgrade {
                 Err(error) => return tracing::debug!(%error, "upgrade did not complete"),
             };
             let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
-            let copied = crate::relay::relay(&mut client, &mut server).await;
+            let copied = crate::relay::relay_until(&mut client, &mut server, stop).await;
             tracing::debug!(?copied, "upgraded connection ended");
         });
     }

@@ -1,5 +1,7 @@
 //! One port of the workload: its policy, who may use it, and the way to the application behind it.
 
+mod authorize;
+
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -7,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use mesh_layers::{BoxError, Request, Response};
-use mesh_model::endpoint::{Http2Params, Labels};
+use mesh_model::authz::HttpRequest;
+use mesh_model::endpoint::Http2Params;
 use mesh_model::inbound::{
     Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
     ServerProtocol,
@@ -22,41 +25,48 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use self::authorize::Attempt;
+pub(super) use self::authorize::Head;
+use super::Client;
 use super::rate_limit::RateLimiter;
 use crate::config::Config;
 use crate::connect::{Connect, ConnectError};
 use crate::describe;
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, PortRules};
 use crate::error::MeshError;
 use crate::exchange::{Exchange, Recorder, RouteInfo};
-use crate::http::client::Client;
+use crate::http::client::Client as HttpClient;
 use crate::http::{filters, forward};
 use crate::io::Io;
-use crate::telemetry::{AuthzCounters, AuthzLabels, HttpLabels, Peer, Series, SeriesSpec};
-use crate::telemetry::{Tls, TransportLabels};
+use crate::telemetry::{AuthzCounters, HttpLabels, Peer, Series, SeriesSpec, Tls, TransportLabels};
 
 /// A port.
 #[derive(Debug)]
 pub(crate) struct Port {
     local: SocketAddr,
-    client: Client,
+    /// Whether clients of the mesh are expected to prove who they are.
+    encrypts: bool,
+    app: HttpClient,
     recorder: Arc<Recorder>,
-    policy: watch::Receiver<Option<Arc<ServerPolicy>>>,
+    rules: watch::Receiver<Option<Arc<PortRules>>>,
     /// Used where there is no control plane.
-    fallback: Option<Arc<ServerPolicy>>,
+    fallback: Option<Arc<PortRules>>,
     wait: Duration,
     speaks_first: AtomicBool,
     state: Mutex<State>,
 }
 
 /// Series of one client, protocol and route.
-type Counted = (IpAddr, StatProtocol, Option<Meta>);
+type Counted = (IpAddr, Option<Arc<str>>, StatProtocol, Option<Meta>);
+
+/// Whether it was HTTP, what decided, the route, the client's identity.
+type Authorized = (bool, Meta, Option<Meta>, Option<Arc<str>>);
 
 #[derive(Debug, Default)]
 struct State {
     series: HashMap<Counted, Arc<Series>>,
     routes: HashMap<Meta, Arc<RouteInfo>>,
-    authz: HashMap<(bool, Meta, Option<Meta>), Arc<AuthzCounters>>,
+    authz: HashMap<Authorized, Arc<AuthzCounters>>,
     limiter: Option<Arc<RateLimiter>>,
 }
 
@@ -70,6 +80,7 @@ impl Port {
         config: &Config,
         discovery: &Discovery,
         recorder: &Arc<Recorder>,
+        encrypts: bool,
     ) -> Self {
         let labels = TransportLabels::new(Direction::Inbound, Peer::Dst, Some(local));
         let connect = Connect {
@@ -77,13 +88,15 @@ impl Port {
             bind_ip: None,
             timeout: config.limits.connect_timeout_inbound,
             transport: recorder.telemetry.transport.series(&labels),
+            secure: None,
         };
         Self {
             local,
-            client: Client::new(connect, Http2Params::default(), &config.limits),
+            encrypts,
+            app: HttpClient::new(connect, Http2Params::default(), &config.limits),
             recorder: Arc::clone(recorder),
-            policy: discovery.port(local.port()),
-            fallback: config.control_addr.is_none().then(|| Arc::new(open_policy())),
+            rules: discovery.port(local.port()),
+            fallback: config.control_addr.is_none().then(|| Arc::new(open_rules())),
             wait: config.limits.discovery_timeout,
             speaks_first: AtomicBool::new(false),
             state: Mutex::default(),
@@ -103,19 +116,19 @@ impl Port {
         self.speaks_first.store(true, Relaxed);
     }
 
-    /// The policy as of now; waits for the control plane's first word. Nobody gets in without one.
-    pub(super) async fn policy(&self) -> Result<Arc<ServerPolicy>, MeshError> {
-        let known = self.policy.borrow().clone().or_else(|| self.fallback.clone());
-        if let Some(policy) = known {
-            return Ok(policy);
+    /// The rules as of now; waits for the control plane's first word. Nobody gets in without one.
+    pub(super) async fn rules(&self) -> Result<Arc<PortRules>, MeshError> {
+        let known = self.rules.borrow().clone().or_else(|| self.fallback.clone());
+        if let Some(rules) = known {
+            return Ok(rules);
         }
-        let mut policy = self.policy.clone();
+        let mut rules = self.rules.clone();
         let span = tracing::debug_span!("inbound.discover");
-        let waited = tokio::time::timeout(self.wait, policy.wait_for(Option::is_some));
-        if let Ok(Ok(policy)) = waited.instrument(span).await
-            && let Some(policy) = &*policy
+        let waited = tokio::time::timeout(self.wait, rules.wait_for(Option::is_some));
+        if let Ok(Ok(rules)) = waited.instrument(span).await
+            && let Some(rules) = &*rules
         {
-            return Ok(Arc::clone(policy));
+            return Ok(Arc::clone(rules));
         }
         let message = format!(
             "the control plane has not said within {:?} who may use port {}",
@@ -125,23 +138,14 @@ impl Port {
         Err(MeshError::new(Reason::DiscoveryTimeout, message))
     }
 
-    /// Whether a connection carried as bytes may be made.
-    pub(super) fn authorize_connection(
-        &self,
-        policy: &ServerPolicy,
-        client: IpAddr,
-    ) -> Result<(), MeshError> {
-        self.permit(policy, &[], client, None, false)
-    }
-
     /// Whether a request may be made; the response, if the policy answers it itself.
     pub(super) fn authorize(
         &self,
-        policy: &ServerPolicy,
-        client: IpAddr,
+        rules: &PortRules,
+        client: &Client,
         request: &mut Request,
     ) -> Result<Option<Response>, MeshError> {
-        let (found, limit) = match &policy.protocol {
+        let (found, limit) = match &rules.policy.protocol {
             ServerProtocol::Detect { routes, limit, .. }
             | ServerProtocol::Http1 { routes, limit }
             | ServerProtocol::Http2 { routes, limit } => (find(routes, request)?, limit.as_ref()),
@@ -150,9 +154,14 @@ impl Port {
         };
         let route = found.as_ref().map(|found| found.route);
         let of_route = found.as_ref().map_or(&[][..], |found| &found.authorize.authorizations);
-        self.permit(policy, of_route, client, route, true)?;
+        let http = HttpRequest {
+            method: request.method(),
+            uri: request.uri(),
+            headers: request.headers(),
+        };
+        self.permit(rules, &Attempt { client, http: Some(http), route, of_route })?;
         if let Some(limit) = limit {
-            self.rate_limit(limit, policy, client)?;
+            self.rate_limit(limit, rules, client)?;
         }
         if let Some(exchange) = Exchange::of(request) {
             if let Some(route) = route {
@@ -167,33 +176,11 @@ impl Port {
         }
     }
 
-    /// Any authorisation of the port or of the route lets a client in.
-    fn permit(
-        &self,
-        policy: &ServerPolicy,
-        of_route: &[Authorization],
-        client: IpAddr,
-        route: Option<&Meta>,
-        http: bool,
-    ) -> Result<(), MeshError> {
-        let mut all = of_route.iter().chain(policy.authorizations.iter());
-        let permit = all.find(|authorization| permits(authorization, client));
-        let decided = permit.map_or_else(|| Meta::Default("deny".into()), |a| a.meta.clone());
-        let counters = self.authz(policy, http, decided, route);
-        if permit.is_some() {
-            counters.allow.inc();
-            return Ok(());
-        }
-        counters.deny.inc();
-        let message = format!("no policy of port {} lets {client} in", self.number());
-        Err(MeshError::new(Reason::Unauthorized, message))
-    }
-
     fn rate_limit(
         &self,
         limit: &RateLimit,
-        policy: &ServerPolicy,
-        client: IpAddr,
+        rules: &PortRules,
+        client: &Client,
     ) -> Result<(), MeshError> {
         let limiter = {
             let mut state = self.state.lock();
@@ -202,40 +189,22 @@ impl Port {
                 _ => Arc::clone(state.limiter.insert(Arc::new(RateLimiter::new(limit)))),
             }
         };
-        if limiter.admit(&client.to_string(), Instant::now()) {
+        let who = client.id.as_deref().map_or_else(|| client.addr.ip().to_string(), str::to_owned);
+        if limiter.admit(&who, Instant::now()) {
             return Ok(());
         }
-        self.authz(policy, true, limit.meta.clone(), None).rate_limited.inc();
+        self.counters(rules, true, limit.meta.clone(), None, client).rate_limited.inc();
         let message = format!("{} allows no more requests now", limit.meta);
         Err(MeshError::new(Reason::RateLimited, message))
     }
 
-    fn authz(
-        &self,
-        policy: &ServerPolicy,
-        http: bool,
-        decided: Meta,
-        route: Option<&Meta>,
-    ) -> Arc<AuthzCounters> {
-        let mut state = self.state.lock();
-        let key = (http, decided, route.cloned());
-        if let Some(counters) = state.authz.get(&key) {
-            return Arc::clone(counters);
+    /// How a client's connection is protected.
+    fn tls(&self, client: &Client) -> Tls {
+        match &client.id {
+            Some(id) => Tls::Id(Arc::clone(id)),
+            None if self.encrypts => Tls::None("no_tls_from_remote"),
+            None => Tls::default(),
         }
-        let labels = AuthzLabels {
-            target_addr: Some(self.local),
-            srv: Arc::clone(&policy.labels),
-            route: route.cloned(),
-            authz: meta_labels(&key.1),
-            tls: Tls::default(),
-        };
-        let metrics = &self.recorder.telemetry.authz;
-        let counters = if http { metrics.http(&labels) } else { metrics.tcp(&labels) };
-        if state.authz.len() >= MAX_COUNTED {
-            state.authz.clear();
-        }
-        state.authz.insert(key, Arc::clone(&counters));
-        counters
     }
 
     fn route_info(&self, route: &Meta) -> Arc<RouteInfo> {
@@ -254,28 +223,32 @@ impl Port {
     /// Where a client's exchanges are counted.
     pub(super) fn series(
         &self,
-        client: IpAddr,
+        client: &Client,
         protocol: StatProtocol,
         route: Option<&Meta>,
     ) -> Arc<Series> {
         let mut state = self.state.lock();
-        let key = (client, protocol, route.cloned());
+        let key = (client.addr.ip(), client.id.clone(), protocol, route.cloned());
         if let Some(series) = state.series.get(&key) {
             return Arc::clone(series);
         }
-        let srv = self.policy.borrow().as_ref().map(|p| Arc::clone(&p.labels)).unwrap_or_default();
+        let rules = self.rules.borrow();
+        let srv = rules.as_ref().map(|r| Arc::clone(&r.policy.labels)).unwrap_or_default();
+        drop(rules);
         let series = self.recorder.telemetry.stats.series(SeriesSpec {
             key: SeriesKey {
                 direction: Direction::Inbound,
                 protocol,
-                peer: Some(client),
+                peer: Some(client.addr.ip()),
                 port: self.number(),
                 parent: Arc::default(),
                 route: route.map(Meta::to_string).unwrap_or_default().into(),
                 backend: Arc::default(),
+                identity: client.id.clone(),
             },
             labels: HttpLabels {
                 target_addr: Some(self.local),
+                tls: self.tls(client),
                 route: route.cloned(),
                 srv,
                 ..HttpLabels::default()
@@ -296,24 +269,26 @@ impl Port {
         } else {
             forward::to_http1(&mut request, &authority);
         }
-        self.client.send(request).instrument(tracing::debug_span!("inbound.forward")).await
+        self.app.send(request).instrument(tracing::debug_span!("inbound.forward")).await
     }
 
     /// A connection to the application, for bytes.
     pub(super) async fn connect(&self) -> Result<Io, ConnectError> {
-        self.client.connect().open().await
+        self.app.connect().open().await
     }
 
     pub(super) fn expire(&self, now: Instant) {
-        self.client.expire(now);
+        self.app.expire(now);
     }
 
     pub(super) fn describe(&self) -> Value {
-        let policy = self.policy.borrow().clone().or_else(|| self.fallback.clone());
+        let rules = self.rules.borrow().clone().or_else(|| self.fallback.clone());
+        let authz = rules.as_ref().and_then(|rules| rules.authz.clone());
         json!({
             "listen": self.local.to_string(),
-            "forward": self.client.connect().addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "policy": policy.map(|policy| describe::server_policy(&policy)),
+            "forward": self.app.connect().addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "policy": rules.map(|rules| describe::server_policy(&rules.policy)),
+            "authorization": authz.map(|authz| describe::port_authz(&authz)),
         })
     }
 }
@@ -346,26 +321,10 @@ fn find<'a, M: MatchRequest>(
     })
 }
 
-/// Connections are not authenticated yet: only what asks for no identity lets anybody in.
-fn permits(authorization: &Authorization, client: IpAddr) -> bool {
-    authorization.authentication == Authentication::Unauthenticated
-        && authorization.networks.iter().any(|network| network.contains(client))
-}
-
-fn meta_labels(meta: &Meta) -> Labels {
-    let pairs = match meta {
-        Meta::Default(name) => vec![("group", ""), ("kind", "default"), ("name", name.as_str())],
-        Meta::Resource(r) => {
-            vec![("group", r.group.as_str()), ("kind", r.kind.as_str()), ("name", r.name.as_str())]
-        }
-    };
-    Arc::new(pairs.into_iter().map(|(k, v)| (k.to_owned(), v.to_owned())).collect())
-}
-
 /// Without a control plane nobody made a rule: as without a mesh, everybody may.
-fn open_policy() -> ServerPolicy {
+fn open_rules() -> PortRules {
     let any = |addr| Network { net: Cidr { addr, prefix: 0 }, except: Vec::new() };
-    ServerPolicy {
+    let policy = ServerPolicy {
         protocol: ServerProtocol::Detect {
             timeout: Duration::from_secs(10),
             routes: Arc::new([]),
@@ -381,5 +340,6 @@ fn open_policy() -> ServerPolicy {
             labels: Default::default(),
         }]),
         labels: Arc::default(),
-    }
+    };
+    PortRules { policy: Arc::new(policy), authz: None }
 }

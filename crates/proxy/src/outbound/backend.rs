@@ -26,6 +26,7 @@ use super::endpoint::EndpointService;
 use crate::config::Config;
 use crate::discovery::{Discovery, EndpointSet};
 use crate::exchange::{BackendInfo, Exchange, Recorder};
+use crate::identity::Identity;
 use crate::telemetry::{BalancerView, EndpointState};
 
 /// The backends of one worker, by name.
@@ -34,6 +35,7 @@ pub(crate) struct Backends {
     config: Arc<Config>,
     discovery: Discovery,
     recorder: Arc<Recorder>,
+    identity: Identity,
     shared: Mutex<HashMap<Key, Weak<BackendStack>>>,
 }
 
@@ -70,8 +72,13 @@ struct Current {
 }
 
 impl Backends {
-    pub(crate) fn new(config: Arc<Config>, discovery: Discovery, recorder: Arc<Recorder>) -> Self {
-        Self { config, discovery, recorder, shared: Mutex::default() }
+    pub(crate) fn new(
+        config: Arc<Config>,
+        discovery: Discovery,
+        recorder: Arc<Recorder>,
+        identity: Identity,
+    ) -> Self {
+        Self { config, discovery, recorder, identity, shared: Mutex::default() }
     }
 
     /// The backend as a policy of `parent` describes it; the one in use if it is the same.
@@ -113,6 +120,7 @@ impl Backends {
         let follow = Follow {
             config: Arc::clone(&self.config),
             recorder: Arc::clone(&self.recorder),
+            identity: self.identity.clone(),
             info: Arc::clone(&info),
             backend: backend.clone(),
             breaker,
@@ -247,6 +255,7 @@ fn hash_key(extension: &BackendExtension, request: &Request, client: Option<Sock
 struct Follow {
     config: Arc<Config>,
     recorder: Arc<Recorder>,
+    identity: Identity,
     info: Arc<BackendInfo>,
     backend: Backend,
     breaker: Option<model::Breaker>,
@@ -323,7 +332,8 @@ impl Follow {
     }
 
     fn service(&self, endpoint: &Arc<Endpoint>) -> EndpointService {
-        EndpointService::new(Arc::clone(endpoint), &self.info, &self.recorder, &self.config)
+        let Self { config, recorder, identity, info, .. } = self;
+        EndpointService::new(Arc::clone(endpoint), info, recorder, config, identity)
     }
 }
 

@@ -13,13 +13,14 @@ use tower::Service;
 use tracing::Instrument;
 
 use crate::config::{Config, Limits};
-use crate::connect::{Connect, ConnectError};
+use crate::connect::{Connect, ConnectError, Secure};
 use crate::error::{MESH_REASON, PeerRefused};
 use crate::exchange::{BackendInfo, Exchange, Recorder, RouteInfo};
 use crate::http::client::Client;
 use crate::http::forward::{self, L5D_PROXY_ERROR};
+use crate::identity::Identity;
 use crate::io::Io;
-use crate::telemetry::{HttpLabels, Peer, Series, SeriesSpec, TransportLabels};
+use crate::telemetry::{HttpLabels, Peer, Series, SeriesSpec, Tls, TransportLabels};
 
 /// Sends requests and opens connections to one endpoint. Clones are handles on the same one.
 #[derive(Clone, Debug)]
@@ -32,6 +33,7 @@ struct Inner {
     endpoint: Arc<Endpoint>,
     backend: Arc<BackendInfo>,
     client: Client,
+    tls: Tls,
     /// The authority of requests that name none.
     authority: Box<str>,
     recorder: Arc<Recorder>,
@@ -55,8 +57,20 @@ impl EndpointService {
         backend: &Arc<BackendInfo>,
         recorder: &Arc<Recorder>,
         config: &Config,
+        identity: &Identity,
     ) -> Self {
+        let secure = identity.id().and(endpoint.identity.as_ref()).map(|peer| Secure {
+            peer: peer.clone(),
+            ours: identity.clone(),
+            direct_port: endpoint.opaque_transport,
+        });
+        let tls = match &secure {
+            Some(secure) => Tls::Id(secure.peer.id.as_str().into()),
+            None if identity.id().is_none() => Tls::None("disabled"),
+            None => Tls::None("not_provided_by_service_discovery"),
+        };
         let labels = TransportLabels {
+            tls: tls.clone(),
             dst: Arc::clone(&endpoint.labels),
             ..TransportLabels::new(Direction::Outbound, Peer::Dst, Some(endpoint.addr))
         };
@@ -66,8 +80,10 @@ impl EndpointService {
             bind_ip: config.bind_ip,
             timeout: limits.connect_timeout_outbound,
             transport: recorder.telemetry.transport.series(&labels),
+            secure,
         };
         let inner = Inner {
+            tls,
             client: Client::new(connect, endpoint.http2.clone(), limits),
             authority: endpoint.addr.to_string().into(),
             backend: Arc::clone(backend),
@@ -88,7 +104,7 @@ impl EndpointService {
 
     /// A connection of its own, for bytes.
     pub(crate) async fn connect(&self) -> Result<Io, ConnectError> {
-        self.inner.client.connect().open().await
+        self.inner.client.connect().open_bytes().await
     }
 
     /// Where a route's exchanges with this endpoint are counted.
@@ -110,7 +126,7 @@ impl EndpointService {
     }
 
     fn spec(&self, route: &RouteInfo, protocol: StatProtocol) -> SeriesSpec {
-        let Inner { endpoint, backend, .. } = &*self.inner;
+        let Inner { endpoint, backend, tls, .. } = &*self.inner;
         SeriesSpec {
             key: SeriesKey {
                 direction: Direction::Outbound,
@@ -120,9 +136,11 @@ impl EndpointService {
                 parent: Arc::clone(&route.parent_text),
                 route: Arc::clone(&route.route_text),
                 backend: Arc::clone(&backend.text),
+                identity: tls.id(),
             },
             labels: HttpLabels {
                 target_addr: Some(endpoint.addr),
+                tls: tls.clone(),
                 parent: Some(route.parent.clone()),
                 route: Some(route.route.clone()),
                 backend: Some(backend.meta.clone()),

@@ -133,6 +133,8 @@ pub struct AuthzMetrics {
 pub struct AuthzCounters {
     pub allow: Count,
     pub deny: Count,
+    /// Of a policy that only records.
+    pub audit: Count,
     /// Allowed, then over the port's rate limit. HTTP only.
     pub rate_limited: Count,
     /// A connection that was let in and then cut, because the policy changed. TCP only.
@@ -147,7 +149,7 @@ pub struct AuthzLabels {
     pub srv: Labels,
     /// HTTP only.
     pub route: Option<Meta>,
-    /// Of the authorization that allowed it; empty if none did.
+    /// Of the policy or default that decided, or records.
     pub authz: Labels,
     pub tls: Tls,
 }
@@ -188,12 +190,16 @@ impl Collector for AuthzMetrics {
         counts(encoder, "inbound_http_authz_allow", help, &http, |c| &c.allow)?;
         let help = "Requests refused";
         counts(encoder, "inbound_http_authz_deny", help, &http, |c| &c.deny)?;
+        let help = "Requests recorded by a policy that only audits";
+        counts(encoder, "inbound_http_authz_audit", help, &http, |c| &c.audit)?;
         let help = "Requests over the port's rate limit";
         counts(encoder, "inbound_http_local_ratelimit", help, &http, |c| &c.rate_limited)?;
         let help = "Connections let in";
         counts(encoder, "inbound_tcp_authz_allow", help, &tcp, |c| &c.allow)?;
         let help = "Connections refused";
         counts(encoder, "inbound_tcp_authz_deny", help, &tcp, |c| &c.deny)?;
+        let help = "Connections recorded by a policy that only audits";
+        counts(encoder, "inbound_tcp_authz_audit", help, &tcp, |c| &c.audit)?;
         let help = "Connections cut because a policy changed";
         counts(encoder, "inbound_tcp_authz_terminate", help, &tcp, |c| &c.terminated)
     }

@@ -22,6 +22,16 @@ pub enum Tls {
     None(&'static str),
 }
 
+impl Tls {
+    /// The peer's identity, if it proved one.
+    pub fn id(&self) -> Option<Arc<str>> {
+        match self {
+            Self::Id(id) => Some(Arc::clone(id)),
+            Self::Opaque | Self::None(_) => None,
+        }
+    }
+}
+
 impl Default for Tls {
     fn default() -> Self {
         Self::None("disabled")

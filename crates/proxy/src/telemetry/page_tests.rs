@@ -41,6 +41,7 @@ fn key(direction: Direction, peer: &str) -> SeriesKey {
         parent: "Service/shop/tax:8080".into(),
         route: "HTTPRoute/shop/tax".into(),
         backend: "Service/shop/tax:8080".into(),
+        identity: None,
     }
 }
 
@@ -322,6 +323,7 @@ fn a_try_that_was_given_up_is_the_backends_and_not_the_requests() {
     let telemetry = Telemetry::new(&TelemetryConfig::default());
     let series = telemetry.stats.series(outbound());
     let refused = Finished { status: 503, success: false, ..ok(Duration::from_millis(1)) };
+    series.request();
     series.gave_up(&refused);
     series.request();
     series.response(&ok(Duration::from_millis(2)));

@@ -69,8 +69,8 @@ impl Series {
         &self.key
     }
 
-    /// A request set out. Its end is told with [`response`](Self::response) or
-    /// [`failed`](Self::failed).
+    /// A request, or another try of one, set out. Its end is told with [`response`](Self::response),
+    /// [`gave_up`](Self::gave_up) or [`failed`](Self::failed), or never if its client goes away.
     pub fn request(&self) {
         self.requests.fetch_add(1, Relaxed);
     }
@@ -92,7 +92,6 @@ impl Series {
     /// tells what clients got, it is a retry and, if there was one, a reason.
     pub fn gave_up(&self, tried: &Finished) {
         let now = self.now();
-        self.request();
         let mut counts = self.counts.lock();
         let counts = &mut *counts;
         let totals = counts.window.at(now);

@@ -178,6 +178,7 @@ fn overflow(direction: Direction) -> SeriesSpec {
         parent: "".into(),
         route: "".into(),
         backend: "".into(),
+        identity: None,
     };
     let labels = HttpLabels { authority: Some("(overflow)".into()), ..HttpLabels::default() };
     SeriesSpec { key, labels }
