@@ -178,6 +178,20 @@ impl Mesh {
         Ok(self.answer(Box::pin(self.client.clone().routes(selector))).await?.routes)
     }
 
+    pub async fn authorizations(
+        &self,
+        selector: Selector,
+    ) -> Result<Vec<ext::AuthorizationRow>, CliError> {
+        Ok(self.answer(Box::pin(self.client.clone().authorizations(selector))).await?.rows)
+    }
+
+    pub async fn port_authorizations(
+        &self,
+        request: ext::PortAuthorizationsRequest,
+    ) -> Result<ext::PortAuthorizationsReply, CliError> {
+        self.answer(Box::pin(self.client.clone().port_authorizations(request))).await
+    }
+
     pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
         Ok(self.answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
     }

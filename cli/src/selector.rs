@@ -92,6 +92,30 @@ impl Selectors {
     }
 }
 
+/// Pods as `POD`, `NAMESPACE/POD` or `TYPE/NAME`.
+pub fn of_pods(word: &str, namespace: Option<&str>) -> Result<ext::Selector, CliError> {
+    let scope = |namespace: Option<&str>| Scope {
+        namespace: namespace.map(str::to_owned),
+        ..Scope::default()
+    };
+    match word.split_once('/') {
+        Some((kind, _)) if is_type(kind) => Selectors::parse_one(word, &scope(namespace)),
+        Some((namespace, pod)) => {
+            Selectors::parse_one(&format!("pod/{pod}"), &scope(Some(namespace)))
+        }
+        None => Selectors::parse_one(&format!("pod/{word}"), &scope(namespace)),
+    }
+}
+
+/// All pods, or those of one namespace.
+pub fn all_pods(namespace: Option<&str>) -> ext::Selector {
+    ext::Selector {
+        kind: "pod".to_owned(),
+        namespace: namespace.unwrap_or_default().to_owned(),
+        ..ext::Selector::default()
+    }
+}
+
 /// `deployment/web in shop`, `pods labelled app=web`.
 pub fn describe(selector: &ext::Selector) -> String {
     let mut text = match selector.name.as_str() {

@@ -90,6 +90,11 @@ impl StateDir {
         self.path.join("pods")
     }
 
+    /// The roots and the issuer of the mesh, in a mesh with identity.
+    pub fn identity(&self) -> PathBuf {
+        self.path.join("identity")
+    }
+
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }

@@ -37,6 +37,8 @@ pub(crate) struct FakeMesh {
     /// Know nothing of any authority.
     pub unknown_endpoints: bool,
     pub routes: Vec<ext::RouteRow>,
+    pub authorizations: Vec<ext::AuthorizationRow>,
+    pub port_authorizations: ext::PortAuthorizationsReply,
     pub proxies: Vec<ext::ProxyRow>,
     pub config: String,
     /// Refuse everything with this.
@@ -50,6 +52,7 @@ pub(crate) struct Asked {
     pub stat: Option<ext::StatRequest>,
     pub tap: Option<ext::MeshTapRequest>,
     pub endpoints: Option<ext::EndpointsRequest>,
+    pub port_authorizations: Option<ext::PortAuthorizationsRequest>,
 }
 
 /// How a command ended.
@@ -165,6 +168,7 @@ pub(crate) fn proxy_row(pod: &str) -> ext::ProxyRow {
         config_rejected: 0,
         rss_bytes: 9 << 20,
         ready: true,
+        identity: None,
     }
 }
 
@@ -179,11 +183,12 @@ pub(crate) fn totals(success: u64, failure: u64, millis: u64) -> ext::Totals {
     ext::Totals { tcp_open: 3, ..ext::Totals::from(&totals) }
 }
 
+/// What a command printed.
 #[derive(Clone, Default)]
-struct Captured(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl Captured {
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
     }
 }
@@ -263,6 +268,21 @@ impl Mesh for FakeMesh {
         _: Request<ext::Selector>,
     ) -> Result<Response<ext::RoutesReply>, Status> {
         self.answer(ext::RoutesReply { routes: self.routes.clone() })
+    }
+
+    async fn authorizations(
+        &self,
+        _: Request<ext::Selector>,
+    ) -> Result<Response<ext::AuthorizationsReply>, Status> {
+        self.answer(ext::AuthorizationsReply { rows: self.authorizations.clone() })
+    }
+
+    async fn port_authorizations(
+        &self,
+        request: Request<ext::PortAuthorizationsRequest>,
+    ) -> Result<Response<ext::PortAuthorizationsReply>, Status> {
+        self.asked.lock().unwrap().port_authorizations = Some(request.into_inner());
+        self.answer(self.port_authorizations.clone())
     }
 
     async fn proxies(

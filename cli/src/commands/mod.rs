@@ -1,5 +1,6 @@
 //! One file a command. [`run()`] sends each to its own.
 
+pub mod authz;
 pub mod check;
 pub mod completion;
 pub mod demo;
@@ -7,6 +8,7 @@ pub mod describe;
 pub mod edges;
 pub mod endpoints;
 pub mod explain;
+pub mod identity;
 pub mod local;
 pub mod proxy;
 pub mod routes;
@@ -31,10 +33,12 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Top(args) => top::run(args, cx).await,
         Commands::Edges(args) => edges::run(args, cx).await,
         Commands::Routes(args) => routes::run(args, cx).await,
+        Commands::Authz(args) => authz::run(args, cx).await,
         Commands::Endpoints(args) => endpoints::run(args, cx).await,
         Commands::Describe(args) => describe::run(args, cx).await,
         Commands::Proxy(args) => proxy::run(args, cx).await,
         Commands::Completion(args) => completion::run(&args, cx),
+        Commands::Identity(args) => identity::run(args, cx).await,
         Commands::Check(args) => check::run(args, cx).await,
         Commands::Explain(args) => explain::run(&args, cx),
         Commands::Version(args) => version::run(args, cx).await,

@@ -6,6 +6,7 @@
 //! [`environment`], [`workload`]); [`pod`] and [`supervisor`] carry it out. Read [`supervisor`] first.
 
 pub mod address;
+pub mod authority;
 pub mod client;
 pub mod control;
 pub mod environment;

@@ -2,8 +2,9 @@
 //!
 //! The supervisor writes these as a kubelet would. An object says what is, whole, and replaces the last one.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use super::environment::Wiring;
 use super::keeper::State;
 use super::pod::{Phase, PodSpec, PodStatus};
+use super::workload::Check;
 
 const OWNER_KIND: &str = "meshctl.dev/owner-kind";
 const OWNER_NAME: &str = "meshctl.dev/owner-name";
@@ -64,12 +66,22 @@ fn containers(spec: &PodSpec) -> Vec<Value> {
             }
             value
         });
-        json!({
+        let mut value = json!({
             "name": container.name,
             "image": container.image,
             "command": container.command,
             "ports": ports.collect::<Vec<_>>(),
-        })
+        });
+        // Probes are allowed whatever policies say, so the control plane must know of them.
+        if let Some(probe) = &container.readiness {
+            value["readinessProbe"] = match &probe.check {
+                Check::Http { port, path, .. } => {
+                    json!({ "httpGet": { "port": port, "path": path } })
+                }
+                Check::Tcp { port } => json!({ "tcpSocket": { "port": port } }),
+            };
+        }
+        value
     });
     containers.collect()
 }
@@ -122,12 +134,22 @@ fn pod_status(spec: &PodSpec, status: &PodStatus) -> Value {
 
 /// Writes a file so that readers see the old or the new content, whole.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with_mode(path, content, 0o666)
+}
+
+/// As [`write_atomically`], for its owner's eyes only.
+pub fn write_secret(path: &Path, content: &[u8]) -> io::Result<()> {
+    write_with_mode(path, content, 0o600)
+}
+
+fn write_with_mode(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
         return Err(io::Error::other(format!("{} is no file's path", path.display())));
     };
     // The dot keeps readers of the directory from taking it for a finished file.
     let temporary = dir.join(format!(".{}.tmp", name.to_string_lossy()));
-    let mut file = fs::File::create(&temporary)?;
+    let mut file =
+        OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(&temporary)?;
     file.write_all(content)?;
     fs::rename(&temporary, path)
 }
@@ -138,6 +160,7 @@ mod tests {
     use crate::local::keeper::KeptStatus;
     use crate::local::pod::tests::spec;
     use k8s_openapi::api::core::v1::Pod;
+    use std::os::unix::fs::PermissionsExt;
 
     fn read(status: &PodStatus) -> Pod {
         serde_json::from_value(pod(&spec(), status)).unwrap()
@@ -160,6 +183,23 @@ mod tests {
         assert!(pod.metadata.deletion_timestamp.is_none());
         let ports = pod.spec.unwrap().containers[0].ports.clone().unwrap();
         assert_eq!((ports[0].container_port, ports[0].name.as_deref()), (8080, Some("http")));
+    }
+
+    #[test]
+    fn probes_are_told() {
+        let mut spec = spec();
+        let template = &mut spec.wiring.template;
+        template.containers[0].readiness = Some(crate::local::workload::Probe {
+            check: Check::Http { port: 8080, path: "/readyz".into(), headers: Vec::new() },
+            initial_delay: Default::default(),
+            period: Default::default(),
+            timeout: Default::default(),
+            success_threshold: 1,
+            failure_threshold: 1,
+        });
+        let pod: Pod = serde_json::from_value(pod(&spec, &PodStatus::new(1, true))).unwrap();
+        let probe = pod.spec.unwrap().containers[0].readiness_probe.clone().unwrap();
+        assert_eq!(probe.http_get.unwrap().path.as_deref(), Some("/readyz"));
     }
 
     #[test]
@@ -194,5 +234,7 @@ mod tests {
         write_atomically(&path, b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        write_secret(&path, b"secret").unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 }

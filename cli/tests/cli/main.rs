@@ -76,6 +76,8 @@ fn exit_codes_tell_usage_from_absence() {
         ("describe deploy/web", 3),
         ("proxy status", 3),
         ("proxy config web-1", 3),
+        ("identity", 3),
+        ("identity rotate", 3),
         ("check", 3),
         ("stat deploy --context prod", 3),
         ("stat deploy --local=other", 3),

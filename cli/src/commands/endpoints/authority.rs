@@ -9,7 +9,7 @@ use crate::connect::Mesh;
 use crate::error::{CliError, Kind};
 
 /// The whole authority: what the user left out is looked up if there is just one choice.
-pub(super) async fn complete(
+pub(in crate::commands) async fn complete(
     text: &str,
     namespace: Option<&str>,
     mesh: &Mesh,
@@ -61,7 +61,11 @@ pub(super) async fn complete(
 }
 
 /// The control plane knows nothing of an authority: proposes the nearest service, or tells its ports.
-pub(super) async fn unknown(authority: &str, mesh: &Mesh, error: CliError) -> CliError {
+pub(in crate::commands) async fn unknown(
+    authority: &str,
+    mesh: &Mesh,
+    error: CliError,
+) -> CliError {
     let Ok(Wanted { name, namespace, .. }) = Wanted::parse(authority, None) else { return error };
     let service = ext::Selector {
         kind: "service".to_owned(),

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
+pub(super) use self::authority::{complete, unknown};
 use clap::Args;
 use mesh_api::ext;
 use serde::Serialize;
@@ -92,11 +93,11 @@ struct Held {
 
 pub(super) async fn run(args: EndpointsArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?;
-    let authority = authority::complete(&args.authority, args.namespace.as_deref(), &mesh).await?;
+    let authority = complete(&args.authority, args.namespace.as_deref(), &mesh).await?;
     let request = ext::EndpointsRequest { authority: authority.clone(), from_proxies: args.diff };
     let reply = match mesh.endpoints(request).await {
         Ok(reply) => reply,
-        Err(error) => return Err(authority::unknown(&authority, &mesh, error).await),
+        Err(error) => return Err(unknown(&authority, &mesh, error).await),
     };
     let report = Report::new(authority, reply, args.diff);
     match args.output {

@@ -6,7 +6,7 @@ use crate::commands::shared;
 use crate::connect::Mesh;
 use crate::context::Context;
 use crate::error::CliError;
-use crate::selector::{self, Scope, Selectors};
+use crate::selector;
 
 /// A pod with a proxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,19 +23,7 @@ pub(super) async fn find(
     mesh: &Mesh,
     cx: &mut Context,
 ) -> Result<Pod, CliError> {
-    let scope = |namespace: Option<&str>| Scope {
-        namespace: namespace.map(str::to_owned),
-        ..Scope::default()
-    };
-    let selector = match word.split_once('/') {
-        Some((kind, _)) if selector::is_type(kind) => {
-            Selectors::parse_one(word, &scope(namespace))?
-        }
-        Some((namespace, pod)) => {
-            Selectors::parse_one(&format!("pod/{pod}"), &scope(Some(namespace)))?
-        }
-        None => Selectors::parse_one(&format!("pod/{word}"), &scope(namespace))?,
-    };
+    let selector = selector::of_pods(word, namespace)?;
     let found = match mesh.resources(selector.clone()).await {
         Ok(found) => found,
         Err(error) => return Err(shared::propose(mesh, [&selector], error).await),
