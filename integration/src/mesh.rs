@@ -4,6 +4,7 @@
 //! proxy, [`crate::scripted`] for policies that no manifest can express.
 
 mod changes;
+mod identity;
 mod objects;
 
 use std::fs;
@@ -15,6 +16,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use self::identity::id_of;
 pub use self::objects::Service;
 use crate::address::Network;
 use crate::process::Process;
@@ -35,6 +37,9 @@ pub struct Pod {
     ports: Vec<(u16, SocketAddr)>,
     upstreams: Vec<String>,
     settings: Vec<(String, String)>,
+    /// The service account it really has, if not that of its name.
+    account: Option<String>,
+    probe: Option<(u16, String)>,
 }
 
 impl Pod {
@@ -49,10 +54,24 @@ impl Pod {
         self
     }
 
+    /// Declares an HTTP probe.
+    #[must_use]
+    pub fn probe(mut self, port: u16, path: &str) -> Self {
+        self.probe = Some((port, path.to_owned()));
+        self
+    }
+
     /// A listener that stands for this authority. They are numbered from 0.
     #[must_use]
     pub fn upstream(mut self, authority: &str) -> Self {
         self.upstreams.push(authority.to_owned());
+        self
+    }
+
+    /// Its proxy proves to be this service account, whatever the control plane believes.
+    #[must_use]
+    pub fn account(mut self, account: &str) -> Self {
+        self.account = Some(account.to_owned());
         self
     }
 
@@ -81,6 +100,8 @@ pub struct Builder {
     services: Vec<Service>,
     manifests: Vec<Value>,
     control: ControlPlane,
+    in_the_clear: bool,
+    certificate_lifetime: Option<&'static str>,
 }
 
 impl Builder {
@@ -117,6 +138,20 @@ impl Builder {
         self
     }
 
+    /// Proxies have no identities; nothing is encrypted.
+    #[must_use]
+    pub fn in_the_clear(mut self) -> Self {
+        self.in_the_clear = true;
+        self
+    }
+
+    /// Certificates are valid for so long (`20s`).
+    #[must_use]
+    pub fn certificate_lifetime(mut self, lifetime: &'static str) -> Self {
+        self.certificate_lifetime = Some(lifetime);
+        self
+    }
+
     /// Starts all programs and waits until they are ready.
     ///
     /// # Panics
@@ -136,7 +171,12 @@ impl Builder {
             control: None,
             control_addr: None,
             sidecars: Vec::new(),
+            secured: matches!(self.control, ControlPlane::Program) && !self.in_the_clear,
+            certificate_lifetime: self.certificate_lifetime,
         };
+        if mesh.secured {
+            identity::found(mesh.dir.path());
+        }
         for folder in ["manifests", "pods", "logs"] {
             fs::create_dir(mesh.dir.path().join(folder)).expect("a folder in the temporary one");
         }
@@ -171,6 +211,9 @@ pub struct Mesh {
     control_addr: Option<SocketAddr>,
     network: Network,
     dir: TempDir,
+    /// Whether proxies have identities.
+    secured: bool,
+    certificate_lifetime: Option<&'static str>,
 }
 
 impl Mesh {
@@ -235,6 +278,12 @@ impl Mesh {
         command.arg(self.dir.path());
         command.args(["--listen", &listen.to_string()]);
         command.args(["--admin", &SocketAddr::from(admin).to_string()]);
+        if self.secured {
+            command.arg("--identity-dir").arg(identity::folder(self.dir.path()));
+        }
+        if let Some(lifetime) = self.certificate_lifetime {
+            command.args(["--certificate-lifetime", lifetime]);
+        }
         let mut process = Process::start("control", command, &self.logs());
         wait::until("the control plane to be ready", async || {
             process.assert_sound();
@@ -278,6 +327,13 @@ impl Mesh {
         set("LOG", "info,mesh_proxy=debug");
         if let Some(addr) = self.control_addr {
             set("CONTROL_ADDR", &addr.to_string());
+        }
+        if self.secured {
+            let dir = self.dir.path();
+            let account = pod.account.as_deref().unwrap_or(&pod.name);
+            set("IDENTITY_NAME", &id_of(account));
+            set("IDENTITY_TOKEN_FILE", &identity::token(dir, account).display().to_string());
+            set("IDENTITY_TRUST_BUNDLE_FILE", &identity::roots(dir).display().to_string());
         }
         for (name, value) in &pod.settings {
             set(name, value);

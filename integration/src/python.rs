@@ -4,6 +4,7 @@
 //! Python or no registry, tests that want it say that they are skipped.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -14,7 +15,8 @@ use serde_json::Value;
 use crate::process::Process;
 use crate::{programs, wait};
 
-const PACKAGES: [&str; 3] = ["grpcio>=1.70", "grpcio-tools>=1.70", "websockets>=14"];
+const PACKAGES: [&str; 4] =
+    ["grpcio>=1.70", "grpcio-tools>=1.70", "websockets>=14", "cryptography>=44"];
 
 /// An interpreter with [`PACKAGES`].
 #[derive(Clone, Debug)]
@@ -113,6 +115,8 @@ fn generate(interpreter: &Path) -> Result<PathBuf, String> {
     flock(&lock, FlockOperation::LockExclusive).map_err(|error| error.to_string())?;
     let out = folder.join("messages");
     fs::create_dir_all(&out).map_err(|error| error.to_string())?;
+    let published = standard_imports(&published, &folder.join("published"))
+        .map_err(|error| format!("{}: {error}", published.display()))?;
     let mut command = Command::new(interpreter);
     command.args(["-m", "grpc_tools.protoc", "--python_out"]).arg(&out);
     for include in [&published, &ours] {
@@ -125,6 +129,22 @@ fn generate(interpreter: &Path) -> Result<PathBuf, String> {
     }
     done(&mut command)?;
     Ok(out)
+}
+
+/// Copies of the files that take the timestamp from where Python has it: the published ones have one
+/// of their own, whose module would hide Python's.
+fn standard_imports(from: &Path, to: &Path) -> io::Result<PathBuf> {
+    fs::create_dir_all(to)?;
+    for file in fs::read_dir(from)? {
+        let file = file?.path();
+        if file.extension().is_some_and(|extension| extension == "proto") {
+            let text = fs::read_to_string(&file)?;
+            let text =
+                text.replace("protobuf/timestamp/timestamp.proto", "protobuf/timestamp.proto");
+            fs::write(to.join(file.file_name().unwrap_or_default()), text)?;
+        }
+    }
+    Ok(to.to_owned())
 }
 
 /// Where cargo keeps the source of a package.

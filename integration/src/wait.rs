@@ -11,8 +11,20 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 ///
 /// # Panics
 /// When there is none after [`PATIENCE`]; the message says what was waited for.
-pub async fn until<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let end = Instant::now() + PATIENCE;
+pub async fn until<T>(what: &str, ask: impl AsyncFnMut() -> Option<T>) -> T {
+    until_within(what, PATIENCE, ask).await
+}
+
+/// The same for what takes its time.
+///
+/// # Panics
+/// When there is no answer after `patience`.
+pub async fn until_within<T>(
+    what: &str,
+    patience: Duration,
+    mut ask: impl AsyncFnMut() -> Option<T>,
+) -> T {
+    let end = Instant::now() + patience;
     let mut pause = Duration::from_millis(2);
     loop {
         if let Some(answer) = ask().await {

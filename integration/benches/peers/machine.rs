@@ -113,16 +113,17 @@ pub(crate) struct Usage {
     at: Instant,
     busy: Duration,
     own: Duration,
+    /// Of all programs that requests pass.
     pub(crate) proxy: Duration,
 }
 
 impl Usage {
-    pub(crate) fn now(cores: Cores, proxy: Option<u32>) -> anyhow::Result<Self> {
+    pub(crate) fn now(cores: Cores, proxies: &[u32]) -> anyhow::Result<Self> {
         Ok(Self {
             at: Instant::now(),
             busy: busy(cores)?,
             own: cpu_time(std::process::id())?,
-            proxy: proxy.map_or(Ok(Duration::ZERO), cpu_time)?,
+            proxy: proxies.iter().map(|pid| cpu_time(*pid)).sum::<anyhow::Result<_>>()?,
         })
     }
 
@@ -157,9 +158,9 @@ impl Patience {
     pub(crate) fn wait_for_quiet(&mut self, cores: Cores) -> anyhow::Result<()> {
         const MOMENT: Duration = Duration::from_millis(200);
         while !self.is_over() {
-            let before = Usage::now(cores, None)?;
+            let before = Usage::now(cores, &[])?;
             crate::pause(MOMENT);
-            if before.foreign(&Usage::now(cores, None)?) <= DISTURBED {
+            if before.foreign(&Usage::now(cores, &[])?) <= DISTURBED {
                 break;
             }
             self.spend(MOMENT);

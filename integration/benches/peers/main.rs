@@ -28,7 +28,7 @@ use crate::rows::{Row, Timing};
 /// Compares the proxy with its peers on this machine.
 #[derive(Debug, Parser)]
 struct Args {
-    /// Short windows and no counting of instructions: a minute and a half at most instead of a quarter of an hour.
+    /// Short windows and no counting of instructions: three minutes at most instead of half an hour.
     #[arg(long)]
     quick: bool,
     /// Rows to measure; all of them when left out.
@@ -108,7 +108,11 @@ impl Bench {
         let mut running = Vec::new();
         for &hop in hops {
             progress(&format!("{row}: starting {hop}"));
-            let started = self.site.start(hop, row.traffic(), Watched::No);
+            let started = if row.through_a_pair() {
+                self.site.start_pair(hop, row.traffic())
+            } else {
+                self.site.start(hop, row.traffic(), Watched::No)
+            };
             running.extend(self.noted(row, hop, started).map(|proxy| (hop, proxy)));
         }
         for round in 1..=row.rounds(&self.timing) {

@@ -62,18 +62,18 @@ impl Figure {
     /// The columns of a row, and whether a ratio goes with each.
     fn of(row: Row) -> &'static [(Self, bool)] {
         match row {
-            Row::Http1 | Row::Http2 | Row::Tcp => &[
+            Row::Http1 | Row::Http2 | Row::Tcp | Row::MtlsHttp1 | Row::MtlsHttp2 => &[
                 (Self::RequestsPerSecond, true),
                 (Self::CpuMicrosPerRequest, true),
                 (Self::P50Micros, false),
                 (Self::P99Micros, false),
             ],
-            Row::Latency => &[
+            Row::Latency | Row::MtlsLatency => &[
                 (Self::AddedP50Micros, true),
                 (Self::AddedP99Micros, true),
                 (Self::CpuMicrosPerRequest, true),
             ],
-            Row::Large | Row::TcpLarge => {
+            Row::Large | Row::TcpLarge | Row::MtlsLarge | Row::MtlsTcpLarge => {
                 &[(Self::GibPerSecond, true), (Self::CpuMicrosPerRequest, true)]
             }
             Row::Memory => &[(Self::IdleMib, true), (Self::KibPerIdleConnection, true)],
@@ -157,8 +157,10 @@ impl Report {
         for ((row, hop), samples) in &self.samples {
             table.entry(*row).or_default().insert(*hop, medians(samples));
         }
-        if let Some(hops) = table.get_mut(&Row::Latency) {
-            add_added(hops);
+        for row in [Row::Latency, Row::MtlsLatency] {
+            if let Some(hops) = table.get_mut(&row) {
+                add_added(hops);
+            }
         }
         table
     }

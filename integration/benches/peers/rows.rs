@@ -22,6 +22,11 @@ pub(crate) enum Row {
     Large,
     Tcp,
     TcpLarge,
+    MtlsHttp1,
+    MtlsHttp2,
+    MtlsLatency,
+    MtlsLarge,
+    MtlsTcpLarge,
     Memory,
     Instructions,
 }
@@ -58,6 +63,21 @@ impl Row {
             Self::TcpLarge => {
                 "opaque TCP, 1 MiB at a time one way, 8 connections, as fast as it goes"
             }
+            Self::MtlsHttp1 => {
+                "two hops with mTLS: HTTP/1.1, small bodies, 32 connections, as fast as it goes"
+            }
+            Self::MtlsHttp2 => {
+                "two hops with mTLS: HTTP/2, small bodies, 4 connections of 16 streams, as fast as it goes"
+            }
+            Self::MtlsLatency => {
+                "two hops with mTLS: HTTP/1.1, small bodies, 1000 requests a second, open loop over 32 connections"
+            }
+            Self::MtlsLarge => {
+                "two hops with mTLS: HTTP/1.1, bodies of 1 MiB, 8 connections, as fast as it goes"
+            }
+            Self::MtlsTcpLarge => {
+                "two hops with mTLS: opaque TCP, 1 MiB at a time one way, 8 connections, as fast as it goes"
+            }
             Self::Memory => "memory",
             Self::Instructions => "HTTP/1.1, small bodies, one connection, under callgrind",
         }
@@ -68,8 +88,22 @@ impl Row {
             Self::Http1 | Self::Latency | Self::Large | Self::Memory | Self::Instructions => {
                 Traffic::Http1
             }
-            Self::Http2 => Traffic::Http2,
-            Self::Tcp | Self::TcpLarge => Traffic::Tcp,
+            Self::MtlsHttp1 | Self::MtlsLatency | Self::MtlsLarge => Traffic::Http1,
+            Self::Http2 | Self::MtlsHttp2 => Traffic::Http2,
+            Self::Tcp | Self::TcpLarge | Self::MtlsTcpLarge => Traffic::Tcp,
+        }
+    }
+
+    /// Whether requests pass a proxy at each end, with mTLS between the two.
+    pub(crate) fn through_a_pair(self) -> bool {
+        match self {
+            Self::MtlsHttp1
+            | Self::MtlsHttp2
+            | Self::MtlsLatency
+            | Self::MtlsLarge
+            | Self::MtlsTcpLarge => true,
+            Self::Http1 | Self::Http2 | Self::Latency | Self::Large => false,
+            Self::Tcp | Self::TcpLarge | Self::Memory | Self::Instructions => false,
         }
     }
 
@@ -99,13 +133,14 @@ impl Row {
     }
 
     fn plan(self, proxy: &Proxy, timing: &Timing) -> Plan {
+        let large =
+            matches!(self, Self::Large | Self::TcpLarge | Self::MtlsLarge | Self::MtlsTcpLarge);
         let (protocol, connections) = match self {
-            Self::Http1 | Self::Latency | Self::Tcp => (Protocol::Http1, 32),
-            Self::Http2 => (Protocol::Http2 { streams: 16 }, 4),
-            Self::Large | Self::TcpLarge => (Protocol::Http1, 8),
+            _ if large => (Protocol::Http1, 8),
+            Self::Http2 | Self::MtlsHttp2 => (Protocol::Http2 { streams: 16 }, 4),
             Self::Memory | Self::Instructions => (Protocol::Http1, 1),
+            _ => (Protocol::Http1, 32),
         };
-        let large = matches!(self, Self::Large | Self::TcpLarge);
         Plan {
             target: proxy.addr,
             authority: proxy.authority.clone(),
@@ -113,10 +148,14 @@ impl Row {
             protocol,
             connections,
             pace: match self {
-                Self::Latency => Pace::Open { rate: 1000 },
+                Self::Latency | Self::MtlsLatency => Pace::Open { rate: 1000 },
                 _ => Pace::Saturate,
             },
-            warm_up: timing.warm_up,
+            warm_up: if self.through_a_pair() {
+                timing.warm_up.max(HANDSHAKES)
+            } else {
+                timing.warm_up
+            },
             window: timing.window,
         }
     }
@@ -148,16 +187,21 @@ impl Timing {
     }
 }
 
+/// Within this every connection has been secured, which costs a proxy about as much as a hundred requests.
+const HANDSHAKES: Duration = Duration::from_millis(300);
+
 fn under_load(plan: &Plan, site: &Site, proxy: &Proxy) -> anyhow::Result<Sample> {
     let mut usage = Vec::with_capacity(2);
-    let outcome = load::run(plan, &mut || usage.push(Usage::now(site.cores(), proxy.pid)))?;
+    let pids = proxy.pids();
+    let outcome = load::run(plan, &mut || usage.push(Usage::now(site.cores(), &pids)))?;
     let mut usage = usage.into_iter();
     let (before, after) = usage.next().zip(usage.next()).context("the window")?;
     let (before, after) = (before?, after?);
     ensure!(outcome.requests > 0, "no request was answered");
     ensure!(outcome.failed == 0, "{} of {} answers were not 200", outcome.failed, outcome.requests);
     let cpu = after.proxy.saturating_sub(before.proxy);
-    Ok(sample(plan, &outcome, proxy.pid.map(|_| cpu), before.foreign(&after)))
+    let cpu = (!pids.is_empty()).then_some(cpu);
+    Ok(sample(plan, &outcome, cpu, before.foreign(&after)))
 }
 
 fn sample(plan: &Plan, outcome: &Outcome, cpu: Option<Duration>, foreign: f64) -> Sample {
@@ -184,7 +228,7 @@ const IDLE_CONNECTIONS: usize = 1000;
 
 /// Of the proxy as it started, and of connections that were used once each.
 fn memory(proxy: &Proxy) -> anyhow::Result<Sample> {
-    let Some(pid) = proxy.pid else {
+    let Some(&pid) = proxy.pids().first() else {
         return Ok(Sample::default());
     };
     let settled = || {

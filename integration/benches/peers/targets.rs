@@ -37,6 +37,8 @@ pub(crate) struct Verdict {
 }
 
 const MESHES: &[Hop] = &[Hop::Envoy, Hop::Linkerd];
+/// Over two hops. That the better of them counts is in how a target is judged.
+const PAIRS: &[Hop] = &[Hop::Envoy, Hop::EnvoyH2];
 
 const fn target(row: Row, figure: Figure, against: Against, limit: Limit) -> Target {
     Target { row, figure, against, limit }
@@ -58,6 +60,15 @@ pub(crate) const TARGETS: &[Target] = {
         target(Row::Latency, AddedP99Micros, Each(MESHES), AtMost(1.0)),
         target(Row::Large, GibPerSecond, Each(&[Hop::Direct]), AtLeast(0.98)),
         target(Row::TcpLarge, CpuMicrosPerRequest, Each(&[Hop::Splice]), AtMost(1.0)),
+        target(Row::MtlsHttp1, CpuMicrosPerRequest, Each(PAIRS), AtMost(0.65)),
+        target(Row::MtlsHttp1, CpuMicrosPerRequest, Each(&[Hop::Floor]), AtMost(1.40)),
+        target(Row::MtlsHttp1, RequestsPerSecond, Each(PAIRS), AtLeast(1.5)),
+        target(Row::MtlsHttp2, CpuMicrosPerRequest, Each(PAIRS), AtMost(0.70)),
+        target(Row::MtlsHttp2, RequestsPerSecond, Each(PAIRS), AtLeast(1.5)),
+        target(Row::MtlsLatency, AddedP50Micros, Each(PAIRS), AtMost(1.0)),
+        target(Row::MtlsLatency, AddedP99Micros, Each(PAIRS), AtMost(1.0)),
+        // It stands for ztunnel, which nobody packages and which is of layer 4 too.
+        target(Row::MtlsLarge, GibPerSecond, Each(&[Hop::FloorTcp]), AtLeast(1.0)),
         target(Row::Memory, IdleMib, Itself, AtMost(8.0)),
         target(Row::Memory, KibPerIdleConnection, Itself, AtMost(8.0)),
     ]

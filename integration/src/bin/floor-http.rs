@@ -1,7 +1,7 @@
 //! The least HTTP reverse proxy hyper makes, which is what an HTTP hop costs before a mesh does anything: one upstream
-//! connection for each accepted one, requests passed on as they are. `floor-http LISTEN UPSTREAM http1|http2`
+//! connection for each accepted one, requests passed on as they are. Two of them with mTLS in between are two hops:
+//! `floor-http LISTEN UPSTREAM http1|http2 [tls-upstream|tls-accepted FOLDER]`, with what [`Sides::new`] reads.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
@@ -9,35 +9,41 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Request, client, server};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_integration::floor::{Sides, Stream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [listen, upstream, protocol] = args.as_slice() else {
-        bail!("usage: floor-http LISTEN UPSTREAM http1|http2");
+    let [listen, upstream, protocol, secured @ ..] = args.as_slice() else {
+        bail!("usage: floor-http LISTEN UPSTREAM http1|http2 [tls-upstream|tls-accepted FOLDER]");
     };
-    let upstream: SocketAddr = upstream.parse().context("UPSTREAM is IP:PORT")?;
+    let sides = Sides::new(upstream, secured)?;
     let listener = TcpListener::bind(listen).await.context(listen.clone())?;
     let http2 = protocol == "http2";
     loop {
         let (socket, _) = listener.accept().await?;
-        socket.set_nodelay(true)?;
+        let sides = sides.clone();
         tokio::spawn(async move {
             // Whoever is at the other end sees the connection close; there is nobody else to tell.
-            let _ = if http2 {
-                proxy_http2(socket, upstream).await
-            } else {
-                proxy_http1(socket, upstream).await
-            };
+            let _ = proxy(socket, &sides, http2).await;
         });
     }
 }
 
-async fn proxy_http1(socket: TcpStream, upstream: SocketAddr) -> anyhow::Result<()> {
-    let io = connect(upstream).await?;
-    let (sender, connection) = client::conn::http1::handshake(io).await?;
+async fn proxy(socket: TcpStream, sides: &Sides, http2: bool) -> anyhow::Result<()> {
+    let accepted = TokioIo::new(sides.accepted(socket).await?);
+    let upstream = TokioIo::new(sides.connect().await?);
+    if http2 {
+        Box::pin(proxy_http2(accepted, upstream)).await
+    } else {
+        Box::pin(proxy_http1(accepted, upstream)).await
+    }
+}
+
+async fn proxy_http1(accepted: TokioIo<Stream>, upstream: TokioIo<Stream>) -> anyhow::Result<()> {
+    let (sender, connection) = client::conn::http1::handshake(upstream).await?;
     tokio::spawn(connection);
     let sender = Arc::new(Mutex::new(sender));
     let service = service_fn(move |request: Request<Incoming>| {
@@ -49,13 +55,12 @@ async fn proxy_http1(socket: TcpStream, upstream: SocketAddr) -> anyhow::Result<
         }
     });
     let server = server::conn::http1::Builder::new();
-    Ok(server.serve_connection(TokioIo::new(socket), service).await?)
+    Ok(server.serve_connection(accepted, service).await?)
 }
 
-async fn proxy_http2(socket: TcpStream, upstream: SocketAddr) -> anyhow::Result<()> {
-    let io = connect(upstream).await?;
+async fn proxy_http2(accepted: TokioIo<Stream>, upstream: TokioIo<Stream>) -> anyhow::Result<()> {
     let client = client::conn::http2::Builder::new(TokioExecutor::new());
-    let (sender, connection) = client.handshake(io).await?;
+    let (sender, connection) = client.handshake(upstream).await?;
     tokio::spawn(connection);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut sender = sender.clone();
@@ -65,11 +70,5 @@ async fn proxy_http2(socket: TcpStream, upstream: SocketAddr) -> anyhow::Result<
         }
     });
     let server = server::conn::http2::Builder::new(TokioExecutor::new());
-    Ok(server.serve_connection(TokioIo::new(socket), service).await?)
-}
-
-async fn connect(upstream: SocketAddr) -> std::io::Result<TokioIo<TcpStream>> {
-    let socket = TcpStream::connect(upstream).await?;
-    socket.set_nodelay(true)?;
-    Ok(TokioIo::new(socket))
+    Ok(server.serve_connection(accepted, service).await?)
 }

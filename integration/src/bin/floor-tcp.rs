@@ -1,14 +1,16 @@
 //! The least TCP proxy, which is what an opaque hop costs before a mesh does anything: bytes copied through a buffer,
-//! or moved by splice(2) without entering the process. `floor-tcp LISTEN UPSTREAM copy|splice`
+//! or moved by splice(2) without entering the process. Two that copy, with mTLS in between, are two hops:
+//! `floor-tcp LISTEN UPSTREAM copy|splice [tls-upstream|tls-accepted FOLDER]`, with what [`Sides::new`] reads.
 
 use std::io;
-use std::net::SocketAddr;
 
 use anyhow::{Context, bail};
+use mesh_integration::floor::Sides;
 use rustix::net;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice};
 use tokio::io::{Interest, copy_bidirectional_with_sizes};
 use tokio::net::{TcpListener, TcpStream};
+use tokio_util::either::Either;
 
 /// The default size of a pipe, and a good one for a copy.
 const CHUNK: usize = 64 * 1024;
@@ -16,31 +18,32 @@ const CHUNK: usize = 64 * 1024;
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [listen, upstream, how] = args.as_slice() else {
-        bail!("usage: floor-tcp LISTEN UPSTREAM copy|splice");
+    let [listen, upstream, how, secured @ ..] = args.as_slice() else {
+        bail!("usage: floor-tcp LISTEN UPSTREAM copy|splice [tls-upstream|tls-accepted FOLDER]");
     };
-    let upstream: SocketAddr = upstream.parse().context("UPSTREAM is IP:PORT")?;
+    let sides = Sides::new(upstream, secured)?;
     let listener = TcpListener::bind(listen).await.context(listen.clone())?;
     let splice = how == "splice";
     loop {
         let (socket, _) = listener.accept().await?;
+        let sides = sides.clone();
         tokio::spawn(async move {
             // Whoever is at the other end sees the connection close; there is nobody else to tell.
-            let _ = forward(socket, upstream, splice).await;
+            let _ = forward(socket, &sides, splice).await;
         });
     }
 }
 
-async fn forward(mut inner: TcpStream, upstream: SocketAddr, splice: bool) -> io::Result<()> {
-    let mut outer = TcpStream::connect(upstream).await?;
-    inner.set_nodelay(true)?;
-    outer.set_nodelay(true)?;
-    if splice {
-        tokio::try_join!(move_all(&inner, &outer), move_all(&outer, &inner))?;
-    } else {
-        copy_bidirectional_with_sizes(&mut inner, &mut outer, CHUNK, CHUNK).await?;
+async fn forward(socket: TcpStream, sides: &Sides, splice: bool) -> io::Result<()> {
+    let (mut accepted, mut upstream) = (sides.accepted(socket).await?, sides.connect().await?);
+    if !splice {
+        copy_bidirectional_with_sizes(&mut accepted, &mut upstream, CHUNK, CHUNK).await?;
+        return Ok(());
     }
-    Ok(())
+    let (Either::Left(accepted), Either::Left(upstream)) = (accepted, upstream) else {
+        return Err(io::Error::other("only what enters the process can be encrypted: copy"));
+    };
+    tokio::try_join!(move_all(&accepted, &upstream), move_all(&upstream, &accepted)).map(drop)
 }
 
 async fn move_all(from: &TcpStream, to: &TcpStream) -> io::Result<()> {

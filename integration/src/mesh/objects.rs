@@ -62,6 +62,10 @@ impl Service {
 pub(super) fn pod(pod: &Pod, ip: Ipv4Addr) -> Value {
     let ports: Vec<_> =
         pod.ports.iter().map(|(port, _)| json!({ "containerPort": port })).collect();
+    let mut container = json!({ "name": "app", "image": "none", "ports": ports });
+    if let Some((port, path)) = &pod.probe {
+        container["readinessProbe"] = json!({ "httpGet": { "port": port, "path": path } });
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Pod",
@@ -75,7 +79,7 @@ pub(super) fn pod(pod: &Pod, ip: Ipv4Addr) -> Value {
             },
             "annotations": { "meshctl.dev/proxy-version": env!("CARGO_PKG_VERSION") },
         },
-        "spec": { "containers": [{ "name": "app", "image": "none", "ports": ports }] },
+        "spec": { "serviceAccountName": pod.name, "containers": [container] },
         "status": {
             "phase": "Running",
             "podIP": ip,

@@ -1,6 +1,7 @@
 //! The wire, held against programs that share no code with ours: a control plane in Python drives
 //! our proxy, well and badly; a client in Python reads our control plane.
 
+mod certified;
 mod misbehaving;
 mod reader;
 mod well_behaved;
@@ -31,6 +32,15 @@ struct Foreign {
 
 impl Foreign {
     async fn start(python: &Python) -> Self {
+        Self::start_as(python, false).await
+    }
+
+    /// It certifies those who have the token in its folder.
+    async fn start_with_identity(python: &Python) -> Self {
+        Self::start_as(python, true).await
+    }
+
+    async fn start_as(python: &Python, identity: bool) -> Self {
         let app = |name: &'static str| {
             HttpApp::start(move |_| async move { http::Response::new(full(name)) })
         };
@@ -38,6 +48,9 @@ impl Foreign {
         let dir = tempfile::tempdir().unwrap();
         let mut command = python.script_with_messages(PROGRAM);
         command.arg(dir.path().join("endpoints.json"));
+        if identity {
+            command.arg(dir.path());
+        }
         let mut process = Process::start("control-plane", command, dir.path());
         let port = python::port(&mut process).await;
         let addr = ([127, 0, 0, 1], port).into();

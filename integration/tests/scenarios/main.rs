@@ -3,12 +3,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect ends")]
 
+mod authorization;
 mod failures;
 mod figures;
 mod foreign;
 mod grpc;
 mod hostile;
 mod http;
+mod identity;
 mod local_mesh;
 mod rolling;
 mod tcp;

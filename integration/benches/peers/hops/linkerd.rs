@@ -23,6 +23,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
 use tokio::net::TcpListener;
 
+use super::Skipped;
 use super::mesh::{NAMESPACE, SERVICES};
 
 const BINARY: &str = "L5D_PROXY_BIN";
@@ -63,8 +64,11 @@ pub(crate) fn backend_ip() -> Ipv4Addr {
 }
 
 /// The program, if there is one and this is its namespace.
-pub(super) fn program() -> Option<PathBuf> {
-    std::env::var_os(INSIDE).and_then(|_| std::env::var_os(BINARY)).map(PathBuf::from)
+pub(super) fn program() -> Result<PathBuf, Skipped> {
+    let named = std::env::var_os(INSIDE).and_then(|_| std::env::var_os(BINARY));
+    named
+        .map(PathBuf::from)
+        .ok_or(Skipped::NotInstalled("not named (L5D_PROXY_BIN is the path of a linkerd2-proxy)"))
 }
 
 /// Ports are the proxy's own defaults: nothing else is in this namespace.

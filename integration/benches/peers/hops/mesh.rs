@@ -1,63 +1,154 @@
 //! Ours: the control plane on the load's core, and proxies that ask it, each with the whole stack on: discovery, a
-//! route with a timeout and retries, the circuit breaker, peak-EWMA balancing, metrics and the sliding windows.
+//! route with a timeout and retries, the circuit breaker, peak-EWMA balancing, metrics and the sliding windows. With
+//! certificates there is a proxy beside the backend too, and both have identities.
 
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use serde_json::json;
+use mesh_integration::address::Network;
+use serde_json::{Value, json};
 
-use super::{BackendAddrs, Process, Traffic, free_addr};
+use super::certificates::{self, Certificates};
+use super::process::Process;
+use super::{BackendAddrs, Traffic, free_addr};
 use crate::machine::Cores;
 
 pub(super) const NAMESPACE: &str = "bench";
 /// Where the services have their addresses.
 pub(super) const SERVICES: &str = "198.18.0.0/24";
 const PORT: u16 = 80;
+const BACKEND: &str = "backend";
+
+/// Where a proxy takes bytes whose protocol it is told.
+const INBOUND_PORT: u16 = 4143;
 
 /// A control plane, and what its proxies are started with.
 pub(super) struct Mesh {
     proxy: PathBuf,
     pub(super) control: SocketAddr,
+    backend: BackendAddrs,
+    dir: PathBuf,
+    secured: Option<Secured>,
     _process: Process,
 }
 
+/// What a mesh with identities has besides.
+struct Secured {
+    roots: PathBuf,
+    /// Addresses for the backend's pod, whose ports are the backend's while its address is not.
+    network: Network,
+}
+
+impl Secured {
+    fn pod(&self) -> IpAddr {
+        self.network.address(2).into()
+    }
+}
+
 impl Mesh {
-    pub(super) fn start(cores: Cores, backend: BackendAddrs, dir: &Path) -> anyhow::Result<Self> {
+    /// With certificates, proxies have identities, and the backend is behind one.
+    pub(super) fn start(
+        cores: Cores,
+        backend: BackendAddrs,
+        dir: &Path,
+        certificates: Option<&Certificates>,
+    ) -> anyhow::Result<Self> {
         let proxy = built("mesh-proxy", "MESH_BENCH_PROXY")?;
         let program = built("mesh-control", "MESH_BENCH_CONTROL")?;
-        declare(backend, dir)?;
+        let secured = certificates
+            .map(|certificates| Secured { roots: certificates.roots(), network: Network::claim() });
+        declare(backend, dir, secured.as_ref().map(Secured::pod))?;
         let (control, admin) = (free_addr()?, free_addr()?);
         let mut command = Command::new(program);
         command.args(["--source", "local", "--log", "warn", "--state-dir"]).arg(dir);
         command.args(["--listen", &control.to_string(), "--admin", &admin.to_string()]);
+        if let Some(certificates) = certificates {
+            fs::create_dir(dir.join("tokens"))?;
+            command.arg("--identity-dir").arg(certificates.folder());
+        }
         let process = Process::start(command, dir, cores.load, cores.load)?;
-        process.wait_until(|| Ok(std::net::TcpStream::connect(control).map(drop)?))?;
-        Ok(Self { proxy, control, _process: process })
+        process.wait_until(|| Ok(TcpStream::connect(control).map(drop)?))?;
+        Ok(Self { proxy, control, backend, dir: dir.to_owned(), secured, _process: process })
     }
 
-    /// A proxy that stands at `listen` for the service of this traffic.
-    pub(super) fn proxy(&self, traffic: Traffic, listen: SocketAddr) -> anyhow::Result<Command> {
-        let mut command = Command::new(&self.proxy);
+    /// A proxy that stands at `listen` for the service of this traffic, and where it tells of itself.
+    pub(super) fn client(
+        &self,
+        traffic: Traffic,
+        listen: SocketAddr,
+    ) -> anyhow::Result<(Command, SocketAddr)> {
+        let mut command = self.command("client", free_addr()?)?;
+        let admin = free_addr()?;
+        command.env("MESH_PROXY_ADMIN_ADDR", admin.to_string());
         let upstreams = format!("{listen}={}", authority(traffic));
+        command.env("MESH_PROXY_OUTBOUND_UPSTREAMS", upstreams);
+        Ok((command, admin))
+    }
+
+    /// The proxy beside the backend, and where it listens for this traffic.
+    pub(super) fn server(&self, traffic: Traffic) -> anyhow::Result<(Command, SocketAddr)> {
+        let ip = self.secured.as_ref().context("a mesh without identities")?.pod();
+        let mut command = self.command(BACKEND, (ip, INBOUND_PORT).into())?;
+        let ports = [self.backend.http1, self.backend.http2]
+            .map(|backend| format!("{}={backend}", SocketAddr::new(ip, backend.port())));
+        command.env("MESH_PROXY_INBOUND_PORTS", ports.join(","));
+        command.env("MESH_PROXY_ADMIN_ADDR", free_addr()?.to_string());
+        Ok((command, SocketAddr::new(ip, self.backend.of(traffic).port())))
+    }
+
+    fn command(&self, pod: &str, inbound: SocketAddr) -> anyhow::Result<Command> {
+        let mut command = Command::new(&self.proxy);
         for (name, value) in [
             ("POD_NAMESPACE", NAMESPACE.to_owned()),
-            ("POD_NAME", "client".to_owned()),
+            ("POD_NAME", pod.to_owned()),
             ("CONTROL_ADDR", self.control.to_string()),
-            ("OUTBOUND_UPSTREAMS", upstreams),
             ("OUTBOUND_ADDR", free_addr()?.to_string()),
-            ("INBOUND_ADDR", free_addr()?.to_string()),
+            ("INBOUND_ADDR", inbound.to_string()),
             ("CONTROL_LISTEN", free_addr()?.to_string()),
-            ("ADMIN_ADDR", free_addr()?.to_string()),
             ("THREADS", "1".to_owned()),
             ("LOG", "warn".to_owned()),
         ] {
             command.env(format!("MESH_PROXY_{name}"), value);
         }
+        if let Some(secured) = &self.secured {
+            let token = token(&self.dir, pod)?;
+            command.env("MESH_PROXY_IDENTITY_NAME", certificates::id(pod)?.as_str());
+            command.env("MESH_PROXY_IDENTITY_TOKEN_FILE", token);
+            command.env("MESH_PROXY_IDENTITY_TRUST_BUNDLE_FILE", &secured.roots);
+        }
         Ok(command)
     }
+}
+
+/// Fails when the proxy of [`Mesh::client`] opened none of its connections to the backend with mTLS: a proxy that does
+/// not know whom to expect there sends in the clear, which is another row.
+pub(super) fn ensure_secured(admin: SocketAddr) -> anyhow::Result<()> {
+    let mut socket = TcpStream::connect(admin)?;
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(socket, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n")?;
+    let mut page = String::new();
+    socket.read_to_string(&mut page)?;
+    let mut opened = page.lines().filter(|line| {
+        line.starts_with("tcp_open_total{")
+            && line.contains("direction=\"outbound\"")
+            && line.contains("peer=\"dst\"")
+    });
+    let secured = opened.clone().count() > 0 && opened.all(|line| line.contains("tls=\"true\""));
+    ensure!(secured, "the proxies speak to each other in the clear");
+    Ok(())
+}
+
+/// Gives a pod its token; the file, which the control plane compares with what a proxy sends of it.
+fn token(dir: &Path, pod: &str) -> anyhow::Result<PathBuf> {
+    let file = dir.join("tokens").join(format!("{NAMESPACE}.{pod}"));
+    // A bench needs no secret.
+    fs::write(&file, format!("{NAMESPACE}/{pod}:{}", "5e".repeat(32)))?;
+    Ok(file)
 }
 
 /// The address of the service that stands for this kind of traffic, which a packet filter may redirect.
@@ -106,7 +197,9 @@ fn built(package: &str, variable: &str) -> anyhow::Result<PathBuf> {
 }
 
 /// Writes what a user would apply and what a kubelet would report.
-fn declare(backend: BackendAddrs, dir: &Path) -> anyhow::Result<()> {
+///
+/// A backend with a proxy is at the address `meshed`.
+fn declare(backend: BackendAddrs, dir: &Path, meshed: Option<IpAddr>) -> anyhow::Result<()> {
     let (manifests, pods) = (dir.join("manifests"), dir.join("pods"));
     fs::create_dir(&manifests)?;
     fs::create_dir(&pods)?;
@@ -150,18 +243,35 @@ fn declare(backend: BackendAddrs, dir: &Path) -> anyhow::Result<()> {
     for (number, object) in objects.iter().enumerate() {
         fs::write(manifests.join(format!("{number}.json")), object.to_string())?;
     }
-    let ip = backend.http1.ip();
-    let pod = json!({
+    let ports = [http1, http2].map(|port| json!({ "containerPort": port }));
+    let ip = meshed.unwrap_or(backend.http1.ip());
+    let mut running = vec![pod(BACKEND, ip, json!(ports), meshed.is_some())];
+    if meshed.is_some() {
+        // Whoever asks for a certificate is known by its pod.
+        running.push(pod("client", [127, 0, 0, 1].into(), json!([]), true));
+    }
+    for (number, pod) in running.iter().enumerate() {
+        fs::write(pods.join(format!("{NAMESPACE}.{number}.json")), pod.to_string())?;
+    }
+    Ok(())
+}
+
+fn pod(name: &str, ip: IpAddr, ports: Value, meshed: bool) -> Value {
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": { "namespace": NAMESPACE, "name": "backend", "labels": { "app": "backend" } },
-        "spec": { "containers": [{
-            "name": "backend", "image": "none",
-            "ports": [{ "containerPort": http1 }, { "containerPort": http2 }],
-        }] },
+        "metadata": { "namespace": NAMESPACE, "name": name, "labels": { "app": name } },
+        "spec": {
+            "serviceAccountName": name,
+            "containers": [{ "name": name, "image": "none", "ports": ports }],
+        },
         "status": {
             "phase": "Running", "podIP": ip, "podIPs": [{ "ip": ip }],
             "conditions": [{ "type": "Ready", "status": "True" }],
         },
     });
-    Ok(fs::write(pods.join(format!("{NAMESPACE}.backend.json")), pod.to_string())?)
+    if meshed {
+        let version = env!("CARGO_PKG_VERSION");
+        pod["metadata"]["annotations"] = json!({ "meshctl.dev/proxy-version": version });
+    }
+    pod
 }

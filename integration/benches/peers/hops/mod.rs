@@ -1,30 +1,34 @@
 //! The programs a request is sent through: how each is found, configured and started.
 //!
-//! [`peers`] holds the configuration of the others, [`mesh`] starts ours with the control plane it asks, [`linkerd`]
-//! starts another that asks the same one.
+//! [`peers`] and [`envoy`] hold the configuration of the others, [`mesh`] starts ours with the control plane it asks,
+//! [`linkerd`] starts another that asks the same one. [`pairs`] puts two of a kind behind each other, with mTLS between
+//! them.
 
+mod certificates;
+mod envoy;
 mod linkerd;
 mod mesh;
+mod pairs;
 mod peers;
+mod process;
 
 pub(crate) use self::linkerd::{backend_ip, move_to_namespace};
+pub(crate) use self::process::stop_all;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
-use anyhow::{Context, anyhow, bail};
-use mesh_integration::load::idle;
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Context, anyhow};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use crate::machine::{self, Cores};
+use self::certificates::Certificates;
+use self::envoy::Envoy;
+use self::process::Process;
+use crate::machine::Cores;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -33,11 +37,15 @@ pub(crate) enum Hop {
     Direct,
     /// The least program on the same libraries.
     Floor,
+    /// Two of the least opaque proxy with TLS between them, which is what a mesh of layer 4 does.
+    FloorTcp,
     /// The least opaque proxy by splice(2).
     Splice,
     Nginx,
     Haproxy,
     Envoy,
+    /// Two of them that speak HTTP/2 to each other, though HTTP/1 to the outside.
+    EnvoyH2,
     /// linkerd2-proxy.
     Linkerd,
     Mesh,
@@ -55,6 +63,15 @@ pub(crate) enum Traffic {
 pub(crate) struct BackendAddrs {
     pub(crate) http1: SocketAddr,
     pub(crate) http2: SocketAddr,
+}
+
+impl BackendAddrs {
+    fn of(self, traffic: Traffic) -> SocketAddr {
+        match traffic {
+            Traffic::Http2 => self.http2,
+            Traffic::Http1 | Traffic::Tcp => self.http1,
+        }
+    }
 }
 
 /// Whether a tool counts what the program does.
@@ -76,13 +93,12 @@ impl<E: Into<anyhow::Error>> From<E> for Skipped {
     }
 }
 
-/// Somewhere to send requests to; the process behind it ends when this is dropped.
+/// Somewhere to send requests to; the processes behind it end when this is dropped.
 pub(crate) struct Proxy {
     pub(crate) addr: SocketAddr,
     pub(crate) authority: String,
-    /// `None` when there is no proxy in between.
-    pub(crate) pid: Option<u32>,
-    process: Option<Process>,
+    /// In the order that requests pass them; empty when there is no proxy in between.
+    processes: Vec<Process>,
 }
 
 /// What all hops share: where the backend is, which cores are whose, a directory for configuration and logs.
@@ -91,6 +107,9 @@ pub(crate) struct Site {
     backend: BackendAddrs,
     dir: TempDir,
     mesh: Option<mesh::Mesh>,
+    /// Of proxies that have identities.
+    secured_mesh: Option<mesh::Mesh>,
+    certificates: Option<Certificates>,
     started: u32,
 }
 
@@ -101,6 +120,8 @@ impl Site {
             backend,
             dir: tempfile::Builder::new().prefix("mesh-peers-").tempdir()?,
             mesh: None,
+            secured_mesh: None,
+            certificates: None,
             started: 0,
         })
     }
@@ -116,10 +137,7 @@ impl Site {
         traffic: Traffic,
         watched: Watched,
     ) -> Result<Option<Proxy>, Skipped> {
-        let upstream = match traffic {
-            Traffic::Http2 => self.backend.http2,
-            Traffic::Http1 | Traffic::Tcp => self.backend.http1,
-        };
+        let upstream = self.backend.of(traffic);
         if hop == Hop::Envoy && watched == Watched::ByCallgrind {
             // The package index installs a launcher, which is what callgrind would watch.
             return Ok(None);
@@ -132,23 +150,26 @@ impl Site {
         let mut authority = "backend.bench".to_owned();
         let command = match hop {
             Hop::Direct => {
-                return Ok(Some(Proxy { addr: upstream, authority, pid: None, process: None }));
+                return Ok(Some(Proxy { addr: upstream, authority, processes: Vec::new() }));
             }
+            Hop::FloorTcp | Hop::EnvoyH2 => None,
             Hop::Floor => Some(peers::floor(traffic, listen, upstream)),
             Hop::Splice => peers::splice(traffic, listen, upstream),
             Hop::Nginx => peers::nginx(traffic, listen, upstream, &dir)?,
             Hop::Haproxy => peers::haproxy(traffic, listen, upstream, &dir)?,
-            Hop::Envoy => Some(peers::envoy(traffic, listen, upstream, &dir)?),
+            Hop::Envoy => {
+                let secured = envoy::Secured::Neither;
+                let envoy = Envoy { listen, upstream, speaks: (traffic, traffic), secured };
+                Some(envoy.command(&dir)?)
+            }
             Hop::Linkerd => {
-                let program = linkerd::program().ok_or(Skipped::NotInstalled(
-                    "not named (L5D_PROXY_BIN is the path of a linkerd2-proxy)",
-                ))?;
+                let program = linkerd::program()?;
                 authority = mesh::authority(traffic);
                 Some(linkerd::command(&program, self.mesh()?.control, &dir)?)
             }
             Hop::Mesh => {
                 authority = mesh::authority(traffic);
-                Some(self.mesh()?.proxy(traffic, listen)?)
+                Some(self.mesh()?.client(traffic, listen)?.0)
             }
         };
         let command = match (command, watched) {
@@ -158,19 +179,14 @@ impl Site {
         };
         let process = Process::start(command, &dir, self.cores.proxy, self.cores.load)?;
         process.wait_until_serving(traffic, listen, &authority)?;
-        Ok(Some(Proxy {
-            addr: listen,
-            authority,
-            pid: Some(process.child.id()),
-            process: Some(process),
-        }))
+        Ok(Some(Proxy { addr: listen, authority, processes: vec![process] }))
     }
 
     /// The control plane outlives the proxies of a row.
     fn mesh(&mut self) -> Result<&mesh::Mesh, Skipped> {
         if self.mesh.is_none() {
             let dir = self.next_dir(Hop::Mesh)?;
-            self.mesh = Some(mesh::Mesh::start(self.cores, self.backend, &dir)?);
+            self.mesh = Some(mesh::Mesh::start(self.cores, self.backend, &dir, None)?);
         }
         self.mesh.as_ref().ok_or_else(|| anyhow!("there is no control plane").into())
     }
@@ -184,9 +200,14 @@ impl Site {
 }
 
 impl Proxy {
+    /// Of every program that requests pass.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.processes.iter().map(Process::id).collect()
+    }
+
     /// Ends a program under callgrind; the instructions it executed. `None` when there is no program.
     pub(crate) fn stop_and_count(self) -> anyhow::Result<Option<u64>> {
-        let Some(mut process) = self.process else {
+        let Some(mut process) = self.processes.into_iter().next() else {
             return Ok(None);
         };
         process.terminate()?;
@@ -204,104 +225,8 @@ impl fmt::Display for Hop {
     }
 }
 
-/// Every child not yet waited for, so that an interrupted run leaves none behind.
-static RUNNING: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
-
-pub(crate) fn stop_all() {
-    for pid in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-        // It may have ended by itself; it cannot be somebody else's, because it was not waited for.
-        let _ = kill_process(*pid, Signal::KILL);
-    }
-}
-
 /// Where callgrind writes, in the hop's directory.
 const COUNTS: &str = "callgrind.out";
-
-/// A child on a core of its own, killed when dropped.
-struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    fn start(mut command: Command, dir: &Path, on: usize, back_to: usize) -> anyhow::Result<Self> {
-        let log = dir.join("log");
-        let output = File::create(&log)?;
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
-        machine::pin(on)?;
-        let spawned = command.spawn();
-        machine::pin(back_to)?;
-        let child =
-            spawned.with_context(|| format!("starting {}", command.get_program().display()))?;
-        RUNNING
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .extend(Pid::from_raw(child.id().cast_signed()));
-        Ok(Self { child, log })
-    }
-
-    fn wait_until_serving(
-        &self,
-        traffic: Traffic,
-        addr: SocketAddr,
-        authority: &str,
-    ) -> anyhow::Result<()> {
-        self.wait_until(|| match traffic {
-            Traffic::Http1 | Traffic::Tcp => Ok(idle::hold(addr, authority, 1).map(drop)?),
-            Traffic::Http2 => Ok(std::net::TcpStream::connect(addr).map(drop)?),
-        })
-    }
-
-    /// Until `ready` succeeds; what it said last is part of the error when it never does.
-    fn wait_until(&self, ready: impl Fn() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(20);
-        let begin = Instant::now();
-        loop {
-            match ready() {
-                Ok(()) => return Ok(()),
-                Err(error) if begin.elapsed() > PATIENCE => {
-                    return Err(error.context(format!("it does not serve; {}", self.last_words())));
-                }
-                Err(_) => crate::pause(Duration::from_millis(20)),
-            }
-        }
-    }
-
-    /// Asks it to end, and waits until it did.
-    fn terminate(&mut self) -> anyhow::Result<()> {
-        const PATIENCE: Duration = Duration::from_secs(30);
-        let pid = Pid::from_raw(self.child.id().cast_signed()).context("a child has an id")?;
-        kill_process(pid, Signal::TERM)?;
-        let begin = Instant::now();
-        while self.child.try_wait()?.is_none() {
-            if begin.elapsed() > PATIENCE {
-                bail!("it does not end when told to; {}", self.last_words());
-            }
-            crate::pause(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    fn last_words(&self) -> String {
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        let last = lines[lines.len().saturating_sub(5)..].join("\n  ");
-        format!("it said:\n  {last}\n ")
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Neither can fail for a child that was not waited for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let pid = Pid::from_raw(self.child.id().cast_signed());
-        RUNNING
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|running| Some(*running) != pid);
-    }
-}
 
 /// A loopback address nobody listens on at the moment.
 fn free_addr() -> std::io::Result<SocketAddr> {

