@@ -3,11 +3,14 @@
 //! A watch ends with an error or without one; to watch again is the caller's business, as it knows
 //! how long to wait and what to go on with meanwhile.
 
+use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use hyper_util::rt::TokioIo;
 use linkerd2_proxy_api::destination::GetDestination;
 use linkerd2_proxy_api::destination::destination_client::DestinationClient;
 use linkerd2_proxy_api::identity::identity_client::IdentityClient;
@@ -18,6 +21,8 @@ use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClie
 use mesh_model::authz::PortAuthz;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -27,7 +32,8 @@ use crate::ext::extensions_client::ExtensionsClient;
 use crate::ext::{PortKey, TrustBundleRequest};
 use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, Update, Wire, Workload};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// With a handshake, if there is one.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// 10 000 endpoints with their labels are about half of it.
@@ -43,23 +49,43 @@ pub struct ControlClient {
     workload: Workload,
 }
 
+/// A channel over connections that `connect` makes: when it is used, and again after every failure.
+/// It notices within 13 s that the other side went silent. Needs a tokio runtime.
+pub fn channel<F, Io>(connect: impl Fn() -> F + Send + Sync + 'static) -> Channel
+where
+    F: Future<Output = io::Result<Io>> + Send + 'static,
+    Io: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let connect = Arc::new(connect);
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let connecting = tokio::time::timeout(CONNECT_TIMEOUT, connect());
+        async move {
+            match connecting.await {
+                Ok(connected) => connected.map(TokioIo::new),
+                Err(_) => Err(io::ErrorKind::TimedOut.into()),
+            }
+        }
+    });
+    // The name goes into `:authority` only.
+    Endpoint::from_static("http://control.mesh")
+        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
+        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .connect_with_connector_lazy(connector)
+}
+
 impl ControlClient {
     pub fn new(channel: Channel, workload: Workload) -> Self {
         Self { channel, workload }
     }
 
-    /// A plaintext channel that connects when it is used, and again after every failure. It notices
-    /// within 13 s that the other side went silent. Needs a tokio runtime.
+    /// A plaintext channel to an address; see [`channel`].
     pub fn lazy_channel(addr: SocketAddr) -> Channel {
-        let endpoint =
-            Endpoint::try_from(format!("http://{addr}")).expect("a socket address is an authority");
-        endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-            .keep_alive_while_idle(true)
-            .tcp_nodelay(true)
-            .connect_lazy()
+        channel(move || async move {
+            let stream = TcpStream::connect(addr).await?;
+            stream.set_nodelay(true)?;
+            Ok(stream)
+        })
     }
 
     /// Routes, backends and breaker of a target.

@@ -37,6 +37,9 @@ pub struct Args {
     /// Unix socket for meshctl
     #[arg(long, value_name = "PATH", env = "MESH_CONTROL_SOCKET")]
     pub socket: Option<PathBuf>,
+    /// Loopback address for meshctl, as an alternative to a socket
+    #[arg(long, value_name = "IP:PORT", env = "MESH_CONTROL_API")]
+    pub api: Option<SocketAddr>,
     /// Address of /ready, /live and /metrics
     #[arg(
         long,
@@ -124,6 +127,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     pub listen: SocketAddr,
     pub socket: Option<PathBuf>,
+    /// Whoever reaches it may ask whatever meshctl can.
+    pub api: Option<SocketAddr>,
     pub admin: SocketAddr,
     /// `None`: pods have no identities.
     pub identity: Option<identity::Settings>,
@@ -166,6 +171,11 @@ impl TryFrom<Args> for Config {
         {
             problems.push(format!("--socket: there is no folder {}", parent.display()));
         }
+        if let Some(api) = args.api.filter(|api| !api.ip().is_loopback()) {
+            problems.push(format!(
+                "--api {api}: whoever reaches it may tap the mesh; write a loopback address"
+            ));
+        }
         if let Err(error) = EnvFilter::try_new(&args.log) {
             problems.push(format!("--log {}: {error}; write a level such as `info`", args.log));
         }
@@ -196,6 +206,7 @@ impl TryFrom<Args> for Config {
             state_dir: args.state_dir,
             listen: args.listen,
             socket: args.socket,
+            api: args.api,
             admin: args.admin,
             identity: args.identity_dir.map(|folder| identity::Settings {
                 folder,
@@ -218,6 +229,7 @@ mod tests {
         let wrong = [
             ("--state-dir", "/nowhere"),
             ("--socket", "/nowhere/s"),
+            ("--api", "0.0.0.0:8085"),
             ("--log", "a=b=c"),
             ("--identity-dir", "/nowhere"),
             ("--trust-domain", "Cluster.Local"),

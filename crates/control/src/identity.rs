@@ -5,6 +5,7 @@
 //! nowhere near: it signed the issuer once.
 
 pub mod folder;
+pub mod own;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

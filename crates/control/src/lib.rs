@@ -68,6 +68,7 @@ pub async fn run(config: Config) -> Result<(), serve::StartError> {
         let loaded = identity::folder::load(&authority.settings().folder);
         identity::folder::take(authority, &shared, loaded);
         running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
+        running.spawn(shared.own.clone().keep(Arc::clone(authority)));
     }
     running.spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
     // What runs is aborted with the set.

@@ -1,5 +1,7 @@
 //! The listeners, and how they end.
 
+mod secured;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -7,13 +9,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use std::{fs, io};
 
+use futures_util::Stream;
 use mesh_api::server::control_plane_routes;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 
 use crate::admin;
 use crate::config::Config;
@@ -45,6 +50,8 @@ pub enum StartError {
 pub(crate) struct Listeners {
     proxies: TcpListener,
     admin: TcpListener,
+    /// For people.
+    api: Option<TcpListener>,
     socket: Option<(UnixListener, PathBuf)>,
 }
 
@@ -54,7 +61,12 @@ impl Listeners {
             Some(path) => Some((bind_socket(path).await?, path.clone())),
             None => None,
         };
-        Ok(Self { proxies: tcp(config.listen).await?, admin: tcp(config.admin).await?, socket })
+        let api = match config.api {
+            Some(addr) => Some(tcp(addr).await?),
+            None => None,
+        };
+        let (proxies, admin) = (tcp(config.listen).await?, tcp(config.admin).await?);
+        Ok(Self { proxies, admin, api, socket })
     }
 
     /// Serves until a signal comes.
@@ -69,41 +81,21 @@ impl Listeners {
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         let stop = CancellationToken::new();
         let mesh = MeshService::new(Arc::clone(&shared), source);
-        let ended = |stop: &CancellationToken| stop.clone().cancelled_owned();
 
         let of = (Arc::clone(&shared), authority.clone());
         tokio::spawn(admin::serve(self.admin, of, stop.clone()));
-        let mut ready = shared.watch_ready();
-        let control = Control::new(shared, authority);
-        let routes = control_plane_routes(control).add_service(mesh.into_server());
-        let told = routes.clone();
-        let incoming = TcpIncoming::from(self.proxies).with_nodelay(Some(true));
-        let proxies = async {
-            // Until everything has been told, "not found" would be a lie on which proxies act.
-            // They wait in the listener's queue meanwhile.
-            tokio::select! {
-                _ = ready.wait_for(|ready| *ready) => {}
-                () = stop.cancelled() => return Ok(()),
-            }
-            server().add_routes(told).serve_with_incoming_shutdown(incoming, ended(&stop)).await
+        let routes = control_plane_routes(Control::new(Arc::clone(&shared), authority.clone()));
+        // All of it for people, too: `meshctl check` asks what proxies ask.
+        let all = routes.clone().add_service(mesh.into_server());
+        let (socket, path) = self.socket.unzip();
+        let serving = async {
+            tokio::try_join!(
+                serve_proxies(self.proxies, shared, authority.is_some(), [&routes, &all], &stop),
+                serve_people(socket.map(UnixListenerStream::new), &all, &stop),
+                serve_people(self.api.map(TcpIncoming::from), &all, &stop),
+            )
+            .map(drop)
         };
-        let (listener, path) = self.socket.unzip();
-        let people = async {
-            match listener {
-                Some(listener) => {
-                    let incoming = UnixListenerStream::new(listener);
-                    // All of it here, too: `meshctl check` asks what proxies ask, and reaches us by
-                    // this socket only when we are in another network namespace.
-                    let server = server().add_routes(routes);
-                    server.serve_with_incoming_shutdown(incoming, ended(&stop)).await
-                }
-                None => {
-                    stop.cancelled().await;
-                    Ok(())
-                }
-            }
-        };
-        let serving = async { tokio::try_join!(proxies, people).map(drop) };
         let asked_to_end = async {
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -124,6 +116,47 @@ impl Listeners {
         }
         result
     }
+}
+
+/// Serves proxies once all is known: before, "not found" would be a lie on which they act. They wait in
+/// the listener's queue meanwhile. On this machine that is in the clear and all is told; others
+/// are told what proxies need, and in a mesh with identity only after they proved who they are.
+async fn serve_proxies(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    identity: bool,
+    [for_proxies, all]: [&Routes; 2],
+    stop: &CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let mut ready = shared.watch_ready();
+    tokio::select! {
+        _ = ready.wait_for(|ready| *ready) => {}
+        () = stop.cancelled() => return Ok(()),
+    }
+    let ended = stop.clone().cancelled_owned();
+    let local = listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
+    if identity && !local {
+        let incoming = secured::incoming(listener, shared.own.clone());
+        let server = server().layer(secured::Guard).add_routes(for_proxies.clone());
+        return server.serve_with_incoming_shutdown(incoming, ended).await;
+    }
+    let routes = if local { all } else { for_proxies };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    server().add_routes(routes.clone()).serve_with_incoming_shutdown(incoming, ended).await
+}
+
+async fn serve_people<I, Io>(
+    incoming: Option<I>,
+    routes: &Routes,
+    stop: &CancellationToken,
+) -> Result<(), tonic::transport::Error>
+where
+    I: Stream<Item = io::Result<Io>>,
+    Io: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    let Some(incoming) = incoming else { return Ok(()) };
+    let ended = stop.clone().cancelled_owned();
+    server().add_routes(routes.clone()).serve_with_incoming_shutdown(incoming, ended).await
 }
 
 fn server() -> Server {
@@ -184,7 +217,7 @@ mod tests {
         let (proxies, admin) = (tcp(any).await.unwrap(), tcp(any).await.unwrap());
         let addr = proxies.local_addr().unwrap();
         let shared = Arc::new(Shared::default());
-        let listeners = Listeners { proxies, admin, socket: None };
+        let listeners = Listeners { proxies, admin, api: None, socket: None };
         let serving = tokio::spawn(listeners.serve(Arc::clone(&shared), None, "local"));
 
         let client = ControlClient::new(ControlClient::lazy_channel(addr), Workload::default());

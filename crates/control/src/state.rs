@@ -6,6 +6,7 @@ use std::time::Instant;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
+use crate::identity::own::Own;
 use crate::index::Index;
 use crate::index::authz::Defaults;
 use crate::index::identity::MeshNames;
@@ -15,6 +16,8 @@ use crate::source::{Problem, Severity};
 #[derive(Debug)]
 pub struct Shared {
     pub index: RwLock<Index>,
+    /// Who the control plane itself is, in a mesh with identity.
+    pub own: Own,
     problems: Mutex<Problems>,
     ready: watch::Sender<bool>,
     looks_wanted: watch::Sender<u64>,
@@ -40,6 +43,7 @@ impl Shared {
     pub fn new(defaults: Defaults, identity: Option<MeshNames>) -> Self {
         Self {
             index: RwLock::new(Index::new(defaults, identity)),
+            own: Own::default(),
             problems: Mutex::default(),
             ready: watch::Sender::new(false),
             looks_wanted: watch::Sender::new(0),

@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{Resumption, WantsClientCert};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::{ParsedCertificate, ServerSessionMemoryCache, WebPkiClientVerifier};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    ClientConfig, ConfigBuilder, DigitallySignedStruct, RootCertStore, ServerConfig,
+    SignatureScheme,
+};
 
 use crate::{Certificate, Id, Key, TRANSPORT_ALPN, TrustBundle};
 
@@ -59,13 +62,17 @@ impl Credentials {
             let got = certificate.names.join(", ");
             return Err(CredentialsError::Identity { wanted: id.clone(), got });
         }
-        let chain: Vec<_> = chain.iter().map(|der| CertificateDer::from(der.clone())).collect();
+        let chain = as_rustls(chain);
         let verifier = Arc::new(ChainVerifier::new(bundle));
         verifier
             .verify_chain(&chain[0], &chain[1..], UnixTime::now())
             .map_err(CredentialsError::Untrusted)?;
-        let server = server_config(key, &chain, bundle).map_err(CredentialsError::Key)?;
-        let client = client_config(key, &chain, verifier).map_err(CredentialsError::Key)?;
+        let server = server_config(key, &chain, bundle, Clients::Certified);
+        let server = server.map_err(CredentialsError::Key)?;
+        let client = client_config(verifier)
+            .with_client_auth_cert(chain.clone(), private_key(key))
+            .map(resumable)
+            .map_err(CredentialsError::Key)?;
         let mut transport = client.clone();
         transport.alpn_protocols = vec![TRANSPORT_ALPN.to_vec()];
         transport.resumption = Resumption::in_memory_sessions(SESSIONS);
@@ -101,18 +108,28 @@ fn private_key(key: &Key) -> PrivateKeyDer<'static> {
     key.der().into()
 }
 
+/// Which clients a server takes. A certificate of another mesh is refused in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Clients {
+    Certified,
+    Anyone,
+}
+
 fn server_config(
     key: &Key,
     chain: &[CertificateDer<'static>],
     bundle: &TrustBundle,
+    clients: Clients,
 ) -> Result<ServerConfig, rustls::Error> {
-    // Whoever has no certificate of this mesh gets nothing.
-    let clients =
+    let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::clone(bundle.store()), provider())
             // Naming the roots would tell strangers whom we trust, and makes handshakes longer.
-            .clear_root_hint_subjects()
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+            .clear_root_hint_subjects();
+    let verifier = match clients {
+        Clients::Certified => verifier,
+        Clients::Anyone => verifier.allow_unauthenticated(),
+    };
+    let clients = verifier.build().map_err(|error| rustls::Error::General(error.to_string()))?;
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
@@ -123,18 +140,57 @@ fn server_config(
     Ok(config)
 }
 
-fn client_config(
-    key: &Key,
-    chain: &[CertificateDer<'static>],
-    verifier: Arc<ChainVerifier>,
-) -> Result<ClientConfig, rustls::Error> {
-    let mut config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13])?
+fn client_config(verifier: Arc<ChainVerifier>) -> ConfigBuilder<ClientConfig, WantsClientCert> {
+    ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("the provider has TLS 1.3")
         .dangerous()
         .with_custom_certificate_verifier(verifier)
-        .with_client_auth_cert(chain.to_vec(), private_key(key))?;
+}
+
+fn resumable(mut config: ClientConfig) -> ClientConfig {
     config.resumption = Resumption::in_memory_sessions(SESSIONS);
-    Ok(config)
+    config
+}
+
+fn as_rustls(chain: &[Vec<u8>]) -> Vec<CertificateDer<'static>> {
+    chain.iter().map(|der| CertificateDer::from(der.clone())).collect()
+}
+
+/// A client that has no certificate yet: it asks the control plane for its first one.
+#[derive(Clone, Debug)]
+pub struct Visitor {
+    pub(crate) client: Arc<ClientConfig>,
+}
+
+impl Visitor {
+    /// Takes servers whose certificate ends at a root of the bundle.
+    pub fn new(bundle: &TrustBundle) -> Self {
+        let client = client_config(Arc::new(ChainVerifier::new(bundle))).with_no_client_auth();
+        Self { client: Arc::new(client) }
+    }
+}
+
+/// The server's side where clients without a certificate are let in and known as nobody: the control
+/// plane, which is where they get one.
+#[derive(Debug)]
+pub struct Reception {
+    pub(crate) server: Arc<ServerConfig>,
+}
+
+impl Reception {
+    /// A key with the chain (DER, leaf first) that certifies it.
+    ///
+    /// # Errors
+    /// When the chain is not for this key.
+    pub fn new(
+        key: &Key,
+        chain: &[Vec<u8>],
+        bundle: &TrustBundle,
+    ) -> Result<Self, CredentialsError> {
+        let config = server_config(key, &as_rustls(chain), bundle, Clients::Anyone);
+        Ok(Self { server: Arc::new(config.map_err(CredentialsError::Key)?) })
+    }
 }
 
 /// Verifies that a server's chain ends at a root. Whether the certificate has the identity that the

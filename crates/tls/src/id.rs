@@ -72,6 +72,9 @@ pub struct WorkloadId {
     pub trust_domain: String,
 }
 
+/// The control plane's service account, in its own namespace.
+const CONTROL_ACCOUNT: &str = "mesh-control";
+
 const MIDDLE: [&str; 2] = ["serviceaccount", "identity"];
 
 impl WorkloadId {
@@ -98,6 +101,12 @@ impl WorkloadId {
         Some(Self { service_account, namespace, control_namespace, trust_domain })
     }
 
+    /// The identity of this mesh's control plane.
+    pub fn control_plane(&self) -> Option<Id> {
+        let namespace = self.control_namespace.clone();
+        Self { service_account: CONTROL_ACCOUNT.to_owned(), namespace, ..self.clone() }.id()
+    }
+
     /// The same as a SPIFFE id: `spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT`.
     pub fn spiffe(&self) -> String {
         format!("spiffe://{}/ns/{}/sa/{}", self.trust_domain, self.namespace, self.service_account)
@@ -118,6 +127,10 @@ mod tests {
         assert_eq!(parts.trust_domain, "cluster.local");
         assert_eq!(parts.spiffe(), "spiffe://cluster.local/ns/shop/sa/web");
         assert_eq!(parts.id(), Some(id));
+        assert_eq!(
+            parts.control_plane().unwrap().as_str(),
+            "mesh-control.mesh-system.serviceaccount.identity.mesh-system.cluster.local"
+        );
     }
 
     #[test]

@@ -17,7 +17,7 @@ mod transport_header;
 
 pub use self::bundle::{BundleError, TrustBundle};
 pub use self::certificate::{Certificate, CertificateError};
-pub use self::credentials::{Credentials, CredentialsError};
+pub use self::credentials::{Credentials, CredentialsError, Reception, Visitor};
 pub use self::handshake::{Accepted, HandshakeError, accept, connect};
 pub use self::hello::{ClientHello, HANDSHAKE, client_hello};
 pub use self::id::{Id, IdError, WorkloadId};

@@ -25,6 +25,12 @@ impl MeshNames {
         };
         parts.id()
     }
+
+    /// The control plane's own identity.
+    pub fn control_plane(&self) -> Option<Id> {
+        let own = self.id(&self.control_namespace, "any")?;
+        WorkloadId::of(&own)?.control_plane()
+    }
 }
 
 impl Objects {

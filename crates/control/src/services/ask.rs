@@ -1,21 +1,28 @@
 //! Asks many proxies at once, each with its own deadline.
 
-use std::net::{IpAddr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream;
-use mesh_api::client::ControlClient;
+use mesh_api::client::{ControlClient, channel};
 use mesh_api::ext::proxy_client::ProxyClient;
 use mesh_api::ext::{self, Unreachable};
+use mesh_tls::Id;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
 use tonic::Status;
 use tonic::transport::Channel;
 
+use crate::identity::own::Own;
+use crate::index::identity::MeshNames;
 use crate::index::object::{Name, Pod};
+use crate::state::Shared;
 
 /// Where a proxy listens for the control plane.
-pub(super) const CONTROL_PORT: u16 = 4190;
+const CONTROL_PORT: u16 = 4190;
 /// A proxy that has not answered by then is reported as not reachable.
 const DEADLINE: Duration = Duration::from_secs(2);
 /// Proxies asked at the same time.
@@ -23,10 +30,62 @@ const CONCURRENT: usize = 64;
 /// A proxy's bounded tables stay far below.
 const MAX_REPLY: usize = 32 << 20;
 
-/// A client of one pod's proxy, not connected yet.
-pub(super) fn proxy(ip: IpAddr, port: u16) -> ProxyClient<Channel> {
-    let channel = ControlClient::lazy_channel(SocketAddr::new(ip, port));
-    ProxyClient::new(channel).max_decoding_message_size(MAX_REPLY)
+/// Where a proxy is, and who it must prove to be; `None`: it is asked in the clear.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    addr: SocketAddr,
+    id: Option<Id>,
+}
+
+/// What is needed to ask proxies.
+#[derive(Clone, Debug)]
+pub(super) struct Asker {
+    port: u16,
+    own: Own,
+    names: Option<MeshNames>,
+}
+
+impl Asker {
+    pub(super) fn new(shared: &Shared) -> Self {
+        let names = shared.index.read().objects().identity().cloned();
+        Self { port: CONTROL_PORT, own: shared.own.clone(), names }
+    }
+
+    /// Asks proxies at another port than theirs.
+    #[cfg(test)]
+    pub(super) fn with_port(self, port: u16) -> Self {
+        Self { port, ..self }
+    }
+
+    /// On this machine proxies are asked in the clear, and elsewhere if the mesh has no identity.
+    pub(super) fn place(&self, pod: &Pod) -> Option<Place> {
+        let addr = SocketAddr::new(pod.ip?, self.port);
+        let names = self.names.as_ref().filter(|_| !addr.ip().is_loopback());
+        let id = names.and_then(|names| names.id(&pod.name.namespace, &pod.service_account));
+        Some(Place { addr, id })
+    }
+
+    /// A client of a pod's proxy, not connected yet.
+    pub(super) fn client(&self, place: Place) -> ProxyClient<Channel> {
+        let Place { addr, id } = place;
+        let channel = match id {
+            None => ControlClient::lazy_channel(addr),
+            Some(id) => {
+                let own = self.own.clone();
+                channel(move || connect(own.clone(), addr, id.clone()))
+            }
+        };
+        ProxyClient::new(channel).max_decoding_message_size(MAX_REPLY)
+    }
+}
+
+async fn connect(own: Own, addr: SocketAddr, id: Id) -> io::Result<TlsStream<TcpStream>> {
+    let no_certificate = || io::Error::other("the control plane has no certificate yet");
+    let held = own.held().ok_or_else(no_certificate)?;
+    let stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    let connecting = mesh_tls::connect(&held.credentials, stream, id.as_str(), id.as_str(), false);
+    connecting.await.map_err(io::Error::other)
 }
 
 /// What each pod's proxy answered, in no order.
@@ -38,7 +97,7 @@ pub(super) struct Answers<T> {
 /// Asks the proxies of `pods` that have one.
 pub(super) async fn ask<T, F>(
     pods: Vec<Arc<Pod>>,
-    port: u16,
+    asker: &Asker,
     question: impl Fn(ProxyClient<Channel>) -> F,
 ) -> Answers<T>
 where
@@ -46,7 +105,7 @@ where
 {
     let meshed = pods.into_iter().filter(|pod| pod.meshed() && pod.running);
     let asked = meshed.map(|pod| {
-        let answer = pod.ip.map(|ip| question(proxy(ip, port)));
+        let answer = asker.place(&pod).map(|place| question(asker.client(place)));
         async move {
             let answer = match answer {
                 None => Err("it has no address".to_owned()),
@@ -71,8 +130,12 @@ where
 }
 
 /// The figures of the pods' proxies over a window.
-pub(super) async fn stats(pods: Vec<Arc<Pod>>, port: u16, window: u32) -> Answers<ext::StatsReply> {
-    ask(pods, port, |mut client| async move {
+pub(super) async fn stats(
+    pods: Vec<Arc<Pod>>,
+    asker: &Asker,
+    window: u32,
+) -> Answers<ext::StatsReply> {
+    ask(pods, asker, |mut client| async move {
         let request = ext::StatsRequest { window_seconds: window };
         client.stats(request).await.map(tonic::Response::into_inner)
     })

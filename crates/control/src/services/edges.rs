@@ -11,7 +11,7 @@ use mesh_api::ext::{Edge, EdgesReply, EdgesRequest, ObjectRef};
 use mesh_model::Direction;
 use mesh_model::stats::{SeriesKey, StatProtocol};
 
-use super::ask::stats;
+use super::ask::{Asker, stats};
 use super::mesh::{Failure, must_exist};
 use super::select::{owner_ref, pod_ref, select_all};
 use super::stat::{Figures, Told, read, service_name, window};
@@ -25,7 +25,7 @@ use crate::state::Shared;
 /// When it cannot be understood, or names what does not exist.
 pub(super) async fn edges(
     shared: &Shared,
-    proxy_port: u16,
+    asker: &Asker,
     request: EdgesRequest,
 ) -> Result<EdgesReply, Failure> {
     let (scope, ask) = {
@@ -34,7 +34,7 @@ pub(super) async fn edges(
         let ask: Vec<Arc<Pod>> = objects.pods().cloned().collect();
         (Scope::new(objects, &request)?, ask)
     };
-    let (told, unreachable) = read(stats(ask, proxy_port, window(request.window_seconds)).await);
+    let (told, unreachable) = read(stats(ask, asker, window(request.window_seconds)).await);
     Ok(EdgesReply { edges: gather(&scope, &told), unreachable })
 }
 

@@ -8,7 +8,7 @@ use mesh_api::ext::mesh_server::{Mesh, MeshServer};
 use mesh_api::ext::{self, Selector};
 use tonic::{Request, Response, Status};
 
-use super::ask::CONTROL_PORT;
+use super::ask::Asker;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
 use super::{authz, edges, proxies, routes, stat, tap};
 use crate::index::object::Pod;
@@ -20,19 +20,20 @@ use crate::state::Shared;
 pub struct MeshService {
     shared: Arc<Shared>,
     source: &'static str,
-    proxy_port: u16,
+    asker: Asker,
 }
 
 impl MeshService {
     /// `source` is the source's name, as `Info` tells it.
     pub fn new(shared: Arc<Shared>, source: &'static str) -> Self {
-        Self { shared, source, proxy_port: CONTROL_PORT }
+        Self { asker: Asker::new(&shared), shared, source }
     }
 
     /// Asks proxies at another port than theirs.
     #[cfg(test)]
-    pub(super) fn with_proxy_port(self, proxy_port: u16) -> Self {
-        Self { proxy_port, ..self }
+    pub(super) fn with_proxy_port(mut self, port: u16) -> Self {
+        self.asker = self.asker.with_port(port);
+        self
     }
 
     pub fn into_server(self) -> MeshServer<Self> {
@@ -131,19 +132,19 @@ impl Mesh for MeshService {
     }
 
     async fn stat(&self, request: Request<ext::StatRequest>) -> Answer<ext::StatReply> {
-        let reply = stat::stat(&self.shared, self.proxy_port, request.into_inner()).await?;
+        let reply = stat::stat(&self.shared, &self.asker, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 
     async fn edges(&self, request: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
-        let reply = edges::edges(&self.shared, self.proxy_port, request.into_inner()).await?;
+        let reply = edges::edges(&self.shared, &self.asker, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 
     type TapStream = tap::Events;
 
     async fn tap(&self, request: Request<ext::MeshTapRequest>) -> Answer<Self::TapStream> {
-        let events = tap::tap(&self.shared, self.proxy_port, request.into_inner())?;
+        let events = tap::tap(&self.shared, &self.asker, request.into_inner())?;
         Ok(Response::new(events))
     }
 
@@ -152,7 +153,7 @@ impl Mesh for MeshService {
         request: Request<ext::EndpointsRequest>,
     ) -> Answer<ext::EndpointsReply> {
         let request = request.into_inner();
-        let reply = proxies::endpoints(&self.shared, self.proxy_port, request).await?;
+        let reply = proxies::endpoints(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
     }
 
@@ -162,7 +163,7 @@ impl Mesh for MeshService {
 
     async fn proxies(&self, request: Request<Selector>) -> Answer<ext::ProxiesReply> {
         let request = request.into_inner();
-        let reply = proxies::proxies(&self.shared, self.proxy_port, request).await?;
+        let reply = proxies::proxies(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
     }
 
@@ -171,7 +172,7 @@ impl Mesh for MeshService {
         request: Request<ext::ProxyConfigRequest>,
     ) -> Answer<ext::ConfigReply> {
         let request = request.into_inner();
-        let reply = proxies::proxy_config(&self.shared, self.proxy_port, request).await?;
+        let reply = proxies::proxy_config(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
     }
 

@@ -13,7 +13,7 @@ use mesh_model::meta::ResourceRef;
 use mesh_model::{Endpoint, ProtocolHint};
 use serde::Deserialize;
 
-use super::ask::{Answers, ask};
+use super::ask::{Answers, Asker, ask};
 use super::mesh::{Failure, must_exist};
 use super::select::select;
 use crate::index::Objects;
@@ -93,7 +93,7 @@ struct Held {
 /// When the selector cannot be understood, or names what does not exist.
 pub(super) async fn proxies(
     shared: &Shared,
-    proxy_port: u16,
+    asker: &Asker,
     selector: Selector,
 ) -> Result<ProxiesReply, Failure> {
     let pods: BTreeMap<Name, Arc<Pod>> = {
@@ -103,7 +103,7 @@ pub(super) async fn proxies(
         let pods = selected.into_iter().flat_map(|selected| selected.pods);
         pods.filter(|pod| pod.meshed()).map(|pod| (pod.name.clone(), pod)).collect()
     };
-    let Answers { answers, unreachable } = accounts(pods.values().cloned(), proxy_port).await;
+    let Answers { answers, unreachable } = accounts(pods.values().cloned(), asker).await;
     let mut rows: BTreeMap<Name, ProxyRow> = BTreeMap::new();
     for (pod, account) in answers {
         let row = ProxyRow {
@@ -159,8 +159,8 @@ fn head(pod: &Pod) -> ProxyRow {
     }
 }
 
-async fn accounts(pods: impl Iterator<Item = Arc<Pod>>, port: u16) -> Answers<Account> {
-    ask(pods.collect(), port, |mut client| async move {
+async fn accounts(pods: impl Iterator<Item = Arc<Pod>>, asker: &Asker) -> Answers<Account> {
+    ask(pods.collect(), asker, |mut client| async move {
         let json = client.config(ConfigRequest {}).await?.into_inner().json;
         serde_json::from_str(&json).map_err(|error| {
             tonic::Status::internal(format!("its account of itself cannot be read: {error}"))
@@ -175,7 +175,7 @@ async fn accounts(pods: impl Iterator<Item = Arc<Pod>>, port: u16) -> Answers<Ac
 /// When there is no such pod, it has no proxy, or the proxy does not answer.
 pub(super) async fn proxy_config(
     shared: &Shared,
-    proxy_port: u16,
+    asker: &Asker,
     request: ProxyConfigRequest,
 ) -> Result<ConfigReply, Failure> {
     let name = Name::new(request.namespace, request.pod);
@@ -186,7 +186,7 @@ pub(super) async fn proxy_config(
     if !pod.meshed() {
         return Err(Failure::NotFound(format!("pod {name} has no proxy")));
     }
-    let mut answers = ask(vec![pod], proxy_port, |mut client| async move {
+    let mut answers = ask(vec![pod], asker, |mut client| async move {
         client.config(ConfigRequest {}).await.map(tonic::Response::into_inner)
     })
     .await;
@@ -206,7 +206,7 @@ pub(super) async fn proxy_config(
 /// When the authority cannot be understood or is nobody's.
 pub(super) async fn endpoints(
     shared: &Shared,
-    proxy_port: u16,
+    asker: &Asker,
     request: EndpointsRequest,
 ) -> Result<EndpointsReply, Failure> {
     let (service, rows, meshed) = {
@@ -218,7 +218,7 @@ pub(super) async fn endpoints(
     };
     let mut reply = EndpointsReply { service, endpoints: rows, proxies: Vec::new() };
     if request.from_proxies {
-        let mut answers = accounts(meshed.into_iter(), proxy_port).await.answers;
+        let mut answers = accounts(meshed.into_iter(), asker).await.answers;
         answers.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
         for (pod, account) in answers {
             if let Some(endpoints) = held(&account, &reply.service) {

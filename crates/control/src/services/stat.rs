@@ -12,7 +12,7 @@ use mesh_api::stats::read_series;
 use mesh_model::Direction;
 use mesh_model::stats::{SeriesKey, Totals, WINDOW_SECONDS};
 
-use super::ask::{Answers, stats};
+use super::ask::{Answers, Asker, stats};
 use super::mesh::Failure;
 use super::select::{Selected, select, select_all};
 use crate::index::Objects;
@@ -85,12 +85,12 @@ pub(super) fn window(asked: u32) -> u32 {
 /// When it cannot be understood, or names what does not exist.
 pub(super) async fn stat(
     shared: &Shared,
-    proxy_port: u16,
+    asker: &Asker,
     request: StatRequest,
 ) -> Result<StatReply, Failure> {
     let plan = Plan::new(shared.index.read().objects(), &request)?;
     let window = window(request.window_seconds);
-    let (told, unreachable) = read(stats(plan.ask.clone(), proxy_port, window).await);
+    let (told, unreachable) = read(stats(plan.ask.clone(), asker, window).await);
     let view = if plan.server_side() { "server" } else { "client" };
     let rows = plan.targets.iter().flat_map(|target| plan.rows(target, &told, &unreachable));
     let rows = rows.collect();

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Status;
 
-use super::ask::{proxy, reason, unreachable};
+use super::ask::{Asker, Place, reason, unreachable};
 use super::mesh::{Failure, must_exist};
 use super::select::{pod_ref, select, select_all};
 use crate::index::Objects;
@@ -46,7 +46,7 @@ pub(super) type Events = BoxStream<'static, Result<MeshTapEvent, Status>>;
 /// When it cannot be understood, or names what does not exist.
 pub(super) fn tap(
     shared: &Arc<Shared>,
-    proxy_port: u16,
+    asker: &Asker,
     request: MeshTapRequest,
 ) -> Result<Events, Failure> {
     let filter = request.filter.unwrap_or_default();
@@ -64,7 +64,7 @@ pub(super) fn tap(
     let max_rps = if request.max_rps == 0 { DEFAULT_RPS } else { request.max_rps };
     let conductor = Conductor {
         shared: Arc::clone(shared),
-        proxy_port,
+        asker: asker.clone(),
         selectors: request.selectors,
         filter,
         to: request.to,
@@ -85,7 +85,7 @@ pub(super) fn tap(
 /// Keeps one task for each pod, and the reader informed.
 struct Conductor {
     shared: Arc<Shared>,
-    proxy_port: u16,
+    asker: Asker,
     selectors: Vec<Selector>,
     filter: TapFilter,
     to: Option<Selector>,
@@ -129,6 +129,7 @@ impl Conductor {
             for (name, plan) in plans {
                 let Entry::Vacant(place) = running.entry(name.clone()) else { continue };
                 let task = PodTap {
+                    asker: self.asker.clone(),
                     name: name.clone(),
                     plan: plan.clone(),
                     shared: Arc::clone(&self.shared),
@@ -209,8 +210,8 @@ impl Conductor {
         let pods = selected.iter().flat_map(|selected| &selected.pods);
         let meshed = pods.filter(|pod| pod.meshed());
         let plan = |pod: &Arc<Pod>| {
-            let addr = SocketAddr::new(pod.ip?, self.proxy_port);
-            Some((pod.name.clone(), Plan { addr, request: request.clone() }))
+            let place = self.asker.place(pod)?;
+            Some((pod.name.clone(), Plan { place, request: request.clone() }))
         };
         meshed.filter_map(plan).collect()
     }
@@ -228,7 +229,7 @@ fn addresses(objects: &Objects, selector: &Selector) -> Vec<IpAddr> {
 /// How one pod is tapped; another plan is another task.
 #[derive(Clone, Debug, PartialEq)]
 struct Plan {
-    addr: SocketAddr,
+    place: Place,
     request: TapRequest,
 }
 
@@ -236,6 +237,7 @@ struct Plan {
 struct PodTap {
     name: Name,
     plan: Plan,
+    asker: Asker,
     shared: Arc<Shared>,
     events: mpsc::Sender<Event>,
     reports: mpsc::Sender<Report>,
@@ -256,7 +258,7 @@ impl PodTap {
 
     /// Ends well when nobody reads any more.
     async fn once(&self) -> Result<(), String> {
-        let mut client = proxy(self.plan.addr.ip(), self.plan.addr.port());
+        let mut client = self.asker.client(self.plan.place.clone());
         let begun = tokio::time::timeout(DEADLINE, client.tap(self.plan.request.clone())).await;
         let begun = begun.map_err(|_| format!("no answer within {} s", DEADLINE.as_secs()))?;
         let mut stream = begun.map_err(|status| reason(&status))?.into_inner();

@@ -105,6 +105,40 @@ fn trusting(truster: &Credentials, holder: &Credentials) -> Arc<rustls::ClientCo
 }
 
 #[tokio::test]
+async fn the_reception_lets_in_who_has_no_certificate_yet_but_no_stranger() {
+    let mesh = Mesh::new();
+    let (control, key) = (id("mesh-control"), Key::generate());
+    let chain = mesh.issuer.certify(&key.request(&control), &control, HOUR).unwrap().chain();
+    let reception = Reception::new(&key, &chain, &mesh.bundle).unwrap();
+
+    let (a, b) = duplex(64 * 1024);
+    let visitor = Visitor::new(&mesh.bundle);
+    let visit = visitor.connect(a, control.as_str());
+    let (visited, received) = tokio::join!(visit, reception.accept(b));
+    visited.unwrap();
+    assert_eq!(received.unwrap().1, None);
+
+    let (a, b) = duplex(64 * 1024);
+    let web = mesh.credentials("web");
+    let connect = connect(&web, a, control.as_str(), control.as_str(), false);
+    let (connected, received) = tokio::join!(connect, reception.accept(b));
+    connected.unwrap();
+    assert_eq!(received.unwrap().1.as_deref(), Some(id("web").as_str()));
+
+    let (a, b) = duplex(64 * 1024);
+    let mut stranger = Mesh::new().credentials("web");
+    stranger.client = trusting(&web, &stranger);
+    let connect = super::connect(&stranger, a, control.as_str(), control.as_str(), false);
+    let (_, received) = tokio::join!(connect, reception.accept(b));
+    assert!(matches!(received, Err(HandshakeError::Tls(_))), "{received:?}");
+
+    let (a, b) = duplex(64 * 1024);
+    let visitor = Visitor::new(&Mesh::new().bundle);
+    let (visited, _) = tokio::join!(visitor.connect(a, control.as_str()), reception.accept(b));
+    assert!(matches!(visited, Err(HandshakeError::Tls(_))), "{visited:?}");
+}
+
+#[tokio::test]
 async fn a_client_without_a_certificate_is_refused() {
     let mesh = Mesh::new();
     let (mut web, tax) = (mesh.credentials("web"), mesh.credentials("tax"));

@@ -1,0 +1,264 @@
+//! Connections of proxies over TLS, and what each of them may ask.
+//!
+//! A proxy without a certificate gets its first one here, so that it is let in, but no further than
+//! that: all else is for proxies of this mesh.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::{Either, Ready, ready};
+use http::{Request, Response};
+use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::transport::server::Connected;
+use tower::{Layer, Service};
+
+use crate::identity::own::Own;
+
+/// Handshakes at a time; who comes then waits in the listener's queue.
+const HANDSHAKES: usize = 128;
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Before accepting again after an error of the listener, such as too many open files.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What those may ask who have no certificate.
+const FOR_ANYONE: [&str; 2] =
+    ["/io.linkerd.proxy.identity.Identity/Certify", "/mesh.ext.v1.Extensions/WatchTrustBundle"];
+
+/// A secured connection.
+#[derive(Debug)]
+pub(super) struct Secured {
+    stream: TlsStream<TcpStream>,
+    client: Client,
+}
+
+/// Who is at the other end; nobody known if there is no identity.
+#[derive(Clone, Debug)]
+pub(super) struct Client(Option<Arc<str>>);
+
+/// Connections whose handshake is done. Accepting ends when nobody reads them any more.
+pub(super) fn incoming(
+    listener: TcpListener,
+    own: Own,
+) -> ReceiverStream<Result<Secured, io::Error>> {
+    let (accepted, incoming) = mpsc::channel(1);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = accept(listener, own, accepted.clone()) => {}
+            () = accepted.closed() => {}
+        }
+    });
+    ReceiverStream::new(incoming)
+}
+
+async fn accept(listener: TcpListener, own: Own, accepted: mpsc::Sender<io::Result<Secured>>) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+    // It is never closed.
+    while let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await {
+        let (stream, peer) = match listener.accept().await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept");
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
+        };
+        let Some(held) = own.held() else {
+            tracing::warn!(%peer, "turned away: there is no issuer yet");
+            continue;
+        };
+        let accepted = accepted.clone();
+        tokio::spawn(async move {
+            // Messages are small and somebody waits for each.
+            let _ = stream.set_nodelay(true);
+            match tokio::time::timeout(HANDSHAKE, held.reception.accept(stream)).await {
+                Ok(Ok((stream, client))) => {
+                    // The receiver is gone when the server ends.
+                    let _ = accepted.send(Ok(Secured { stream, client: Client(client) })).await;
+                }
+                Ok(Err(error)) => tracing::info!(%peer, %error, "no secure connection"),
+                Err(_) => {
+                    tracing::info!(%peer, "no secure connection: the handshake took too long")
+                }
+            }
+            drop(permit);
+        });
+    }
+}
+
+impl Connected for Secured {
+    type ConnectInfo = Client;
+
+    fn connect_info(&self) -> Client {
+        self.client.clone()
+    }
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Answers only those who proved who they are, but for [`FOR_ANYONE`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Guard;
+
+impl<S> Layer<S> for Guard {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        Guarded { inner }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct Guarded<S> {
+    inner: S,
+}
+
+impl<S, B> Service<Request<B>> for Guarded<S>
+where
+    S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Either<S::Future, Ready<Result<Response<Body>, Infallible>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let known = request.extensions().get::<Client>().is_some_and(|Client(id)| id.is_some());
+        if known || FOR_ANYONE.contains(&request.uri().path()) {
+            return Either::Left(self.inner.call(request));
+        }
+        let refusal = Status::unauthenticated("a client certificate of this mesh is needed");
+        Either::Right(ready(Ok(refusal.into_http())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_api::Workload;
+    use mesh_api::client::{ControlClient, channel};
+    use mesh_api::server::control_plane_routes;
+    use mesh_model::Target;
+    use mesh_tls::{Key, Root, TrustBundle, Visitor};
+    use tonic::Code;
+    use tonic::transport::Server;
+
+    use super::*;
+    use crate::identity::Authority;
+    use crate::identity::Settings;
+    use crate::identity::folder::Loaded;
+    use crate::identity::tokens::{TokenError, Tokens};
+    use crate::index::authz::Defaults;
+    use crate::index::identity::MeshNames;
+    use crate::index::object::Name;
+    use crate::services::Control;
+    use crate::state::Shared;
+
+    /// Takes every token for one of `shop/web`.
+    #[derive(Debug)]
+    struct Trusting;
+
+    impl Tokens for Trusting {
+        fn owner<'a>(
+            &'a self,
+            _: &'a str,
+        ) -> futures_util::future::BoxFuture<'a, Result<Name, TokenError>> {
+            Box::pin(ready(Ok(Name::new("shop", "web"))))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_visitor_gets_a_certificate_and_nothing_else() {
+        const HOUR: Duration = Duration::from_secs(3600);
+        let root = Root::generate("test", 10 * HOUR, 5 * HOUR).unwrap();
+        let names = MeshNames {
+            control_namespace: "mesh-system".into(),
+            trust_domain: "cluster.local".into(),
+        };
+        let (web, control) = (names.id("shop", "web").unwrap(), names.control_plane().unwrap());
+        let shared = Arc::new(Shared::new(Defaults::default(), Some(names.clone())));
+        let settings = Settings { folder: "/nowhere".into(), names, lifetime: HOUR };
+        let authority = Arc::new(Authority::new(settings, Box::new(Trusting)));
+        let issuer = mesh_tls::Issuer::from_pem(&root.issuer, &root.issuer_key).unwrap();
+        authority.install(Loaded { issuer, roots: root.root.clone() });
+        let own = Own::default();
+        tokio::spawn(own.clone().keep(Arc::clone(&authority)));
+        own.certified().await;
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let routes = control_plane_routes(Control::new(shared, Some(authority)));
+        let server = Server::builder().layer(Guard).add_routes(routes);
+        let serving = tokio::spawn(server.serve_with_incoming(incoming(listener, own)));
+
+        let bundle = TrustBundle::from_pem(&root.root).unwrap();
+        let visitor = Visitor::new(&bundle);
+        let id = control.to_string();
+        let visiting = channel(move || {
+            let (visitor, id) = (visitor.clone(), id.clone());
+            async move {
+                let stream = TcpStream::connect(addr).await?;
+                visitor.connect(stream, &id).await.map_err(io::Error::other)
+            }
+        });
+        let visiting = ControlClient::new(visiting, Workload::default());
+        let target = Target::Authority("tax.shop:80".into());
+        let refused = visiting.watch_outbound(&target).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        visiting.watch_trust_bundle().await.map(drop).unwrap();
+        let key = Key::generate();
+        let certified = visiting.certify(web.as_str(), "token", key.request(&web)).await.unwrap();
+
+        let chain: Vec<_> = [vec![certified.leaf], certified.intermediates].concat();
+        let credentials = mesh_tls::Credentials::new(&web, &key, &chain, &bundle).unwrap();
+        let credentials = Arc::new(credentials);
+        let known = channel(move || {
+            let (credentials, id) = (Arc::clone(&credentials), control.to_string());
+            async move {
+                let stream = TcpStream::connect(addr).await?;
+                let connecting = mesh_tls::connect(&credentials, stream, &id, &id, false);
+                connecting.await.map_err(io::Error::other)
+            }
+        });
+        let known = ControlClient::new(known, Workload::default());
+        let missing = known.watch_outbound(&target).await.map(drop).unwrap_err();
+        assert_eq!(missing.code(), Code::NotFound, "asked and answered");
+        serving.abort();
+    }
+}
