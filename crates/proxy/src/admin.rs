@@ -9,6 +9,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
+use std::future::ready;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,10 +67,11 @@ pub async fn serve(listener: TcpListener, state: AdminState, drain: Cancellation
             let state = state.clone();
             async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
         });
-        hyper::server::conn::http1::Builder::new()
+        let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
-            .serve_connection(TokioIo::new(stream), service)
+            .serve_connection(TokioIo::new(stream), service);
+        ready(Some(connection))
     };
     ports::serve(listener, "admin", drain, connection).await;
 }
@@ -89,7 +91,7 @@ async fn respond(
         return not_allowed(allowed);
     }
     match request.uri().path() {
-        "/ready" => ready(&state.ready.borrow()),
+        "/ready" => readiness(&state.ready.borrow()),
         "/live" => text(StatusCode::OK, "live\n"),
         "/metrics" => metrics(&request, &state.telemetry),
         "/config" => json(&(state.config)()),
@@ -103,7 +105,7 @@ async fn respond(
     }
 }
 
-fn ready(readiness: &Readiness) -> Response<Full<Bytes>> {
+fn readiness(readiness: &Readiness) -> Response<Full<Bytes>> {
     match readiness {
         Readiness::Ready => text(StatusCode::OK, "ready\n"),
         Readiness::NotReady(why) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),

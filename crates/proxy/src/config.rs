@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use mesh_tls::{Id, TrustBundle};
+use mesh_tls::{Id, TrustBundle, WorkloadId};
 
+use crate::control_plane::ControlAddr;
 use crate::telemetry::{AccessLogFormat, LogFormat, OtlpEndpoint, SampleShare};
 
 /// Prefix of every variable.
@@ -23,7 +24,7 @@ pub struct Config {
     pub pod_namespace: String,
     pub pod_name: String,
     /// Where the control plane listens; `None` runs without one.
-    pub control_addr: Option<SocketAddr>,
+    pub control_addr: Option<ControlAddr>,
     pub outbound: OutboundConfig,
     pub inbound: InboundConfig,
     /// Who this proxy is; `None` takes no part in mTLS.
@@ -85,6 +86,10 @@ pub struct IdentityConfig {
     pub token_file: PathBuf,
     /// The roots to begin with; the control plane tells of changes.
     pub trust_bundle: TrustBundle,
+    /// Where changed roots are kept over restarts.
+    pub state_dir: Option<PathBuf>,
+    /// Who the control plane must prove to be, unless it is on this machine.
+    pub control_plane: Id,
 }
 
 /// Bounds on what peers can make the proxy hold.
@@ -278,22 +283,41 @@ impl Vars {
     fn identity(&mut self) -> Option<IdentityConfig> {
         let id = self.get("IDENTITY_NAME");
         let token_file = self.get::<PathBuf>("IDENTITY_TOKEN_FILE");
-        let bundle_file = self.get::<PathBuf>("IDENTITY_TRUST_BUNDLE_FILE");
-        let given = [id.is_some(), token_file.is_some(), bundle_file.is_some()];
+        let pem = self.trust_bundle();
+        let state_dir = self.get::<PathBuf>("IDENTITY_STATE_DIR");
+        let control_plane = self.get::<Id>("CONTROL_IDENTITY");
+        let given = [id.is_some(), token_file.is_some(), pem.is_some()];
         if given == [false; 3] {
             return None;
         }
-        let (Some(id), Some(token_file), Some(bundle_file)) = (id, token_file, bundle_file) else {
-            let together = ["NAME", "TOKEN_FILE", "TRUST_BUNDLE_FILE"];
+        let (Some(id), Some(token_file), Some((name, pem))) = (id, token_file, pem) else {
+            let together = ["NAME", "TOKEN_FILE", "TRUST_BUNDLE (or _FILE)"];
             let together = together.map(|name| format!("{PREFIX}IDENTITY_{name}")).join(", ");
             self.errors.push(format!("{together}: all of them are needed, or none"));
             return None;
         };
-        let name = "IDENTITY_TRUST_BUNDLE_FILE";
-        let shown = bundle_file.display().to_string();
-        let pem = self.parsed(name, &shown, std::fs::read_to_string(&bundle_file))?;
-        let trust_bundle = self.parsed(name, &shown, TrustBundle::from_pem(&pem))?;
-        Some(IdentityConfig { id, token_file, trust_bundle })
+        let trust_bundle = self.parsed(name, "…", TrustBundle::from_pem(&pem))?;
+        let of_this_mesh = || WorkloadId::of(&id)?.control_plane();
+        let Some(control_plane) = control_plane.or_else(of_this_mesh) else {
+            let why = "the control plane's identity cannot be told from it";
+            self.errors
+                .push(format!("{PREFIX}IDENTITY_NAME={id}: {why}; set {PREFIX}CONTROL_IDENTITY"));
+            return None;
+        };
+        Some(IdentityConfig { id, token_file, trust_bundle, state_dir, control_plane })
+    }
+
+    /// Roots in PEM, given as such or by the name of a file, and the variable they are from.
+    fn trust_bundle(&mut self) -> Option<(&'static str, String)> {
+        const FILE: &str = "IDENTITY_TRUST_BUNDLE_FILE";
+        let text = self.get::<String>("IDENTITY_TRUST_BUNDLE");
+        let file = self.get::<PathBuf>(FILE);
+        if let Some(text) = text {
+            return Some(("IDENTITY_TRUST_BUNDLE", text));
+        }
+        let file = file?;
+        let pem = self.parsed(FILE, &file.display().to_string(), std::fs::read_to_string(&file))?;
+        Some((FILE, pem))
     }
 
     fn parsed<T, E: fmt::Display>(

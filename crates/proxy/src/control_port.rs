@@ -4,6 +4,8 @@
 //! linkerd2-proxy-api is there for controllers of the ecosystem. The figures come from
 //! [`crate::telemetry`]; what their fields mean stands in `crates/api/proto`.
 
+mod door;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
 use crate::admin::ports;
+use crate::identity::Identity;
 use crate::telemetry::{EndpointState, TapReceiver, Telemetry};
 
 /// Streams at a time on one connection.
@@ -44,17 +47,23 @@ pub(crate) async fn serve(
     listener: TcpListener,
     telemetry: Arc<Telemetry>,
     config: ConfigFn,
+    identity: Identity,
     drain: CancellationToken,
 ) {
     let port = ControlPort { telemetry, config, drain: drain.clone() };
     let routes = tap::tap_routes(port.clone()).add_service(ProxyServer::new(port)).prepare();
-    let connection = |stream, _| {
-        hyper::server::conn::http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(MAX_STREAMS)
-            .keep_alive_interval(KEEP_ALIVE.0)
-            .keep_alive_timeout(KEEP_ALIVE.1)
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes.clone()))
+    let connection = |stream, peer| {
+        let (identity, routes) = (identity.clone(), routes.clone());
+        async move {
+            let stream = door::admit(stream, peer, &identity).await?;
+            let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .max_concurrent_streams(MAX_STREAMS)
+                .keep_alive_interval(KEEP_ALIVE.0)
+                .keep_alive_timeout(KEEP_ALIVE.1)
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+            Some(connection)
+        }
     };
     ports::serve(listener, "control", drain, connection).await;
 }

@@ -2,6 +2,8 @@
 //! the roots it trusts current. The data path takes [`Identity::credentials`] for each handshake, so
 //! connections that are open live on with what they began with.
 
+mod roots;
+
 use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -28,7 +30,9 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 struct Inner {
     id: Id,
+    control_plane: Id,
     credentials: watch::Sender<Option<Arc<Credentials>>>,
+    bundle: Mutex<TrustBundle>,
     account: Mutex<Account>,
 }
 
@@ -52,28 +56,47 @@ const RENEW_AFTER: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_secs(24 * 60 * 60);
 
 impl Identity {
-    /// Begins to get certificates for what `config` says this proxy is, on the current runtime.
-    pub(crate) fn start(
+    /// Who `config` says this proxy is, without a certificate yet.
+    pub(crate) fn new(config: &IdentityConfig) -> Self {
+        let kept = config.state_dir.as_deref().and_then(roots::kept);
+        let inner = Inner {
+            id: config.id.clone(),
+            control_plane: config.control_plane.clone(),
+            credentials: watch::Sender::new(None),
+            bundle: Mutex::new(kept.unwrap_or_else(|| config.trust_bundle.clone())),
+            account: Mutex::default(),
+        };
+        Self { inner: Some(Arc::new(inner)) }
+    }
+
+    /// Begins to get certificates, on the current runtime.
+    pub(crate) fn keep(
+        &self,
         config: &IdentityConfig,
         client: ControlClient,
         metrics: IdentityMetrics,
-    ) -> Self {
-        let inner = Arc::new(Inner {
-            id: config.id.clone(),
-            credentials: watch::Sender::new(None),
-            account: Mutex::default(),
-        });
+    ) {
+        let Some(identity) = self.inner.clone() else { return };
         let keeper = Keeper {
-            identity: Arc::clone(&inner),
+            identity,
             key: Key::generate(),
             chain: None,
-            bundle: config.trust_bundle.clone(),
             token_file: config.token_file.clone(),
+            state_dir: config.state_dir.clone(),
             client,
             metrics,
         };
         tokio::spawn(keeper.run());
-        Self { inner: Some(inner) }
+    }
+
+    /// Who the control plane must prove to be.
+    pub(crate) fn control_plane(&self) -> Option<&Id> {
+        self.inner.as_ref().map(|inner| &inner.control_plane)
+    }
+
+    /// The roots to trust now.
+    pub(crate) fn bundle(&self) -> Option<TrustBundle> {
+        Some(self.inner.as_ref()?.bundle.lock().clone())
     }
 
     /// What this proxy is called; `None` if it has no identity.
@@ -126,15 +149,15 @@ struct Keeper {
     key: Key,
     /// Of the last certificate, leaf first.
     chain: Option<Vec<Vec<u8>>>,
-    bundle: TrustBundle,
     token_file: PathBuf,
+    state_dir: Option<PathBuf>,
     client: ControlClient,
     metrics: IdentityMetrics,
 }
 
 impl Keeper {
     async fn run(mut self) {
-        let (bundles, mut bundle) = watch::channel(self.bundle.clone());
+        let (bundles, mut bundle) = watch::channel(self.identity.bundle.lock().clone());
         tokio::spawn(follow_bundle(self.client.clone(), bundles));
         let mut backoff = MIN_BACKOFF;
         loop {
@@ -167,7 +190,10 @@ impl Keeper {
 
     /// Takes new roots into use, at once if the certificate in use is valid under them.
     fn trust(&mut self, bundle: TrustBundle) {
-        self.bundle = bundle;
+        if let Some(folder) = &self.state_dir {
+            roots::keep(folder, &bundle);
+        }
+        *self.identity.bundle.lock() = bundle;
         if let Some(chain) = &self.chain
             && let Err(error) = self.publish(chain)
         {
@@ -177,7 +203,8 @@ impl Keeper {
     }
 
     fn publish(&self, chain: &[Vec<u8>]) -> Result<Arc<Credentials>, String> {
-        let credentials = Credentials::new(&self.identity.id, &self.key, chain, &self.bundle);
+        let bundle = self.identity.bundle.lock().clone();
+        let credentials = Credentials::new(&self.identity.id, &self.key, chain, &bundle);
         let credentials = Arc::new(credentials.map_err(|error| error.to_string())?);
         self.identity.credentials.send_replace(Some(Arc::clone(&credentials)));
         Ok(credentials)

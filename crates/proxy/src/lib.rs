@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod config;
 mod connect;
+mod control_plane;
 mod control_port;
 mod describe;
 mod detect;

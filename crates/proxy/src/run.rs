@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use mesh_api::Workload;
-use mesh_api::client::ControlClient;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, AdminState, Readiness};
 use crate::config::Config;
+use crate::control_plane::ControlPlane;
 use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
@@ -73,19 +73,20 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         max_series: config.limits.max_series,
         ..TelemetryConfig::default()
     });
-    let client = config.control_addr.map(|addr| {
-        let workload =
-            Workload { namespace: config.pod_namespace.clone(), pod: config.pod_name.clone() };
-        ControlClient::new(ControlClient::lazy_channel(addr), workload)
+    let identity = config.identity.as_ref().map(Identity::new).unwrap_or_default();
+    let control_plane = config.control_addr.as_ref().map(|addr| {
+        let (namespace, pod) = (config.pod_namespace.clone(), config.pod_name.clone());
+        ControlPlane { addr, workload: Workload { namespace, pod }, identity: &identity }
     });
-    let handle = tokio::runtime::Handle::current();
-    let identity = match (&config.identity, &client) {
-        (Some(config), Some(client)) => {
-            Identity::start(config, client.clone(), telemetry.identity.clone())
+    match (&config.identity, &control_plane) {
+        (Some(config), Some(control_plane)) => {
+            identity.keep(config, control_plane.visitor(), telemetry.identity.clone());
         }
         (Some(_), None) => return Err("an identity needs a control plane to certify it".into()),
-        (None, _) => Identity::default(),
-    };
+        (None, _) => {}
+    }
+    let handle = tokio::runtime::Handle::current();
+    let client = control_plane.as_ref().map(ControlPlane::client);
     let discovery = Discovery::new(client, handle, Arc::clone(&telemetry));
     let (tracer, exporter) = Tracer::start(&config, &telemetry)?.unzip();
     let recorder = Arc::new(Recorder {
@@ -124,7 +125,8 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     let ports = CancellationToken::new();
     tokio::spawn(admin::serve(TcpListener::from_std(admin)?, state, ports.clone()));
     let control = TcpListener::from_std(control)?;
-    tokio::spawn(control_port::serve(control, telemetry, describe, ports.clone()));
+    let served = control_port::serve(control, telemetry, describe, identity.clone(), ports.clone());
+    tokio::spawn(served);
     let mut ended = start(workers)?;
     tokio::spawn(tell_ready(
         discovery.clone(),
@@ -239,7 +241,7 @@ fn describe(
             "rss_bytes": rss_bytes(),
             "open_connections": open,
             "control": {
-                "address": config.control_addr.map(|addr| addr.to_string()),
+                "address": config.control_addr.as_ref().map(ToString::to_string),
                 "streams_up": streams.up(),
                 "streams_wanted": streams.wanted(),
                 "config_rejected": streams.rejected(),

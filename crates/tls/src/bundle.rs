@@ -13,6 +13,7 @@ use crate::Certificate;
 pub struct TrustBundle {
     roots: Vec<CertificateDer<'static>>,
     store: Arc<RootCertStore>,
+    pem: Arc<str>,
 }
 
 /// A bundle has none of the roots it should have.
@@ -56,12 +57,17 @@ impl TrustBundle {
         if store.is_empty() {
             return Err(BundleError::Empty);
         }
-        Ok(Self { roots, store: Arc::new(store) })
+        Ok(Self { roots, store: Arc::new(store), pem: pem.into() })
     }
 
     /// The roots in DER, sorted.
     pub fn roots(&self) -> &[CertificateDer<'static>] {
         &self.roots
+    }
+
+    /// As they were read.
+    pub fn pem(&self) -> &str {
+        &self.pem
     }
 
     /// SHA-256 of each root in hexadecimal, sorted.

@@ -15,14 +15,15 @@ pub(crate) const MAX_CONNECTIONS: usize = 64;
 /// Before accepting again after an error of the listener, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves each connection with what `serve` makes of it, until `drain` is cancelled; then lets the
-/// requests that run finish. `port` is for the log.
-pub(crate) async fn serve<C>(
+/// Serves each connection with what `open` makes of it (`None`: nothing), until `drain` is cancelled;
+/// then lets the requests that run finish. `port` is for the log.
+pub(crate) async fn serve<C, F>(
     listener: TcpListener,
     port: &'static str,
     drain: CancellationToken,
-    serve: impl Fn(TcpStream, SocketAddr) -> C,
+    open: impl Fn(TcpStream, SocketAddr) -> F,
 ) where
+    F: Future<Output = Option<C>> + Send + 'static,
     C: GracefulConnection<Error: Display> + Send + 'static,
 {
     let graceful = GracefulShutdown::new();
@@ -46,9 +47,11 @@ pub(crate) async fn serve<C>(
         };
         // Answers are small and somebody waits for each.
         let _ = stream.set_nodelay(true);
-        let connection = graceful.watch(serve(stream, peer));
+        let (opening, watcher) = (open(stream, peer), graceful.watcher());
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            if let Some(connection) = opening.await
+                && let Err(error) = watcher.watch(connection).await
+            {
                 tracing::debug!(%error, %peer, port, "connection failed");
             }
             drop(permit);

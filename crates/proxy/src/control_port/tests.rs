@@ -25,7 +25,13 @@ async fn served() -> Served {
     let uri = format!("http://{}", listener.local_addr().unwrap());
     let drain = CancellationToken::new();
     let config: ConfigFn = Arc::new(|| serde_json::json!({"targets": []}));
-    let serving = tokio::spawn(serve(listener, Arc::clone(&telemetry), config, drain.clone()));
+    let serving = tokio::spawn(serve(
+        listener,
+        Arc::clone(&telemetry),
+        config,
+        Identity::default(),
+        drain.clone(),
+    ));
     let channel = Endpoint::from_shared(uri).unwrap().connect().await.unwrap();
     Served { client: ProxyClient::new(channel), telemetry, drain, serving }
 }
