@@ -125,6 +125,8 @@ pub struct Config {
     pub listen: SocketAddr,
     pub socket: Option<PathBuf>,
     pub admin: SocketAddr,
+    /// What identities end with, also those in policies of a mesh without.
+    pub names: MeshNames,
     /// `None`: pods have no identities.
     pub identity: Option<identity::Settings>,
     pub defaults: Defaults,
@@ -197,6 +199,7 @@ impl TryFrom<Args> for Config {
             listen: args.listen,
             socket: args.socket,
             admin: args.admin,
+            names: names.clone(),
             identity: args.identity_dir.map(|folder| identity::Settings {
                 folder,
                 names,

@@ -69,7 +69,11 @@ pub async fn run(config: Config) -> Result<(), serve::StartError> {
         identity::folder::take(authority, &shared, loaded);
         running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
     }
-    running.spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
+    running.spawn(source::local::run(
+        config.state_dir.clone(),
+        config.names.clone(),
+        Arc::clone(&shared),
+    ));
     // What runs is aborted with the set.
     Box::pin(listeners.serve(shared, authority, "local")).await
 }
