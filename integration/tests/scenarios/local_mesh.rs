@@ -1,5 +1,6 @@
 //! A local mesh from `up` to `down`, by the commands that users type.
 
+mod identity;
 mod transparent;
 
 use std::fs;
