@@ -192,6 +192,13 @@ impl Mesh {
         self.answer(Box::pin(self.client.clone().port_authorizations(request))).await
     }
 
+    pub async fn observed(
+        &self,
+        request: ext::MeshObservedRequest,
+    ) -> Result<ext::MeshObservedReply, CliError> {
+        self.answer(Box::pin(self.client.clone().observed(request))).await
+    }
+
     pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
         Ok(self.answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
     }

@@ -95,6 +95,11 @@ impl StateDir {
         self.path.join("identity")
     }
 
+    /// What proves who each pod is, in a mesh with identity.
+    pub fn tokens(&self) -> PathBuf {
+        self.path.join("tokens")
+    }
+
     pub fn logs(&self) -> PathBuf {
         self.path.join("logs")
     }

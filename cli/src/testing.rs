@@ -39,6 +39,7 @@ pub(crate) struct FakeMesh {
     pub routes: Vec<ext::RouteRow>,
     pub authorizations: Vec<ext::AuthorizationRow>,
     pub port_authorizations: ext::PortAuthorizationsReply,
+    pub observed: ext::MeshObservedReply,
     pub proxies: Vec<ext::ProxyRow>,
     pub config: String,
     /// Refuse everything with this.
@@ -103,7 +104,7 @@ pub(crate) async fn run_alone(line: &str) -> Ran {
     run(line, &tempfile::tempdir().unwrap()).await
 }
 
-async fn run(line: &str, home: &TempDir) -> Ran {
+pub(crate) async fn run(line: &str, home: &TempDir) -> Ran {
     let (out, err) = (Captured::default(), Captured::default());
     let words = std::iter::once("meshctl").chain(line.split_whitespace());
     let cli = Cli::try_parse_from(words).unwrap();
@@ -283,6 +284,13 @@ impl Mesh for FakeMesh {
     ) -> Result<Response<ext::PortAuthorizationsReply>, Status> {
         self.asked.lock().unwrap().port_authorizations = Some(request.into_inner());
         self.answer(self.port_authorizations.clone())
+    }
+
+    async fn observed(
+        &self,
+        _: Request<ext::MeshObservedRequest>,
+    ) -> Result<Response<ext::MeshObservedReply>, Status> {
+        self.answer(self.observed.clone())
     }
 
     async fn proxies(

@@ -8,6 +8,7 @@ use clap::Args;
 use mesh_api::ext;
 use serde::Serialize;
 
+use super::identity::account;
 use super::shared::{self, Lost};
 use super::stat::Figures;
 use crate::completing;
@@ -41,8 +42,9 @@ Peers outside the mesh are listed by their address. The figures are the client's
 server's where the client has no proxy.
 
 JSON and YAML: {window_seconds, edges, unreachable}. An edge has source and destination \
-{kind, namespace, name}, service, protocol, secured, no_tls_reason, covered_seconds and the \
-figures of stat.";
+{kind, namespace, name}, service, protocol, secured, no_tls_reason, client_identity, \
+server_identity, covered_seconds and the figures of stat. wide has the service accounts that both \
+ends proved to be, or why the hop was not secured.";
 
 /// The document of `-o json`.
 #[derive(Debug, Serialize)]
@@ -60,6 +62,9 @@ pub(crate) struct Edge {
     protocol: String,
     secured: bool,
     no_tls_reason: Option<String>,
+    /// Of those who are this end, joined by `, ` if they differ.
+    client_identity: Option<String>,
+    server_identity: Option<String>,
     covered_seconds: u32,
     #[serde(flatten)]
     figures: Figures,
@@ -137,7 +142,8 @@ impl Report {
         columns.extend(["SUCCESS", "RPS", "P95"].map(Column::right));
         if wide {
             columns.extend(["P50", "P99", "REQ_B/S", "RESP_B/S", "TCP_CONN"].map(Column::right));
-            columns.push(Column::left("WHY_NOT_SECURED"));
+            columns
+                .extend(["CLIENT_ACCOUNT", "SERVER_ACCOUNT", "WHY_NOT_SECURED"].map(Column::left));
         }
         let mut table = Table::new(columns);
         for edge in &self.edges {
@@ -180,10 +186,19 @@ impl Edge {
                     .map(|rate| optional(rate, units::bytes)),
             );
             cells.push(optional(of.tcp_open_connections, |count| count.to_string()));
+            cells.extend(
+                [&self.client_identity, &self.server_identity]
+                    .map(|ids| optional(ids.as_deref(), accounts)),
+            );
             cells.push(Cell::from(self.no_tls_reason.clone().unwrap_or_default()));
         }
         cells
     }
+}
+
+/// `web.shop, load.shop`
+fn accounts(identities: &str) -> String {
+    identities.split(", ").map(account).collect::<Vec<_>>().join(", ")
 }
 
 impl From<ext::Edge> for Edge {
@@ -196,6 +211,8 @@ impl From<ext::Edge> for Edge {
             protocol: edge.protocol,
             secured: edge.secured,
             no_tls_reason: text(edge.no_tls_reason),
+            client_identity: text(edge.client_identity),
+            server_identity: text(edge.server_identity),
             covered_seconds: edge.covered_seconds,
             figures: edge
                 .totals
@@ -263,6 +280,11 @@ mod tests {
         tcp.totals = Some(ext::Totals { tcp_open: 4, request_bytes: 6_000, ..Default::default() });
         tcp.service = String::new();
         tcp.secured = true;
+        tcp.no_tls_reason = String::new();
+        let id =
+            |account| format!("{account}.shop.serviceaccount.identity.mesh-system.cluster.local");
+        tcp.client_identity = [id("checkout"), id("other")].join(", ");
+        tcp.server_identity = id("ledger");
         FakeMesh {
             edges: ext::EdgesReply {
                 edges: vec![

@@ -11,7 +11,7 @@ use http::uri::Authority;
 
 use super::client::BaseUrl;
 use super::env::{EnvErrors, Environment, both};
-use super::{checkout, ledger, load, shipping, tax, web};
+use super::{checkout, ledger, load, portal, shipping, tax, web};
 
 /// One service of the sample application.
 #[derive(Debug, Parser)]
@@ -33,6 +33,10 @@ pub(super) enum Role {
     Shipping(ShippingArgs),
     /// A TCP line protocol in which the server speaks first
     Ledger(LedgerArgs),
+    /// GET /reports/today
+    Finance(FinanceArgs),
+    /// Shows what finance reports: GET /
+    Portal(PortalArgs),
     /// The load generator, with its statistics at GET /stats?window=60
     Load(LoadArgs),
 }
@@ -100,6 +104,23 @@ pub(super) struct LedgerArgs {
 }
 
 #[derive(Debug, ClapArgs)]
+pub(super) struct FinanceArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+}
+
+#[derive(Debug, ClapArgs)]
+pub(super) struct PortalArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[arg(long, default_value = "http://finance:8080")]
+    finance: BaseUrl,
+    /// How often to ask finance, in milliseconds
+    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    every_ms: u64,
+}
+
+#[derive(Debug, ClapArgs)]
 pub(super) struct LoadArgs {
     #[command(flatten)]
     serve: ServeArgs,
@@ -124,6 +145,8 @@ impl Role {
             Self::Tax(_) => "tax",
             Self::Shipping(_) => "shipping",
             Self::Ledger(_) => "ledger",
+            Self::Finance(_) => "finance",
+            Self::Portal(_) => "portal",
             Self::Load(_) => "load",
         }
     }
@@ -135,6 +158,8 @@ impl Role {
             Self::Tax(args) => &args.serve,
             Self::Shipping(args) => &args.serve,
             Self::Ledger(args) => &args.serve,
+            Self::Finance(args) => &args.serve,
+            Self::Portal(args) => &args.serve,
             Self::Load(args) => &args.serve,
         };
         Duration::from_millis(serve.linger_ms)
@@ -195,6 +220,23 @@ impl LedgerArgs {
         env: &Environment,
     ) -> Result<(SocketAddr, ledger::Config), EnvErrors> {
         Ok((env.listen(None, self.serve.port)?, ledger::Config { pod: env.pod_name() }))
+    }
+}
+
+impl FinanceArgs {
+    pub(super) fn resolve(self, env: &Environment) -> Result<SocketAddr, EnvErrors> {
+        Ok(env.listen(None, self.serve.port)?)
+    }
+}
+
+impl PortalArgs {
+    pub(super) fn resolve(
+        self,
+        env: &Environment,
+    ) -> Result<(SocketAddr, portal::Config), EnvErrors> {
+        let (listen, proxy) = both(env.listen(None, self.serve.port), env.http_proxy())?;
+        let every = Duration::from_millis(self.every_ms);
+        Ok((listen, portal::Config { finance: self.finance, proxy, every }))
     }
 }
 

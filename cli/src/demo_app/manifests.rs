@@ -69,7 +69,7 @@ fn every_command_is_one_the_program_takes() {
             panic!("{command:?}: {error}");
         }
     }
-    assert_eq!(of_kind(&objects, "Deployment").len(), 9);
+    assert_eq!(of_kind(&objects, "Deployment").len(), 12);
 }
 
 #[test]
@@ -91,6 +91,17 @@ fn every_name_a_manifest_uses_exists() {
         assert!(!deployments.is_empty(), "{service} selects nothing");
         for port in list(service, "/spec/ports") {
             assert!(deployments.iter().all(|d| has_port(d, &port["targetPort"])), "{service}");
+        }
+    }
+    for policy in of_kind(&objects, "AuthorizationPolicy") {
+        let target = &policy["spec"]["targetRef"];
+        let service = &objects[&format!("Service/{}", string(target, "/name"))];
+        let ports = list(service, "/spec/ports");
+        assert!(ports.iter().any(|port| port["port"] == target["port"]), "{target}");
+        let from = list(policy, "/spec/from").iter();
+        let accounts = from.flat_map(|from| list(from, "/serviceAccounts"));
+        for account in accounts.map(|account| account.as_str().unwrap()) {
+            assert!(objects.contains_key(&format!("ServiceAccount/{account}")), "{account}");
         }
     }
     for route in of_kind(&objects, "HTTPRoute") {

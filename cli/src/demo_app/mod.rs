@@ -2,16 +2,18 @@
 //!
 //! One binary, `mesh-demo <role>`, is each of the services; `manifests/demo` says how they run together, in a
 //! cluster as in the local mesh. `web` calls `checkout`, which calls `tax` (HTTP/1), `shipping` (gRPC) and
-//! `ledger` (TCP); `load` calls `web`. Read `args.rs` next, then `web.rs` and on down the calls.
+//! `ledger` (TCP); `load` calls `web`; `portal` calls `finance`, as only it may. Read `args.rs` next, then `web.rs` and on down the calls.
 
 mod args;
 mod catalog;
 mod checkout;
 mod client;
 mod env;
+mod finance;
 mod ledger;
 mod lifecycle;
 mod load;
+mod portal;
 mod server;
 mod shipping;
 mod tax;
@@ -112,6 +114,13 @@ pub async fn run(args: Args, env: &Environment) -> Result<(), DemoError> {
         Role::Ledger(args) => {
             let (listen, config) = args.resolve(env)?;
             ledger::serve(config, bind(role, listen).await?, lifecycle).await
+        }
+        Role::Finance(args) => {
+            finance::serve(bind(role, args.resolve(env)?).await?, lifecycle).await
+        }
+        Role::Portal(args) => {
+            let (listen, config) = args.resolve(env)?;
+            portal::serve(config, bind(role, listen).await?, lifecycle).await
         }
         Role::Load(args) => {
             let (listen, config) = args.resolve(env)?;

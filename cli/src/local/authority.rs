@@ -58,8 +58,16 @@ impl Authority {
     /// Makes that of a mesh which has none.
     pub fn create(dir: &StateDir) -> Result<Self, CliError> {
         let folder = dir.identity();
-        generate(&folder)?;
+        generate_whole(&folder, &folder.with_file_name(".identity"))?;
         Ok(Self { folder })
+    }
+
+    /// The mesh is to have none.
+    pub fn remove(dir: &StateDir) -> Result<(), CliError> {
+        if let Some(Self { folder }) = Self::of(dir) {
+            fs::remove_dir_all(folder)?;
+        }
+        Ok(())
     }
 
     /// The roots that are trusted, in the order of the file.
@@ -98,13 +106,7 @@ impl Authority {
         if let Some(next) = self.next()? {
             return Ok(next);
         }
-        // A folder that is there is whole.
-        let unfinished = self.folder.join(".next");
-        if unfinished.exists() {
-            fs::remove_dir_all(&unfinished)?;
-        }
-        generate(&unfinished)?;
-        fs::rename(&unfinished, self.folder.join(NEXT))?;
+        generate_whole(&self.folder.join(NEXT), &self.folder.join(".next"))?;
         self.next()?.ok_or_else(|| CliError::failed("the new root is gone again"))
     }
 
@@ -142,10 +144,24 @@ impl Authority {
         self.folder.join("lock")
     }
 
+    /// What proxies trust to begin with.
+    pub fn roots_file(&self) -> PathBuf {
+        self.folder.join(ROOTS)
+    }
+
     fn write_roots(&self, roots: &[Root]) -> Result<(), CliError> {
         let text: String = roots.iter().map(|root| root.pem.as_str()).collect();
         Ok(write_atomically(&self.folder.join(ROOTS), text.as_bytes())?)
     }
+}
+
+/// As [`generate`], so that a folder that is there is whole.
+fn generate_whole(folder: &Path, unfinished: &Path) -> Result<(), CliError> {
+    if unfinished.exists() {
+        fs::remove_dir_all(unfinished)?;
+    }
+    generate(unfinished)?;
+    Ok(fs::rename(unfinished, folder)?)
 }
 
 /// Makes a folder with a root and an issuer of a name that no other generation has.

@@ -41,14 +41,22 @@ pub struct Supervisor {
     write: OwnedWriteHalf,
 }
 
+/// How a mesh is to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// A network namespace per pod.
+    pub transparent: bool,
+    /// Pods talk in plain text.
+    pub no_identity: bool,
+    /// It ends when this process does; otherwise it stays in the background.
+    pub attached: bool,
+}
+
 /// Starts a supervisor and connects to it.
-///
-/// With `attached` it ends when this process does; otherwise it stays in the background.
 pub async fn start(
     root: &StateRoot,
     dir: &StateDir,
-    transparent: bool,
-    attached: bool,
+    options: Options,
 ) -> Result<Supervisor, CliError> {
     let program = Program::ours(supervisor::PROGRAM)?;
     let mut command = Command::new(program.path);
@@ -59,10 +67,13 @@ pub async fn start(
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null());
-    if transparent {
+    if options.transparent {
         command.arg("--transparent");
     }
-    if attached {
+    if options.no_identity {
+        command.arg("--no-identity");
+    }
+    if options.attached {
         command.args(["--attached", &std::process::id().to_string()]);
     }
     let mut child = command.spawn()?;

@@ -14,10 +14,10 @@ use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::{sleep, timeout};
 
 use super::keeper::{Keeper, KeptStatus};
-use super::netns::Netns;
 use super::probe::Dialer;
 use super::process::Launch;
 use super::programs::Program;
+use super::surroundings::Surroundings;
 use crate::connect::Mesh;
 use crate::error::{CliError, Kind};
 use crate::state_dir::StateDir;
@@ -50,8 +50,7 @@ impl ControlPlane {
         dir: &StateDir,
         listen: SocketAddr,
         admin: SocketAddr,
-        netns: Option<Arc<Netns>>,
-        env: Vec<(String, String)>,
+        around: &Surroundings,
         changed: Arc<Notify>,
     ) -> io::Result<Self> {
         let program = Program::ours("mesh-control")?;
@@ -63,11 +62,16 @@ impl ControlPlane {
             ["--socket".to_owned(), path(dir.control_socket())],
             ["--admin".to_owned(), admin.to_string()],
         ];
+        let mut args = args.concat();
+        if around.identities.is_some() {
+            args.extend(["--identity-dir".to_owned(), path(dir.identity())]);
+        }
+        let netns = around.hub.as_ref().map(|hub| hub.netns.clone());
         let launch = Launch {
             program: program.path,
             arg0: program.arg0,
-            args: args.concat(),
-            env,
+            args,
+            env: around.control_env.clone(),
             log: dir.logs().join("control.log"),
             netns: netns.clone(),
             ..Launch::default()

@@ -10,6 +10,7 @@ use super::address::{
     Mode, PROXY_ADMIN_PORT, PROXY_CONTROL_PORT, PROXY_INBOUND_PORT, PROXY_OUTBOUND_PORT,
     UPSTREAM_PORT,
 };
+use super::identity::PodIdentity;
 use super::workload::{Container, EnvValue, Template};
 
 /// Services beyond this get no variables and no port of the proxy.
@@ -37,6 +38,8 @@ pub struct Wiring {
     pub uid: String,
     pub ip: Ipv4Addr,
     pub control: SocketAddr,
+    /// Who it is; `None` in a mesh without identity.
+    pub identity: Option<PodIdentity>,
     pub ports: Vec<PortMap>,
     pub upstreams: Vec<Upstream>,
     pub template: Template,
@@ -109,6 +112,13 @@ pub fn of_proxy(wiring: &Wiring) -> Vec<(String, String)> {
         ("CONTROL_LISTEN", on_pod(PROXY_CONTROL_PORT)),
         ("ADMIN_ADDR", on_pod(PROXY_ADMIN_PORT)),
     ];
+    if let Some(identity) = &wiring.identity {
+        vars.extend([
+            ("IDENTITY_NAME", identity.id.clone()),
+            ("IDENTITY_TOKEN_FILE", identity.token_file.display().to_string()),
+            ("IDENTITY_TRUST_BUNDLE_FILE", identity.roots_file.display().to_string()),
+        ]);
+    }
     match wiring.mode {
         Mode::Explicit => {
             let inbound = wiring.ports.iter().map(|port| {
@@ -263,6 +273,13 @@ pub fn is_inherited(name: &str) -> bool {
         && !matches!(name, "PORT" | "NOTIFY_SOCKET" | "LISTEN_FDS" | "LISTEN_PID")
 }
 
+/// Whether a variable of the shell that started the mesh may reach the control plane. Whether there are identities
+/// is said otherwise.
+pub fn reaches_control(name: &str) -> bool {
+    let setting = name.starts_with("MESH_CONTROL_") && name != "MESH_CONTROL_IDENTITY_DIR";
+    setting || is_inherited(name)
+}
+
 /// How Kubernetes spells a service or port name inside a variable's name.
 fn in_variable(name: &str) -> String {
     name.to_ascii_uppercase().replace(['-', '.'], "_")
@@ -301,6 +318,11 @@ mod tests {
             uid: "u-1".to_owned(),
             ip,
             control: "127.1.0.1:8086".parse().unwrap(),
+            identity: Some(PodIdentity {
+                id: "web.shop.serviceaccount.identity.mesh-system.cluster.local".to_owned(),
+                token_file: "/mesh/tokens/shop.web-1".into(),
+                roots_file: "/mesh/identity/roots.pem".into(),
+            }),
             ports: vec![
                 PortMap { container: 0, name: None, declared: 8080, app: 20_000 },
                 PortMap {
@@ -399,6 +421,9 @@ mod tests {
                 .starts_with("127.1.1.3:15001=shipping.shop.svc.cluster.local:7000,")
         );
         assert_eq!(get("CONTROL_ADDR"), "127.1.0.1:8086");
+        assert!(get("IDENTITY_NAME").starts_with("web.shop."));
+        assert_eq!(get("IDENTITY_TOKEN_FILE"), "/mesh/tokens/shop.web-1");
+        assert_eq!(get("IDENTITY_TRUST_BUNDLE_FILE"), "/mesh/identity/roots.pem");
     }
 
     #[test]
@@ -415,5 +440,8 @@ mod tests {
             assert!(!is_inherited(name), "{name}");
         }
         assert!(is_inherited("PATH") && is_inherited("JAVA_HOME"));
+        let setting = "MESH_CONTROL_CERTIFICATE_LIFETIME";
+        assert!(!is_inherited(setting) && reaches_control(setting) && reaches_control("PATH"));
+        assert!(!reaches_control("MESH_CONTROL_IDENTITY_DIR") && !reaches_control("no_proxy"));
     }
 }

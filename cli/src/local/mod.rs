@@ -11,6 +11,7 @@ pub mod client;
 pub mod control;
 pub mod environment;
 pub mod guard;
+pub mod identity;
 pub mod keeper;
 pub mod logs;
 pub mod manifest;

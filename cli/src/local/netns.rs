@@ -176,7 +176,9 @@ pub async fn remove(name: &str) {
     {
         tracing::warn!(%error, "a namespace is left behind");
     }
-    let _ = fs::remove_dir_all(etc_dir(name));
+    for folder in [etc_dir(name), proxy_dir(name)] {
+        let _ = fs::remove_dir_all(folder);
+    }
 }
 
 /// The namespaces of the mesh with this number that exist, whoever made them.
@@ -200,6 +202,11 @@ pub fn check_requirements() -> Result<(), NetnsError> {
         }
     }
     Ok(())
+}
+
+/// For what only the proxy of a pod may read: it can't enter the folders of the user who started the mesh.
+pub fn proxy_dir(name: &str) -> PathBuf {
+    Path::new("/run/mesh-proxy").join(name)
 }
 
 fn etc_dir(name: &str) -> PathBuf {

@@ -15,8 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::address::PROXY_ADMIN_PORT;
 use super::environment::{self, Wiring};
+use super::identity::PodIdentity;
 use super::keeper::{Keeper, KeptStatus, State};
-use super::netns::Netns;
+use super::netns::{self, Netns, NetnsError};
 use super::probe::Dialer;
 use super::process::{Launch, ProcessId};
 use super::programs::Program;
@@ -164,6 +165,7 @@ impl Pod {
             spec: spec.clone(),
             around,
             dialer: Dialer::default(),
+            readable_identity: None,
             proxy: None,
             apps: Vec::new(),
             status: publish,
@@ -198,6 +200,8 @@ struct Task {
     spec: Arc<PodSpec>,
     around: Arc<Surroundings>,
     dialer: Dialer,
+    /// Of a proxy that runs as a user of its own.
+    readable_identity: Option<PodIdentity>,
     readiness: Readiness,
     proxy: Option<Keeper>,
     apps: Vec<App>,
@@ -292,32 +296,42 @@ impl Task {
         }
     }
 
-    async fn create_netns(&mut self) -> Result<(), super::netns::NetnsError> {
+    async fn create_netns(&mut self) -> Result<(), NetnsError> {
         let (Some(name), Some(hub)) = (&self.spec.netns, &self.around.hub) else {
             return Ok(());
         };
         // What a failed attempt or a crash left behind would be in the way.
-        super::netns::remove(name).await;
+        netns::remove(name).await;
         let hub_ip = hub.ip;
-        let netns =
+        let made =
             Netns::create_pod(name, &hub.netns, hub_ip, self.spec.wiring.ip, &self.spec.hosts);
-        let netns = Arc::new(netns.await?);
-        self.dialer.netns = Some(netns.clone());
-        self.netns.send_replace(Some(netns));
+        let made = Arc::new(made.await?);
+        if let Some(identity) = &self.spec.wiring.identity {
+            let folder = netns::proxy_dir(name);
+            let copied = identity.copy_to(&folder);
+            let failed = |source| NetnsError::File { path: folder, source };
+            self.readable_identity = Some(copied.map_err(failed)?);
+        }
+        self.dialer.netns = Some(made.clone());
+        self.netns.send_replace(Some(made));
         Ok(())
     }
 
     fn proxy_launch(&self) -> Launch {
         let around = &self.around;
         let mut env = around.proxy_env.clone();
-        env.extend(environment::of_proxy(&self.spec.wiring));
+        let mut wiring = self.spec.wiring.clone();
+        if let Some(identity) = &self.readable_identity {
+            wiring.identity = Some(identity.clone());
+        }
+        env.extend(environment::of_proxy(&wiring));
         Launch {
             program: around.proxy.path.clone(),
             arg0: around.proxy.arg0.clone(),
             env,
             log: around.log_of(&self.spec.key, "proxy"),
             netns: self.dialer.netns.clone(),
-            uid: self.dialer.netns.is_some().then_some(super::netns::PROXY_UID),
+            uid: self.dialer.netns.is_some().then_some(netns::PROXY_UID),
             ..Launch::default()
         }
     }
@@ -369,7 +383,7 @@ impl Task {
             proxy.stopped().await;
         }
         if let Some(name) = &self.spec.netns {
-            super::netns::remove(name).await;
+            netns::remove(name).await;
         }
         self.publish(|status| status.phase = Phase::Gone);
     }
@@ -491,6 +505,7 @@ pub(super) mod tests {
                 uid: "u-1".to_owned(),
                 ip: [127, 1, 1, 1].into(),
                 control: "127.1.0.1:8086".parse().unwrap(),
+                identity: None,
                 ports: vec![PortMap {
                     container: 0,
                     name: Some("http".to_owned()),

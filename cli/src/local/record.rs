@@ -84,7 +84,7 @@ pub async fn lock(dir: &StateDir) -> Result<File, CliError> {
 
 /// Removes what a supervisor that is gone has left in its directory and on the machine.
 ///
-/// The lock must be held. Logs are kept if `keep_logs`.
+/// The lock must be held. The mesh's authority is kept, and logs are if `keep_logs`.
 pub async fn clean(dir: &StateDir, keep_logs: bool) -> io::Result<()> {
     if let Some(record) = Record::read(&dir.path) {
         for process in &record.processes {
@@ -102,7 +102,7 @@ pub async fn clean(dir: &StateDir, keep_logs: bool) -> io::Result<()> {
     }
     for entry in fs::read_dir(&dir.path)?.flatten() {
         let (path, name) = (entry.path(), entry.file_name());
-        if name == "lock" || (keep_logs && name == "logs") {
+        if name == "lock" || path == dir.identity() || (keep_logs && name == "logs") {
             continue;
         }
         if entry.file_type()?.is_dir() {
@@ -127,6 +127,7 @@ mod tests {
         let dir = StateRoot::new(root.path()).mesh("m").unwrap();
         fs::create_dir_all(dir.logs()).unwrap();
         fs::create_dir_all(dir.pods()).unwrap();
+        fs::create_dir_all(dir.identity()).unwrap();
         fs::write(dir.lock_file(), "").unwrap();
         let start = || Command::new("sleep").arg("1000").spawn().unwrap();
         let (mut left, mut other) = (start(), start());
@@ -152,6 +153,6 @@ mod tests {
         let mut names: Vec<_> =
             fs::read_dir(&dir.path).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
-        assert_eq!(names, ["lock", "logs"]);
+        assert_eq!(names, ["identity", "lock", "logs"]);
     }
 }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::control::ControlAccess;
-use super::environment::{PROXY_PASSED_ON, is_inherited};
+use super::environment::{PROXY_PASSED_ON, is_inherited, reaches_control};
+use super::identity::Identities;
 use super::netns::Netns;
 use super::pod::PodKey;
 use super::programs::Program;
@@ -20,6 +21,10 @@ pub struct Surroundings {
     pub proxy_env: Vec<(String, String)>,
     /// What applications inherit.
     pub app_env: Vec<(String, String)>,
+    /// What the control plane inherits.
+    pub control_env: Vec<(String, String)>,
+    /// `None` in a mesh without identity.
+    pub identities: Option<Identities>,
     pub logs: PathBuf,
     /// The bridge of a transparent mesh.
     pub hub: Option<Hub>,
@@ -35,7 +40,11 @@ pub struct Hub {
 
 impl Surroundings {
     /// Those of the mesh in `dir`, with the environment of this process.
-    pub fn of_process(dir: &StateDir, hub: Option<Hub>) -> io::Result<Self> {
+    pub fn of_process(
+        dir: &StateDir,
+        hub: Option<Hub>,
+        identities: Option<Identities>,
+    ) -> io::Result<Self> {
         let vars = || {
             env::vars_os().filter_map(|(name, value)| {
                 Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -47,6 +56,8 @@ impl Surroundings {
                 .filter(|(name, _)| PROXY_PASSED_ON.contains(&name.as_str()))
                 .collect(),
             app_env: vars().filter(|(name, _)| is_inherited(name)).collect(),
+            control_env: vars().filter(|(name, _)| reaches_control(name)).collect(),
+            identities,
             logs: dir.logs(),
             hub,
             control: ControlAccess::new(dir.clone()),

@@ -188,6 +188,7 @@ impl From<&TapFilter> for ext::TapFilter {
             headers: write_headers(&filter.headers),
             with_headers: filter.with_headers,
             show_secrets: false,
+            reason: filter.reason.map(|reason| reason.code().to_owned()).unwrap_or_default(),
         }
     }
 }
@@ -203,6 +204,7 @@ impl TryFrom<ext::TapFilter> for TapFilter {
             path: set(proto.path),
             authority: set(proto.authority),
             status: read_status_filter(&proto.status)?,
+            reason: read_reason(&proto.reason)?,
             peers: list(proto.peers, "peers", limit::ENDPOINTS, |peer: String| {
                 read_peer(&peer)?.ok_or_else(|| ConversionError::missing("peer"))
             })?,
@@ -227,6 +229,14 @@ fn read_status_filter(text: &str) -> Result<Option<StatusFilter>> {
         let why = format!("`{text}` is neither a status such as 503 nor a class such as 5xx");
         ConversionError::invalid("status", why)
     })
+}
+
+fn read_reason(code: &str) -> Result<Option<Reason>> {
+    if code.is_empty() {
+        return Ok(None);
+    }
+    let why = || ConversionError::invalid("reason", format!("`{code}` is no reason code"));
+    Reason::from_code(code).map(Some).ok_or_else(why)
 }
 
 /// `skipped` is left 0.
@@ -259,6 +269,7 @@ impl From<&Record> for ext::TapEvent {
             request_headers: write_headers(&record.request_headers),
             response_headers: write_headers(&record.response_headers),
             skipped: 0,
+            policy: record.policy.clone().unwrap_or_default(),
         }
     }
 }
@@ -297,6 +308,7 @@ impl TryFrom<ext::TapEvent> for Record {
             first_byte: first_byte.transpose()?,
             duration: read_duration(proto.duration, "duration")?,
             tls: Some(proto.tls).filter(|id| !id.is_empty()),
+            policy: Some(proto.policy).filter(|policy| !policy.is_empty()),
             request_headers: read_headers(proto.request_headers, "request_headers")?,
             response_headers: read_headers(proto.response_headers, "response_headers")?,
         })

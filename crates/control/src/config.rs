@@ -130,6 +130,8 @@ pub struct Config {
     /// Whoever reaches it may ask whatever meshctl can.
     pub api: Option<SocketAddr>,
     pub admin: SocketAddr,
+    /// What identities end with, also those in policies of a mesh without.
+    pub names: MeshNames,
     /// `None`: pods have no identities.
     pub identity: Option<identity::Settings>,
     pub defaults: Defaults,
@@ -208,6 +210,7 @@ impl TryFrom<Args> for Config {
             socket: args.socket,
             api: args.api,
             admin: args.admin,
+            names: names.clone(),
             identity: args.identity_dir.map(|folder| identity::Settings {
                 folder,
                 names,

@@ -70,7 +70,11 @@ pub async fn run(config: Config) -> Result<(), serve::StartError> {
         running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
         running.spawn(shared.own.clone().keep(Arc::clone(authority)));
     }
-    running.spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
+    running.spawn(source::local::run(
+        config.state_dir.clone(),
+        config.names.clone(),
+        Arc::clone(&shared),
+    ));
     // What runs is aborted with the set.
     Box::pin(listeners.serve(shared, authority, "local")).await
 }

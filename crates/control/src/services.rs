@@ -7,6 +7,7 @@ mod ask;
 mod authz;
 mod edges;
 pub mod mesh;
+mod observed;
 mod proxies;
 mod routes;
 mod select;

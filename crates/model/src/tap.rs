@@ -36,6 +36,8 @@ pub struct Record {
     pub duration: Duration,
     /// The peer's identity when the hop was mTLS.
     pub tls: Option<String>,
+    /// What decided about it at the server.
+    pub policy: Option<String>,
     /// Only when asked for; sensitive ones redacted.
     pub request_headers: Vec<(String, String)>,
     pub response_headers: Vec<(String, String)>,
@@ -51,6 +53,7 @@ pub struct TapFilter {
     pub authority: Option<String>,
     /// A status (`503`) or a class (`5xx`), already parsed.
     pub status: Option<StatusFilter>,
+    pub reason: Option<Reason>,
     /// The other side's address: client inbound, endpoint outbound. Any of these.
     pub peers: Vec<std::net::IpAddr>,
     pub headers: Vec<(String, String)>,
@@ -85,6 +88,7 @@ impl TapFilter {
                 StatusFilter::Code(code) => code == record.status,
                 StatusFilter::Class(class) => class == record.status / 100,
             })
+            && self.reason.is_none_or(|reason| record.reason == Some(reason))
             && (self.peers.is_empty() || peer.is_some_and(|ip| self.peers.contains(&ip)))
     }
 }

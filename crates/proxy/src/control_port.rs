@@ -30,7 +30,8 @@ use tonic::{Request, Response, Status};
 
 use crate::admin::ports;
 use crate::identity::Identity;
-use crate::telemetry::{EndpointState, TapReceiver, Telemetry};
+use crate::telemetry::observed::Observation;
+use crate::telemetry::{EndpointState, TapReceiver, Telemetry, Who};
 
 /// Streams at a time on one connection.
 const MAX_STREAMS: u32 = 64;
@@ -110,6 +111,35 @@ impl Proxy for ControlPort {
             Ok(ext::TapEvent { skipped, ..ext::TapEvent::from(&record) })
         };
         Ok(Response::new(events.map(write).boxed()))
+    }
+
+    async fn observed(
+        &self,
+        request: Request<ext::ObservedRequest>,
+    ) -> Result<Response<ext::ObservedReply>, Status> {
+        let window = Duration::from_secs(request.into_inner().window_seconds.into());
+        let (all, left_out, covered) = self.telemetry.observed.within(window);
+        let observation = |seen: Observation| {
+            let (identity, peer) = match seen.who {
+                Who::Identity(identity) => (identity.to_string(), String::new()),
+                Who::Address(ip) => (String::new(), ip.to_string()),
+            };
+            ext::Observation {
+                port: seen.port.into(),
+                identity,
+                peer,
+                protocol: seen.protocol.as_str().into(),
+                method: seen.method,
+                path: seen.path,
+                below: seen.below,
+                count: seen.count,
+            }
+        };
+        Ok(Response::new(ext::ObservedReply {
+            covered_seconds: u32::try_from(covered.as_secs()).unwrap_or(u32::MAX),
+            observations: all.into_iter().map(observation).collect(),
+            left_out,
+        }))
     }
 
     async fn config(&self, _: Request<ConfigRequest>) -> Result<Response<ConfigReply>, Status> {

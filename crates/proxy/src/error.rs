@@ -16,6 +16,11 @@ use crate::http::forward::L5D_PROXY_ERROR;
 /// The stable reason code on responses the mesh made.
 pub(crate) const MESH_REASON: HeaderName = HeaderName::from_static("x-mesh-reason");
 
+/// Why the mesh made this response, if it did.
+pub(crate) fn told_reason(headers: &http::HeaderMap) -> Option<Reason> {
+    Reason::from_code(headers.get(MESH_REASON)?.to_str().ok()?)
+}
+
 /// A failure the proxy itself decided on.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]

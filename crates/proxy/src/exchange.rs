@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 use mesh_layers::{
     BoxError, End, Outcome, Request, Response, Track, grpc_is_failure, grpc_status, is_grpc,
     status_outcome, track,
@@ -20,7 +20,7 @@ use mesh_model::{Direction, Meta, Reason};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::error::Failure;
+use crate::error::{Failure, told_reason};
 use crate::telemetry::{
     AccessLog, Finished, HttpLabels, RetryCounters, Series, SeriesSpec, Span, SpanEnd, Telemetry,
     Tracer,
@@ -106,6 +106,8 @@ struct Decided {
     series: Option<Arc<Series>>,
     /// The try under way.
     tried: Option<Tried>,
+    /// What decided whether it may be made; only while somebody watches.
+    policy: Option<String>,
     /// Only of a sampled request.
     span: Option<Box<Span>>,
     closed: bool,
@@ -200,6 +202,13 @@ impl Exchange {
         self.decided.lock().route.clone()
     }
 
+    /// An object decided whether it may be made.
+    pub(crate) fn authorized(&self, policy: &Meta) {
+        if self.head.is_some() {
+            self.decided.lock().policy = Some(policy.to_string());
+        }
+    }
+
     /// A try goes to a backend.
     pub(crate) fn split(&self, backend: &Arc<BackendInfo>) {
         self.decided.lock().backend = Some(Arc::clone(backend));
@@ -251,7 +260,9 @@ impl Exchange {
         let elapsed = self.started.elapsed();
         let success = match self.grpc {
             true => !grpc_is_failure(failure.grpc_status()),
-            false => status_outcome(response.status()) == Outcome::Success,
+            false => {
+                status_outcome(response.status()) == Outcome::Success && !denied(failure.reason)
+            }
         };
         self.close(&Ended {
             status: response.status().as_u16(),
@@ -272,6 +283,10 @@ impl Exchange {
         let (head, body) = response.into_parts();
         let follow = FollowResponse {
             status: head.status.as_u16(),
+            reason: (head.status == StatusCode::FORBIDDEN || self.grpc)
+                .then(|| told_reason(&head.headers))
+                .flatten()
+                .filter(|reason| denied(*reason)),
             grpc_status: if self.grpc { grpc_status(&head.headers) } else { None },
             headers: self.head.as_ref().map(|_| Box::new(head.headers.clone())),
             first_byte: self.started.elapsed(),
@@ -404,6 +419,7 @@ impl Exchange {
             first_byte: ended.first_byte,
             duration: total,
             tls: None,
+            policy: decided.policy.clone(),
             request_headers: Vec::new(),
             response_headers: Vec::new(),
         }
@@ -435,9 +451,17 @@ impl Track for CountRequest {
     fn end(self, _: End<'_>) {}
 }
 
+/// A refused client is a failure in HTTP as it is in gRPC, although nobody's fault but its own: who looks at
+/// a success rate wants to know.
+fn denied(reason: Reason) -> bool {
+    reason == Reason::Unauthorized
+}
+
 struct FollowResponse {
     exchange: Arc<Exchange>,
     status: u16,
+    /// The other proxy's, where it refused the client.
+    reason: Option<Reason>,
     grpc_status: Option<u16>,
     headers: Option<Box<HeaderMap>>,
     first_byte: Duration,
@@ -451,7 +475,7 @@ impl Track for FollowResponse {
 
     fn end(self, end: End<'_>) {
         let mut grpc_code = self.grpc_status;
-        let mut reason = None;
+        let mut reason = self.reason;
         let whole = match end {
             End::Complete { trailers } => {
                 if self.exchange.grpc {
@@ -471,7 +495,7 @@ impl Track for FollowResponse {
         self.exchange.close(&Ended {
             status: self.status,
             grpc_status: grpc_code,
-            success: Some(whole && status_ok && grpc_ok),
+            success: Some(whole && status_ok && grpc_ok && self.reason.is_none()),
             first_byte: Some(self.first_byte),
             response_bytes: self.bytes,
             reason,

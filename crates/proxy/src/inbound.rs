@@ -311,10 +311,12 @@ impl Inbound {
         rules: &PortRules,
         server: Option<Io>,
     ) {
-        if let Err(error) = port.authorize_connection(rules, &client) {
-            return refuse(&client, &port, &Failure::of(&error.into()));
-        }
         let series = port.series(&client, StatProtocol::Tcp, None);
+        if let Err(error) = port.authorize_connection(rules, &client) {
+            let failure = Failure::of(&error.into());
+            series.failed(failure.reason);
+            return refuse(&client, &port, &failure);
+        }
         let connected = match server {
             Some(server) => Ok(server),
             None => port.connect().await,

@@ -104,6 +104,18 @@ impl Issuer {
         &self.certificate
     }
 
+    /// What kind of key it signs with, such as `ECDSA P-256`.
+    pub fn key_type(&self) -> &'static str {
+        let algorithm = self.signer.key().algorithm();
+        let known = [
+            (&PKCS_ECDSA_P256_SHA256, "ECDSA P-256"),
+            (&rcgen::PKCS_ECDSA_P384_SHA384, "ECDSA P-384"),
+            (&rcgen::PKCS_ED25519, "Ed25519"),
+        ];
+        let known = known.into_iter().find(|(known, _)| *known == algorithm);
+        known.map_or("RSA or another", |(_, name)| name)
+    }
+
     /// Whether a root of the bundle signed it.
     ///
     /// # Errors

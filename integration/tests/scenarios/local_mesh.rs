@@ -1,5 +1,6 @@
 //! A local mesh from `up` to `down`, by the commands that users type.
 
+mod identity;
 mod transparent;
 
 use std::fs;
@@ -142,7 +143,7 @@ async fn processes(mesh: &LocalMesh) -> Vec<Pid> {
     all.map(process).collect()
 }
 
-/// But logs, and the file whose lock says that a mesh runs.
+/// But logs, the authority, and the file whose lock says that a mesh runs.
 fn nothing_is_left(mesh: &LocalMesh) {
     let mut left = Vec::new();
     let mut folders = vec![mesh.state()];
@@ -155,6 +156,10 @@ fn nothing_is_left(mesh: &LocalMesh) {
             }
         }
     }
-    left.retain(|path| !path.ends_with("lock") && path.extension().is_none_or(|e| e != "log"));
+    left.retain(|path| {
+        !path.ends_with("lock")
+            && !path.parent().is_some_and(|folder| folder.ends_with("identity"))
+            && path.extension().is_none_or(|e| e != "log")
+    });
     assert!(left.is_empty(), "{left:?}");
 }

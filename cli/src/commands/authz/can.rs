@@ -11,6 +11,7 @@ use mesh_api::{Wire, ext};
 use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, PortAuthz, decide, explain};
 use serde::Serialize;
 
+use super::watch;
 use crate::commands::{endpoints, shared};
 use crate::completing;
 use crate::connect::Mesh;
@@ -24,12 +25,12 @@ use crate::selector::{Scope, Selectors};
 #[derive(Args, Debug)]
 #[command(after_long_help = HELP)]
 pub struct CanArgs {
-    /// Who asks: TYPE/NAME, or an IP address
+    /// Who asks: TYPE/NAME, or an IP address; may be left out with --watch
     #[arg(value_name = "CLIENT", add = completing::resources())]
     pub client: String,
-    #[arg(value_name = "SERVER:PORT", add = completing::authorities(),
+    #[arg(value_name = "SERVER:PORT", add = completing::authorities(), required_unless_present = "watch",
           help = "Whom: NAME[.NAMESPACE]:PORT of a service, or an address and port")]
-    pub server: String,
+    pub server: Option<String>,
     /// The namespace of client and server, unless they name one
     #[arg(long, short, value_name = "NS", add = completing::namespaces())]
     pub namespace: Option<String>,
@@ -48,6 +49,12 @@ pub struct CanArgs {
     /// Suppose that the client proves this identity
     #[arg(long, value_name = "ID")]
     pub identity: Option<String>,
+    /// Show what is refused there, as it happens
+    #[arg(long, conflicts_with_all = ["method", "path", "header", "tcp", "identity"])]
+    pub watch: bool,
+    /// Stop watching after so many refusals
+    #[arg(long, value_name = "N", requires = "watch", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "table",
           value_parser = Format::among(["table", "json", "yaml"]))]
@@ -55,11 +62,14 @@ pub struct CanArgs {
 }
 
 const HELP: &str = "\
+meshctl authz can deploy/web finance.shop:8080 --path /reports/today
+meshctl authz can finance.shop:8080 --watch
+
 Exit code 0 if every pod of the client may use every pod of the server, 1 if not.
 
 JSON and YAML: {allowed, verdicts: [{client: {address, identity, pod, namespace}, server: {pod, \
 namespace, port}, allowed, basis, decided, audits, rules: [{policy, action, from, to, outcome}], \
-default}]}.";
+default}]}. With --watch, JSON is that of meshctl tap, a line each.";
 
 /// The document of `-o json`.
 #[derive(Debug, Serialize)]
@@ -109,8 +119,16 @@ struct Rule {
 
 pub(super) async fn run(args: CanArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?;
-    let authority = endpoints::complete(&args.server, args.namespace.as_deref(), &mesh).await?;
-    let reply = ask(&args, authority, &mesh).await?;
+    // With one of them left out it is the client.
+    let (client, server) = match &args.server {
+        Some(server) => (Some(args.client.as_str()), server),
+        None => (None, &args.client),
+    };
+    let authority = endpoints::complete(server, args.namespace.as_deref(), &mesh).await?;
+    let reply = ask(client, args.namespace.clone(), authority, &mesh).await?;
+    if args.watch {
+        return watch::run(&args, &reply, &mesh, cx).await;
+    }
     let report = Report::new(&args, reply)?;
     match args.output {
         Format::Json => cx.ui.print(&format::json(&report)?)?,
@@ -121,16 +139,18 @@ pub(super) async fn run(args: CanArgs, cx: &mut Context) -> Result<ExitCode, Cli
 }
 
 async fn ask(
-    args: &CanArgs,
+    client: Option<&str>,
+    namespace: Option<String>,
     authority: String,
     mesh: &Mesh,
 ) -> Result<ext::PortAuthorizationsReply, CliError> {
-    let scope = Scope { namespace: args.namespace.clone(), ..Scope::default() };
+    let scope = Scope { namespace, ..Scope::default() };
     let mut request =
         ext::PortAuthorizationsRequest { authority: authority.clone(), ..Default::default() };
-    match args.client.parse::<IpAddr>() {
-        Ok(ip) => request.client_address = ip.to_string(),
-        Err(_) => request.client = Some(Selectors::parse_one(&args.client, &scope)?),
+    match client.map(|client| (client, client.parse::<IpAddr>())) {
+        Some((_, Ok(ip))) => request.client_address = ip.to_string(),
+        Some((client, Err(_))) => request.client = Some(Selectors::parse_one(client, &scope)?),
+        None => {}
     }
     let client = request.client.clone();
     match mesh.port_authorizations(request).await {

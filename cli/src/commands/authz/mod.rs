@@ -1,6 +1,9 @@
-//! `meshctl authz`: which authorization policies apply to a resource; and by `can`, what comes of them.
+//! `meshctl authz`: which authorization policies apply to a resource; by `can`, what comes of them; and by
+//! `generate`, which would allow what was observed.
 
 mod can;
+mod generate;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -36,7 +39,9 @@ pub struct AuthzArgs {
 
 #[derive(Debug, Subcommand)]
 pub enum AuthzCommand {
-    Can(can::CanArgs),
+    // Both are large.
+    Can(Box<can::CanArgs>),
+    Generate(generate::GenerateArgs),
 }
 
 const HELP: &str = "\
@@ -78,8 +83,10 @@ struct Default {
 }
 
 pub(super) async fn run(args: AuthzArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
-    if let Some(AuthzCommand::Can(args)) = args.command {
-        return can::run(args, cx).await;
+    match args.command {
+        Some(AuthzCommand::Can(args)) => return can::run(*args, cx).await,
+        Some(AuthzCommand::Generate(args)) => return generate::run(args, cx).await,
+        None => {}
     }
     let selectors = Selectors::parse(&args.resources, &args.scope)?;
     let mesh = cx.connect().await?;

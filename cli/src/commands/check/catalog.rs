@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::scene::Scene;
-use super::{control_plane, local, pre, proxies, round_trip, source};
+use super::{control_plane, identity, local, pre, proxies, round_trip, source};
 
 /// One thing that can be looked at. Ids never change their meaning.
 #[derive(Debug)]
@@ -135,6 +135,15 @@ checks! {
         "source-errors" Error Mesh ControlPlane "every object is in force as it is written" source::errors;
         "source-warnings" Warning Mesh ControlPlane "no object has a reservation" source::warnings;
         "routes-accepted" Warning Mesh ControlPlane "every route is accepted" source::routes;
+    }
+    "identity" {
+        "identity-roots" Error Mesh Mesh "there is a root to trust" identity::roots;
+        "identity-roots-life" Warning Mesh Mesh "every root is valid for long" identity::roots_life;
+        "identity-issuer" Error Mesh Mesh "the issuer may certify" identity::issuer;
+        "identity-issuer-key" Warning Mesh Mesh "the issuer's key is of the usual type" identity::issuer_key;
+        "identity-issuer-life" Warning Mesh Mesh "the issuer is valid for long" identity::issuer_life;
+        "identity-certified" Error Proxies ControlPlane "every proxy has a valid certificate" identity::certified;
+        "identity-renewed" Warning Proxies ControlPlane "every certificate is renewed in time" identity::renewed;
     }
     "proxies" {
         "pods-ready" Error Proxies ControlPlane "every pod is ready" proxies::pods_ready;

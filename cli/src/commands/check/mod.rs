@@ -5,6 +5,7 @@
 
 pub(crate) mod catalog;
 mod control_plane;
+mod identity;
 mod local;
 mod pre;
 mod proxies;

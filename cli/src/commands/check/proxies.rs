@@ -138,7 +138,7 @@ pub(super) async fn version(scene: Arc<Scene>) -> Outcome {
 }
 
 /// Looks at every proxy; `wrong` gives the detail of those that have something wrong.
-async fn proxies(
+pub(super) async fn proxies(
     scene: &Scene,
     wrong: impl Fn(&ext::ProxyRow) -> Option<String>,
     message: &str,

@@ -5,8 +5,12 @@ use std::process::ExitCode;
 use mesh_api::ext;
 use mesh_api::ext::mesh_tap_event::{Event, TapStatus};
 
+use super::catalog::CATALOG;
+use crate::commands::identity::life;
 use crate::error::Kind;
-use crate::testing::{FakeMesh, golden, proxy_row, run_alone, workload};
+use crate::local::authority::Authority;
+use crate::state_dir::{StateDir, StateRoot};
+use crate::testing::{FakeMesh, golden, proxy_row, run, run_alone, workload};
 
 /// Two pods, all well. The APIs for proxies are not scripted, so their checks are left out.
 fn healthy() -> FakeMesh {
@@ -77,6 +81,90 @@ async fn every_ailment_is_told_with_its_objects_and_remedy() {
     golden("check-ailing-short.txt", &ailing().run(&format!("check -o short {SKIP}")).await.out);
     golden("check-ailing.json", &ailing().run(&format!("check -o json {SKIP}")).await.out);
     golden("check-ailing.xml", &ailing().run(&format!("check -o junit {SKIP}")).await.out);
+}
+
+/// What the checks of certificates say, with what differs from one time to the next left out.
+async fn of_identity(mesh: FakeMesh, prepare: impl FnOnce(&StateDir)) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let dir = StateRoot::new(home.path()).mesh("default").unwrap();
+    let _lock = mesh.serve(&home);
+    Authority::create(&dir).unwrap();
+    prepare(&dir);
+    let ids: Vec<_> = CATALOG.iter().map(|check| check.id).collect();
+    let ids: Vec<_> = ids.into_iter().filter(|id| id.starts_with("identity-")).collect();
+    let ran = run(&format!("check --only {}", ids.join(",")), &home).await;
+    ran.out.replace(&dir.path.display().to_string(), "DIR")
+}
+
+/// A proxy whose certificate is valid for so long, of so much.
+fn certified(pod: &str, left: i64, of: u64) -> ext::ProxyRow {
+    let not_after = life::now().saturating_add_signed(left);
+    let certificate = ext::ProxyCertificate {
+        not_before: not_after - of,
+        not_after,
+        ..ext::ProxyCertificate::default()
+    };
+    let identity =
+        ext::ProxyIdentity { certificate: Some(certificate), ..ext::ProxyIdentity::default() };
+    ext::ProxyRow { identity: Some(identity), ..proxy_row(pod) }
+}
+
+const HOUR: u64 = 60 * 60;
+
+#[tokio::test]
+async fn certificates_that_are_in_order() {
+    let mut mesh = healthy();
+    mesh.proxies =
+        vec![certified("web-1", 70_000, 24 * HOUR), certified("tax-1", 30_000, 24 * HOUR)];
+    golden("check-identity.txt", &of_identity(mesh, |_| {}).await);
+}
+
+#[tokio::test]
+async fn certificates_that_are_not() {
+    let mut mesh = healthy();
+    mesh.proxies = vec![
+        certified("web-1", 3_630, 24 * HOUR),
+        certified("web-2", -7_230, 24 * HOUR),
+        proxy_row("web-3"),
+        ext::ProxyRow {
+            identity: Some(ext::ProxyIdentity {
+                last_error: "the control plane refused".into(),
+                ..ext::ProxyIdentity::default()
+            }),
+            ..proxy_row("web-4")
+        },
+    ];
+    // As if somebody had put the roots of another mesh there, which have expired too.
+    let told = of_identity(mesh, |dir| {
+        let lifetime = std::time::Duration::ZERO;
+        let other = mesh_tls::Root::generate("other", lifetime, lifetime).unwrap();
+        std::fs::write(dir.identity().join("roots.pem"), other.root).unwrap();
+    });
+    let told = told.await.replace("expired 1s ago", "expired 0s ago");
+    golden("check-identity-ailing.txt", &told);
+}
+
+#[tokio::test]
+async fn an_issuer_that_has_expired() {
+    let mut mesh = healthy();
+    mesh.proxies = vec![certified("web-1", 70_000, 24 * HOUR)];
+    let told = of_identity(mesh, |dir| {
+        let (root, issuer) = (std::time::Duration::from_secs(HOUR), std::time::Duration::ZERO);
+        let made = mesh_tls::Root::generate("short", root, issuer).unwrap();
+        for (name, text) in
+            [("roots", made.root), ("issuer", made.issuer), ("issuer-key", made.issuer_key)]
+        {
+            std::fs::write(dir.identity().join(format!("{name}.pem")), text).unwrap();
+        }
+    });
+    let told = told.await;
+    assert!(
+        told.contains("× the issuer may certify\n    the issuer's certificate expired "),
+        "{told}"
+    );
+    assert!(told.contains("‼ the issuer is valid for long"), "{told}");
+    assert!(told.contains("√ every root is valid for long"), "{told}");
+    assert!(told.contains("try: meshctl identity rotate"), "{told}");
 }
 
 #[tokio::test]

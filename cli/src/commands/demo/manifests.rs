@@ -8,11 +8,13 @@ macro_rules! embedded {
     };
 }
 
-const FILES: [(&str, &str); 7] = embedded![
+const FILES: [(&str, &str); 9] = embedded![
     "00-namespace.yaml",
     "checkout.yaml",
+    "finance.yaml",
     "ledger.yaml",
     "load.yaml",
+    "portal.yaml",
     "shipping.yaml",
     "tax.yaml",
     "web.yaml",
@@ -60,7 +62,7 @@ mod tests {
         let (store, _) = Store::default().with(files(30)).unwrap();
         let contents = Contents::read(&store);
         assert_eq!(contents.problems, []);
-        assert_eq!(contents.workloads.len(), 9);
+        assert_eq!(contents.workloads.len(), 12);
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(control_plane_verdict(&store, &dir.path().join("check")).unwrap(), []);
     }

@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::local::send;
 use crate::context::Context;
 use crate::error::CliError;
-use crate::local::client::{self, Supervisor};
+use crate::local::client::{self, Options, Supervisor};
 use crate::local::protocol::Request;
 use crate::output::live::Live;
 use crate::state_dir::DEFAULT_MESH;
@@ -45,7 +45,8 @@ pub struct DemoArgs {
 
 pub(super) async fn run(args: DemoArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let dir = cx.state.mesh(&args.name)?;
-    let mut supervisor = client::start(&cx.state, &dir, args.transparent, true).await?;
+    let options = Options { transparent: args.transparent, attached: true, ..Options::default() };
+    let mut supervisor = client::start(&cx.state, &dir, options).await?;
     let played = tokio::select! {
         biased;
         signal = client::interrupted() => signal.map_err(CliError::from),

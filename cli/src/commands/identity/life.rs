@@ -9,7 +9,7 @@ use mesh_tls::Certificate;
 
 use crate::units;
 
-/// With less than this share left, a certificate that is renewed in time would have been.
+/// With this share left or less, a certificate that is renewed in time would have been.
 const LITTLE: f64 = 0.25;
 
 /// From when until when, in seconds since the Unix epoch.
@@ -38,7 +38,7 @@ impl Life {
 
     /// Whether it should have been renewed by now.
     pub(crate) fn is_late(self, now: u64) -> bool {
-        self.share(now) < LITTLE
+        self.share(now) <= LITTLE
     }
 
     /// What is left of it, 0.0 to 1.0.

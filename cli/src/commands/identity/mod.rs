@@ -9,6 +9,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 
 use self::report::Report;
+pub(crate) use self::report::account;
 use crate::commands::shared;
 use crate::completing;
 use crate::context::Context;

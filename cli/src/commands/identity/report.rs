@@ -210,7 +210,7 @@ fn tone(life: Life, now: u64) -> Tone {
 }
 
 /// `web.shop` of an identity that has these parts, else all of it.
-fn account(id: &str) -> String {
+pub(crate) fn account(id: &str) -> String {
     let parts = id.parse::<Id>().ok().and_then(|id| WorkloadId::of(&id));
     parts.map_or_else(|| id.to_owned(), |of| format!("{}.{}", of.service_account, of.namespace))
 }

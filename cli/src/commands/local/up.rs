@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::{files, ps};
 use crate::context::Context;
 use crate::error::{CliError, Kind};
-use crate::local::client::{self, Supervisor, force_down, interrupted};
+use crate::local::client::{self, Options, Supervisor, force_down, interrupted};
 use crate::local::protocol::{Request, Status};
 use crate::local::record::Record;
 use crate::state_dir::StateDir;
@@ -22,6 +22,9 @@ pub struct UpArgs {
     /// A network namespace for each pod, with redirected connections: programs need not know of the mesh (root)
     #[arg(long)]
     pub transparent: bool,
+    /// Without certificates: pods have no identities and talk in plain text
+    #[arg(long)]
+    pub no_identity: bool,
     /// Stay, and end the mesh with ^C
     #[arg(long)]
     pub foreground: bool,
@@ -40,7 +43,12 @@ pub(super) async fn up(
     cx: &mut Context,
 ) -> Result<ExitCode, CliError> {
     let given = files::read(&args.files)?;
-    let mut supervisor = client::start(&cx.state, dir, args.transparent, args.foreground).await?;
+    let options = Options {
+        transparent: args.transparent,
+        no_identity: args.no_identity,
+        attached: args.foreground,
+    };
+    let mut supervisor = client::start(&cx.state, dir, options).await?;
     if let Err(error) = files::send(&mut supervisor, &Request::Apply { files: given }, cx).await {
         supervisor.down(&cx.ui).await?;
         return Err(error);

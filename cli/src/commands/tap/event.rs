@@ -33,6 +33,8 @@ pub(crate) struct Event {
     latency_ms: Option<f64>,
     /// The peer's identity.
     tls: Option<String>,
+    /// What decided at the server whether it may be made.
+    policy: Option<String>,
     skipped: u64,
 }
 
@@ -128,6 +130,7 @@ impl Event {
             request_bytes: event.request_bytes,
             latency_ms: duration.map(|d| d.as_secs_f64() * 1e3),
             tls: Some(event.tls.clone()).filter(|identity| !identity.is_empty()),
+            policy: Some(event.policy.clone()).filter(|policy| !policy.is_empty()),
             skipped: event.skipped,
             parent: event.parent,
             route: event.route,
@@ -190,12 +193,14 @@ impl From<Duration> for Span {
     }
 }
 
-/// As everywhere in the mesh: HTTP 5xx, gRPC codes that are the server's fault and failures of the mesh are none.
+/// As everywhere in the mesh: HTTP 5xx, gRPC codes that are the server's fault, what a policy refuses and failures
+/// of the mesh are none.
 pub(crate) fn succeeded(event: &ext::TapEvent) -> bool {
     let grpc_failed = matches!(event.grpc_status, Some(2 | 4 | 7 | 13 | 14 | 15));
     // A TCP connection has no status; one that the mesh failed has a reason.
     let unanswered = event.status == 0 && (!event.method.is_empty() || !event.reason.is_empty());
-    event.status < 500 && !grpc_failed && !unanswered
+    let refused = event.reason == "unauthorized";
+    event.status < 500 && !grpc_failed && !unanswered && !refused
 }
 
 pub(super) fn started(event: &ext::TapEvent) -> String {

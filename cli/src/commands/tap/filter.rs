@@ -2,6 +2,7 @@
 
 use clap::{Args, ValueEnum};
 use mesh_api::ext;
+use mesh_model::Reason;
 
 use crate::completing;
 use crate::error::CliError;
@@ -32,6 +33,9 @@ pub struct FilterArgs {
     /// Only responses with this status (503) or class (5xx)
     #[arg(long, value_name = "STATUS", help_heading = "Filters", value_parser = status)]
     pub status: Option<String>,
+    /// Only what the mesh failed for this reason, such as unauthorized
+    #[arg(long, value_name = "CODE", help_heading = "Filters", value_parser = reason)]
+    pub reason: Option<String>,
     /// Only what the workload receives (in) or sends (out)
     #[arg(long, value_enum, value_name = "DIRECTION", help_heading = "Filters")]
     pub direction: Option<Direction>,
@@ -72,6 +76,7 @@ impl FilterArgs {
             headers: headers.collect(),
             with_headers,
             show_secrets,
+            reason: self.reason.clone().unwrap_or_default(),
         };
         Ok(ext::MeshTapRequest {
             selectors: selectors.0,
@@ -100,6 +105,13 @@ fn status(text: &str) -> Result<String, String> {
         _ => false,
     };
     if sound { Ok(lower) } else { Err(format!("\"{text}\" is not a status; write 503 or 5xx")) }
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    match Reason::from_code(text) {
+        Some(reason) => Ok(reason.code().to_owned()),
+        None => Err(format!("\"{text}\" is no reason code; meshctl explain lists them")),
+    }
 }
 
 #[cfg(test)]

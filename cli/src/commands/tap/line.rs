@@ -37,7 +37,7 @@ pub(super) fn line(tapped: &Tapped, wide: bool, zone: &TimeZone, style: Style) -
     format!("{}\n", parts.join("  "))
 }
 
-fn clock(unix_ms: u64, zone: &TimeZone) -> String {
+pub(crate) fn clock(unix_ms: u64, zone: &TimeZone) -> String {
     let known = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     match known {
         Some(time) => time.to_zoned(zone.clone()).strftime("%H:%M:%S%.3f").to_string(),
@@ -53,7 +53,7 @@ pub(crate) fn direction(event: &ext::TapEvent) -> &'static str {
     }
 }
 
-fn request(event: &ext::TapEvent) -> String {
+pub(crate) fn request(event: &ext::TapEvent) -> String {
     if event.method.is_empty() {
         return "TCP".to_owned();
     }
@@ -99,6 +99,7 @@ fn details(tapped: &Tapped, event: &ext::TapEvent) -> Vec<String> {
         ("first_byte", first_byte),
         ("request", units::bytes(event.request_bytes as f64)),
         ("identity", event.tls.clone()),
+        ("policy", event.policy.clone()),
     ];
     let known = fields.into_iter().filter(|(_, value)| !value.is_empty());
     known.map(|(name, value)| format!("{name}={}", clean(&value))).collect()
@@ -129,7 +130,7 @@ mod tests {
             show(&sample(), true),
             "12:00:01.123 in  web-1 → books:7001  GET /authors/7  200  12.4ms  1.5KiB  tls  proxy=shop/books  id=7  \
              authority=books:7001  route=HTTPRoute/shop/books  attempts=1  first_byte=10.0ms  request=0B  \
-             identity=web.shop\n"
+             identity=web.shop  policy=AuthorizationPolicy/shop/books\n"
         );
     }
 

@@ -55,13 +55,14 @@ meshctl tap deploy --count 100 -o har > requests.har       for other programs
 A line is: time, direction (in: the proxy before the server, out: the one behind the \
 client), source → destination, request, status, latency, size of the response, and whether \
 the hop was secured (tls or plain). A reason code after the status means that the mesh \
-itself failed the request: meshctl explain CODE.
+itself failed the request: meshctl explain CODE. wide has, among other things, the policy \
+that let the request in or refused it. TCP connections are shown when a policy refuses them.
 
 JSON is one event a line: {started, proxyDirection, pod, namespace, source, destination {ip, \
 port, pod, namespace}, requestInit {id, method, scheme, authority, path, headers}, \
 responseInit {sinceRequestInit, httpStatus, headers}, responseEnd {sinceRequestInit, \
 sinceResponseInit, responseBytes, grpcStatusCode}, parent, route, backend, reason, attempts, \
-requestBytes, latencyMs, tls, skipped}. Durations are {seconds, nanos}. HAR is one HTTP \
+requestBytes, latencyMs, tls, policy, skipped}. Durations are {seconds, nanos}. HAR is one HTTP \
 archive, complete when the command ends.";
 
 pub(super) async fn run(args: TapArgs, cx: &mut Context) -> Result<ExitCode, CliError> {

@@ -31,6 +31,7 @@ pub(crate) fn sample() -> Tapped {
             first_byte: Some(millis(100)),
             duration: Some(millis(124)),
             tls: "web.shop".into(),
+            policy: "AuthorizationPolicy/shop/books".into(),
             ..Default::default()
         }),
     }

@@ -12,6 +12,7 @@ use tokio::sync::{Barrier, Notify, mpsc, watch};
 use super::super::address::{Addresses, AppPorts, Mode};
 use super::super::control::ControlPlane;
 use super::super::environment::{self, PortMap, ServicePort, Upstream, Wiring};
+use super::super::identity::PodIdentity;
 use super::super::keeper::KeptStatus;
 use super::super::manifest::{Contents, Placed};
 use super::super::plan::{self, Existing, PodState, Step};
@@ -240,6 +241,7 @@ impl MeshState {
         };
         let namespace = &new.owner.namespace;
         let key = self.next_name(new.owner);
+        let identity = self.identity(&key, new.template);
         let mut upstreams = environment::upstreams(
             self.mode,
             namespace,
@@ -260,6 +262,7 @@ impl MeshState {
                 uid: super::super::unique_id(),
                 ip,
                 control: self.addresses.control(),
+                identity,
                 ports,
                 upstreams,
                 template: new.template.clone(),
@@ -273,6 +276,19 @@ impl MeshState {
         let pod = Pod::start(spec, self.around.clone(), self.changed.clone());
         self.pods.insert(key.clone(), pod);
         Ok(key)
+    }
+
+    /// What a new pod proves who it is with.
+    fn identity(&self, key: &PodKey, template: &Template) -> Option<PodIdentity> {
+        let identities = self.around.identities.as_ref().filter(|_| template.meshed)?;
+        match identities.give(key, &template.service_account) {
+            Ok(identity) => identity,
+            Err(error) => {
+                // Others expect it to have one: they refuse to talk to it.
+                tracing::error!(pod = %key, %error, "can't give it an identity");
+                None
+            }
+        }
     }
 
     /// A port for an application, other than all others.
@@ -367,6 +383,9 @@ impl MeshState {
             self.app_ports.release(upstream.at.port());
         }
         self.written.remove(key);
+        if let Some(identities) = &self.around.identities {
+            identities.take_back(key);
+        }
         if let Err(error) = fs::remove_file(self.object_file(key)) {
             tracing::error!(pod = %key, %error, "can't report that a pod is gone");
         }
@@ -402,13 +421,11 @@ impl MeshState {
 
     fn start_control(&mut self) -> io::Result<()> {
         if self.control.is_none() {
-            let netns = self.around.hub.as_ref().map(|hub| hub.netns.clone());
             self.control = Some(ControlPlane::start(
                 &self.dir,
                 self.addresses.control(),
                 self.addresses.control_admin(),
-                netns,
-                self.around.app_env.clone(),
+                &self.around,
                 self.changed.clone(),
             )?);
         }

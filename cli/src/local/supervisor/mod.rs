@@ -29,7 +29,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use self::mesh::MeshState;
 use self::server::Event;
 use super::address::{Addresses, CLAIM_PORT, MESH_NUMBERS, Mode};
+use super::authority::Authority;
 use super::guard::{self, Guard};
+use super::identity::{self, Identities};
 use super::netns::{self, Netns};
 use super::process::{die_with_parent, open_log};
 use super::protocol::Reply;
@@ -60,6 +62,9 @@ struct Args {
     /// A network namespace per pod
     #[arg(long)]
     transparent: bool,
+    /// Pods have no identities and talk in plain text
+    #[arg(long)]
+    no_identity: bool,
     /// End when this process, our parent, does
     #[arg(long)]
     attached: Option<u32>,
@@ -97,6 +102,14 @@ async fn live(args: Args) -> Result<(), CliError> {
     for folder in [dir.logs(), dir.pods(), dir.manifests()] {
         DirBuilder::new().mode(0o700).create(folder)?;
     }
+    let identities = if args.no_identity {
+        // Or it would look as if there was one in use.
+        Authority::remove(&dir)?;
+        identity::settings(&dir)?;
+        None
+    } else {
+        Some(Identities::open(&dir)?)
+    };
     start_log(&dir)?;
     let guard = Guard::start(PROGRAM, &dir)?;
     let mode = if args.transparent { Mode::Transparent } else { Mode::Explicit };
@@ -105,7 +118,7 @@ async fn live(args: Args) -> Result<(), CliError> {
         Mode::Explicit => None,
         Mode::Transparent => Some(create_hub(number).await?),
     };
-    let around = Arc::new(Surroundings::of_process(&dir, hub)?);
+    let around = Arc::new(Surroundings::of_process(&dir, hub, identities)?);
     let socket = dir.supervisor_socket();
     let listener = UnixListener::bind(&socket).map_err(|error| {
         CliError::failed(format!("can't listen on {}: {error}", socket.display()))

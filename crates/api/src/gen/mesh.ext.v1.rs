@@ -991,6 +991,9 @@ pub struct TapFilter {
     /// Deliver credentials in headers, too.
     #[prost(bool, tag = "9")]
     pub show_secrets: bool,
+    /// A reason code, such as `unauthorized`.
+    #[prost(string, tag = "10")]
+    pub reason: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Header {
@@ -1050,6 +1053,52 @@ pub struct TapEvent {
     /// Events left out just before this one because of `max_rps` or a slow reader.
     #[prost(uint64, tag = "24")]
     pub skipped: u64,
+    /// What decided about it at the server: `AuthorizationPolicy/shop/finance`, or a default.
+    #[prost(string, tag = "25")]
+    pub policy: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ObservedRequest {
+    /// At most 600.
+    #[prost(uint32, tag = "1")]
+    pub window_seconds: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ObservedReply {
+    /// The span that was really observed.
+    #[prost(uint32, tag = "1")]
+    pub covered_seconds: u32,
+    #[prost(message, repeated, tag = "2")]
+    pub observations: ::prost::alloc::vec::Vec<Observation>,
+    /// Requests and connections that found no place in the bounded table.
+    #[prost(uint64, tag = "3")]
+    pub left_out: u64,
+}
+/// What one client did on one port, many times maybe.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Observation {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Whom the client proved to be; empty in the clear.
+    #[prost(string, tag = "2")]
+    pub identity: ::prost::alloc::string::String,
+    /// Its address; only if it proved no identity.
+    #[prost(string, tag = "3")]
+    pub peer: ::prost::alloc::string::String,
+    /// `http`, `grpc`, `tcp`
+    #[prost(string, tag = "4")]
+    pub protocol: ::prost::alloc::string::String,
+    /// Of HTTP.
+    #[prost(string, tag = "5")]
+    pub method: ::prost::alloc::string::String,
+    /// Without the query.
+    #[prost(string, tag = "6")]
+    pub path: ::prost::alloc::string::String,
+    /// Whether `path` stands for all below it.
+    #[prost(bool, tag = "7")]
+    pub below: bool,
+    #[prost(uint64, tag = "8")]
+    pub count: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ConfigRequest {}
@@ -1238,6 +1287,28 @@ pub mod proxy_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Proxy", "Config"));
             self.inner.unary(req, path, codec).await
         }
+        /// Who asked the workload for what, as far as it was allowed.
+        pub async fn observed(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ObservedRequest>,
+        ) -> std::result::Result<tonic::Response<super::ObservedReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Proxy/Observed",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.ext.v1.Proxy", "Observed"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1274,6 +1345,11 @@ pub mod proxy_server {
             &self,
             request: tonic::Request<super::ConfigRequest>,
         ) -> std::result::Result<tonic::Response<super::ConfigReply>, tonic::Status>;
+        /// Who asked the workload for what, as far as it was allowed.
+        async fn observed(
+            &self,
+            request: tonic::Request<super::ObservedRequest>,
+        ) -> std::result::Result<tonic::Response<super::ObservedReply>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ProxyServer<T> {
@@ -1468,6 +1544,49 @@ pub mod proxy_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ConfigSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Proxy/Observed" => {
+                    #[allow(non_camel_case_types)]
+                    struct ObservedSvc<T: Proxy>(pub Arc<T>);
+                    impl<T: Proxy> tonic::server::UnaryService<super::ObservedRequest>
+                    for ObservedSvc<T> {
+                        type Response = super::ObservedReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ObservedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Proxy>::observed(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ObservedSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -1736,6 +1855,12 @@ pub struct Edge {
     /// As the client side counted.
     #[prost(message, optional, tag = "8")]
     pub totals: ::core::option::Option<Totals>,
+    /// Whom each end proved to be; empty in the clear. Where several are one end, they are joined
+    /// by `, `.
+    #[prost(string, tag = "9")]
+    pub client_identity: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub server_identity: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MeshTapRequest {
@@ -1788,6 +1913,30 @@ pub mod mesh_tap_event {
         #[prost(message, tag = "2")]
         Status(TapStatus),
     }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshObservedRequest {
+    #[prost(message, optional, tag = "1")]
+    pub selector: ::core::option::Option<Selector>,
+    /// At most 600.
+    #[prost(uint32, tag = "2")]
+    pub window_seconds: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshObservedReply {
+    #[prost(message, repeated, tag = "1")]
+    pub pods: ::prost::alloc::vec::Vec<PodObserved>,
+    #[prost(message, repeated, tag = "2")]
+    pub unreachable: ::prost::alloc::vec::Vec<Unreachable>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodObserved {
+    #[prost(string, tag = "1")]
+    pub pod: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub observed: ::core::option::Option<ObservedReply>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct EndpointsRequest {
@@ -2357,6 +2506,30 @@ pub mod mesh_client {
                 .insert(GrpcMethod::new("mesh.ext.v1.Mesh", "PortAuthorizations"));
             self.inner.unary(req, path, codec).await
         }
+        /// What the pods that are selected were asked for, as far as it was allowed.
+        pub async fn observed(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MeshObservedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshObservedReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Mesh/Observed",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Mesh", "Observed"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -2439,6 +2612,14 @@ pub mod mesh_server {
             request: tonic::Request<super::PortAuthorizationsRequest>,
         ) -> std::result::Result<
             tonic::Response<super::PortAuthorizationsReply>,
+            tonic::Status,
+        >;
+        /// What the pods that are selected were asked for, as far as it was allowed.
+        async fn observed(
+            &self,
+            request: tonic::Request<super::MeshObservedRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshObservedReply>,
             tonic::Status,
         >;
     }
@@ -3024,6 +3205,49 @@ pub mod mesh_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = PortAuthorizationsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Mesh/Observed" => {
+                    #[allow(non_camel_case_types)]
+                    struct ObservedSvc<T: Mesh>(pub Arc<T>);
+                    impl<T: Mesh> tonic::server::UnaryService<super::MeshObservedRequest>
+                    for ObservedSvc<T> {
+                        type Response = super::MeshObservedReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MeshObservedRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mesh>::observed(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ObservedSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

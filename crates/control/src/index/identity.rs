@@ -14,7 +14,19 @@ pub struct MeshNames {
     pub trust_domain: String,
 }
 
+impl Default for MeshNames {
+    fn default() -> Self {
+        Self { control_namespace: "mesh-system".into(), trust_domain: "cluster.local".into() }
+    }
+}
+
 impl MeshNames {
+    /// What the identities of a namespace end in.
+    pub fn suffix(&self, namespace: &str) -> String {
+        let Self { control_namespace, trust_domain } = self;
+        format!("{namespace}.serviceaccount.identity.{control_namespace}.{trust_domain}")
+    }
+
     /// The identity of a service account. `None`: its name makes none, since dots are in it.
     pub fn id(&self, namespace: &str, service_account: &str) -> Option<Id> {
         let parts = WorkloadId {
@@ -39,12 +51,15 @@ impl Objects {
         self.identity.as_ref()
     }
 
+    /// What a pod proves to be; `None` without a proxy, or in a mesh without identity.
+    pub fn identity_of(&self, pod: &Pod) -> Option<Id> {
+        let names = self.identity().filter(|_| pod.meshed())?;
+        names.id(&pod.name.namespace, &pod.service_account)
+    }
+
     /// Whom to expect behind a pod's proxy; `None` means plaintext.
     pub(super) fn tls_identity(&self, pod: &Pod) -> Option<TlsIdentity> {
-        if !pod.meshed() {
-            return None;
-        }
-        let id = self.identity()?.id(&pod.name.namespace, &pod.service_account)?;
+        let id = self.identity_of(pod)?;
         Some(TlsIdentity { id: id.to_string(), server_name: id.to_string() })
     }
 }

@@ -1,7 +1,7 @@
 //! `meshctl authz`: which policies apply to what, and everything that decides about one client.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_api::Wire;
@@ -121,6 +121,8 @@ fn clients(
             must_exist(&selected, std::slice::from_ref(selector))?;
             selected.iter().flat_map(|s| &s.pods).filter_map(|pod| pod.ip).collect()
         }
+        // Nobody in particular: just the port is of interest.
+        None if request.client_address.is_empty() => return Ok(Vec::new()),
         None => {
             let text = &request.client_address;
             let ip = text.parse().map_err(|_| {
@@ -134,9 +136,7 @@ fn clients(
     }
     let client = |ip: IpAddr| {
         let pod = objects.pod_by_ip(ip);
-        // What its endpoints prove is what it proves as a client.
-        let endpoint = objects.address_profile(SocketAddr::new(ip, 0)).endpoint;
-        let identity = endpoint.and_then(|endpoint| endpoint.identity).map(|id| id.id);
+        let identity = pod.and_then(|pod| objects.identity_of(pod)).map(|id| id.to_string());
         AuthorizedClient {
             address: ip.to_string(),
             identity: identity.unwrap_or_default(),

@@ -3,7 +3,7 @@
 //! The client side counts, as it also knows of requests that never arrived. What servers saw is
 //! used only for peers that no client accounts for: those without a proxy, and outsiders.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -44,6 +44,7 @@ struct Scope {
     services: HashSet<Name>,
     level: Level,
     by_ip: BTreeMap<IpAddr, Arc<Pod>>,
+    identities: HashMap<Name, String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -71,6 +72,10 @@ impl Scope {
             services: selected.iter().filter_map(|s| s.service.clone()).collect(),
             level,
             by_ip: objects.pods_by_ip(),
+            identities: objects
+                .pods()
+                .filter_map(|pod| Some((pod.name.clone(), objects.identity_of(pod)?.to_string())))
+                .collect(),
         })
     }
 
@@ -84,6 +89,11 @@ impl Scope {
                 namespace: String::new(),
             },
         }
+    }
+
+    /// Whom a pod proves to be.
+    fn identity(&self, pod: &Pod) -> Option<String> {
+        self.identities.get(&pod.name).cloned()
     }
 
     fn has(&self, pod: &Pod) -> bool {
@@ -107,12 +117,16 @@ impl Edges {
         let (_, totals, tcp_open) = of;
         self.1.entry(key.clone()).or_default().add(totals, *tcp_open);
         let (secured, reason) = (edge.secured, edge.no_tls_reason.clone());
+        let proved = [edge.client_identity.clone(), edge.server_identity.clone()];
         let edge = self.0.entry(key).or_insert(edge);
         // One series in the clear is enough for the edge not to be.
         if !secured && edge.secured {
             edge.secured = false;
             edge.no_tls_reason = reason;
         }
+        let [client, server] = proved;
+        join(&mut edge.client_identity, &client);
+        join(&mut edge.server_identity, &server);
         edge.covered_seconds = edge.covered_seconds.max(told.covered);
     }
 
@@ -124,6 +138,23 @@ impl Edges {
         });
         finished.collect()
     }
+}
+
+/// Identities of one end.
+const MAX_IDENTITIES: usize = 8;
+
+/// Adds an identity to those of an end.
+fn join(all: &mut String, one: &str) {
+    const COMMA: &str = ", ";
+    let known = all.split(COMMA);
+    if one.is_empty() || known.clone().any(|known| known == one) || known.count() >= MAX_IDENTITIES
+    {
+        return;
+    }
+    let mut sorted: Vec<&str> =
+        all.split(COMMA).chain([one]).filter(|text| !text.is_empty()).collect();
+    sorted.sort_unstable();
+    *all = sorted.join(COMMA);
 }
 
 type Counted<'a> = (&'a SeriesKey, &'a mesh_model::stats::Totals, u64);
@@ -166,11 +197,13 @@ fn sent(scope: &Scope, told: &Told, key: &SeriesKey) -> Option<Edge> {
         }
         (None, None, None) => return None,
     };
-    let why = match peer {
-        Some(pod) if pod.meshed() => NO_IDENTITY,
+    let why = match (peer, key.peer) {
+        (Some(pod), _) if pod.meshed() => NO_IDENTITY,
+        (None, None) => "not-connected",
         _ => "destination-not-meshed",
     };
-    Some(edge(scope.end(&told.pod), destination, key, why))
+    let proved = [scope.identity(&told.pod), key.identity.as_deref().map(str::to_owned)];
+    Some(edge(scope.end(&told.pod), destination, key, why, proved))
 }
 
 /// The edge of what a proxy received, unless the client's proxy has told of it.
@@ -193,14 +226,23 @@ fn received(
         Some(pod) if pod.meshed() => NO_IDENTITY,
         _ => "source-not-meshed",
     };
-    Some(edge(source, scope.end(&told.pod), key, why))
+    let proved = [key.identity.as_deref().map(str::to_owned), scope.identity(&told.pod)];
+    Some(edge(source, scope.end(&told.pod), key, why, proved))
 }
 
 /// Both ends have proxies, and one of them no certificate.
 const NO_IDENTITY: &str = "no-identity";
 
-fn edge(source: ObjectRef, destination: ObjectRef, key: &SeriesKey, why: &str) -> Edge {
+/// `proved`: the client's and the server's identity, as far as the hop was secured.
+fn edge(
+    source: ObjectRef,
+    destination: ObjectRef,
+    key: &SeriesKey,
+    why: &str,
+    proved: [Option<String>; 2],
+) -> Edge {
     let secured = key.identity.is_some();
+    let [client, server] = proved.map(|id| id.filter(|_| secured).unwrap_or_default());
     Edge {
         source: Some(source),
         destination: Some(destination),
@@ -210,6 +252,8 @@ fn edge(source: ObjectRef, destination: ObjectRef, key: &SeriesKey, why: &str) -
         no_tls_reason: if secured { String::new() } else { why.into() },
         covered_seconds: 0,
         totals: None,
+        client_identity: client,
+        server_identity: server,
     }
 }
 

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::ask::Asker;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
-use super::{authz, edges, proxies, routes, stat, tap};
+use super::{authz, edges, observed, proxies, routes, stat, tap};
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
@@ -138,6 +138,15 @@ impl Mesh for MeshService {
 
     async fn edges(&self, request: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
         let reply = edges::edges(&self.shared, &self.asker, request.into_inner()).await?;
+        Ok(Response::new(reply))
+    }
+
+    async fn observed(
+        &self,
+        request: Request<ext::MeshObservedRequest>,
+    ) -> Answer<ext::MeshObservedReply> {
+        let request = request.into_inner();
+        let reply = observed::observed(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
     }
 

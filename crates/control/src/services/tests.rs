@@ -106,6 +106,13 @@ impl Proxy for FakeProxy {
         Ok(Response::new(events.chain(futures_util::stream::pending()).boxed()))
     }
 
+    async fn observed(
+        &self,
+        _: Request<ext::ObservedRequest>,
+    ) -> Result<Response<ext::ObservedReply>, Status> {
+        Ok(Response::new(ext::ObservedReply::default()))
+    }
+
     async fn config(
         &self,
         _: Request<ext::ConfigRequest>,

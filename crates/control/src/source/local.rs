@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 use self::state::{Change, State};
 use super::{Problem, Severity};
+use crate::index::identity::MeshNames;
 use crate::state::Shared;
 
 /// Writers often touch a file several times in a row.
@@ -36,8 +37,8 @@ const POLL: Duration = Duration::from_secs(1);
 /// When more files than this changed at once they are found by looking at all.
 const MAX_DIRTY: usize = 4096;
 
-/// Keeps the index as the files in `dir` say. Never returns.
-pub async fn run(dir: PathBuf, shared: Arc<Shared>) {
+/// Keeps the index as the files in `dir` say; policies mean identities with these names. Never returns.
+pub async fn run(dir: PathBuf, names: MeshNames, shared: Arc<Shared>) {
     let dirty = Arc::new(Dirty::default());
     // Kept alive: it stops when dropped.
     let (watcher, warning) = match watch(&dir, Arc::clone(&dirty)) {
@@ -48,7 +49,7 @@ pub async fn run(dir: PathBuf, shared: Arc<Shared>) {
         }
     };
     let rescan = if watcher.is_some() { RESCAN } else { POLL };
-    let mut state = State::new(&dir);
+    let mut state = State::with_names(&dir, names.clone());
     let mut looks_wanted = shared.watch_looks_wanted();
     loop {
         let look = *looks_wanted.borrow_and_update();
@@ -62,7 +63,7 @@ pub async fn run(dir: PathBuf, shared: Arc<Shared>) {
             Ok(scanned) => scanned,
             Err(error) => {
                 tracing::error!(%error, "reading the files failed; starting over");
-                state = State::new(&dir);
+                state = State::with_names(&dir, names.clone());
                 continue;
             }
         };

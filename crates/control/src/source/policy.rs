@@ -19,16 +19,19 @@ pub use self::shape::{AuthorizationPolicyObject, ServerPolicyObject};
 use self::shape::{From, GrpcMethods, Header, NetworkRange, Port, TargetRef, To};
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
-use crate::index::authz::MESH_NAMESPACE;
-use crate::index::lookup::CLUSTER_DOMAIN;
+use crate::index::identity::MeshNames;
 use crate::index::object::{
     AuthorizationPolicy, Kind, Name, POLICY_GROUP, PolicyTarget, PortPolicy, PortRef,
 };
 
 const VERSION: &str = "policy.meshctl.dev/v1alpha1";
 
-pub fn authorization_policy(object: &AuthorizationPolicyObject) -> Converted<AuthorizationPolicy> {
-    let mut read = Reader { name: name_of(&object.metadata), findings: Vec::new() };
+/// `names` is what the identities of service accounts end in.
+pub fn authorization_policy(
+    object: &AuthorizationPolicyObject,
+    names: &MeshNames,
+) -> Converted<AuthorizationPolicy> {
+    let mut read = Reader::new(name_of(&object.metadata), names);
     read.version(&object.api_version);
     let spec = &object.spec;
     let policy = AuthorizationPolicy {
@@ -42,7 +45,9 @@ pub fn authorization_policy(object: &AuthorizationPolicyObject) -> Converted<Aut
 }
 
 pub fn server_policy(object: &ServerPolicyObject) -> Converted<PortPolicy> {
-    let mut read = Reader { name: name_of(&object.metadata), findings: Vec::new() };
+    // It names nobody.
+    let names = MeshNames::default();
+    let mut read = Reader::new(name_of(&object.metadata), &names);
     read.version(&object.api_version);
     let target = read.target(Some(&object.spec.target_ref));
     if !matches!(target, PolicyTarget::Workload { .. } | PolicyTarget::Pods { .. }) {
@@ -60,22 +65,17 @@ pub fn server_policy(object: &ServerPolicyObject) -> Converted<PortPolicy> {
     (PortPolicy { name: read.name, target, default_access }, read.findings)
 }
 
-/// The identity that a service account's pods prove.
-pub fn identity(namespace: &str, account: &str) -> String {
-    format!("{account}.{}", identity_suffix(namespace))
-}
-
-/// What the identities of a namespace end in.
-fn identity_suffix(namespace: &str) -> String {
-    format!("{namespace}.serviceaccount.identity.{MESH_NAMESPACE}.{CLUSTER_DOMAIN}")
-}
-
-struct Reader {
+struct Reader<'a> {
     name: Name,
+    names: &'a MeshNames,
     findings: Vec<Finding>,
 }
 
-impl Reader {
+impl<'a> Reader<'a> {
+    fn new(name: Name, names: &'a MeshNames) -> Self {
+        Self { name, names, findings: Vec::new() }
+    }
+
     fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.findings.push(Finding::error(field, message));
     }
@@ -208,7 +208,8 @@ impl Reader {
             let own = self.name.namespace.clone();
             let (namespace, account) = text.split_once('/').unwrap_or((&own, text));
             if is_name(namespace, b"-") && is_name(account, b"-.") {
-                patterns.push(IdentityPattern::Exact(identity(namespace, account)));
+                let identity = format!("{account}.{}", self.names.suffix(namespace));
+                patterns.push(IdentityPattern::Exact(identity));
             } else {
                 let message = format!("`{text}` is neither an account nor NAMESPACE/ACCOUNT");
                 self.error(format!("{at}.serviceAccounts[{index}]"), message);
@@ -216,7 +217,7 @@ impl Reader {
         }
         for (index, namespace) in from.namespaces.iter().enumerate() {
             if is_name(namespace, b"-") {
-                patterns.push(IdentityPattern::Suffix(identity_suffix(namespace)));
+                patterns.push(IdentityPattern::Suffix(self.names.suffix(namespace)));
             } else {
                 let message = format!("`{namespace}` is not the name of a namespace");
                 self.error(format!("{at}.namespaces[{index}]"), message);

@@ -59,6 +59,7 @@ fn record(path: &str) -> Record {
         first_byte: Some(Duration::from_millis(3)),
         duration: Duration::from_millis(5),
         tls: Some("web.shop".into()),
+        policy: None,
         request_headers: Vec::new(),
         response_headers: Vec::new(),
     }

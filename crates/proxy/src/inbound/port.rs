@@ -38,7 +38,9 @@ use crate::exchange::{Exchange, Recorder, RouteInfo};
 use crate::http::client::Client as HttpClient;
 use crate::http::{filters, forward};
 use crate::io::Io;
-use crate::telemetry::{AuthzCounters, HttpLabels, Peer, Series, SeriesSpec, Tls, TransportLabels};
+use crate::telemetry::{
+    AuthzCounters, HttpLabels, ObservedPort, Peer, Series, SeriesSpec, Tls, TransportLabels,
+};
 
 /// A port.
 #[derive(Debug)]
@@ -53,6 +55,7 @@ pub(crate) struct Port {
     fallback: Option<Arc<PortRules>>,
     wait: Duration,
     speaks_first: AtomicBool,
+    observed: Arc<ObservedPort>,
     state: Mutex<State>,
 }
 
@@ -94,6 +97,7 @@ impl Port {
             local,
             encrypts,
             app: HttpClient::new(connect, Http2Params::default(), &config.limits),
+            observed: recorder.telemetry.observed.port(local.port()),
             recorder: Arc::clone(recorder),
             rules: discovery.port(local.port()),
             fallback: config.control_addr.is_none().then(|| Arc::new(open_rules())),
@@ -159,16 +163,18 @@ impl Port {
             uri: request.uri(),
             headers: request.headers(),
         };
-        self.permit(rules, &Attempt { client, http: Some(http), route, of_route })?;
-        if let Some(limit) = limit {
-            self.rate_limit(limit, rules, client)?;
-        }
+        // First of all, so that it is told of a refused request, too, who made it.
         if let Some(exchange) = Exchange::of(request) {
             if let Some(route) = route {
                 exchange.routed(&self.route_info(route));
             }
             let series = self.series(client, exchange.protocol(), route);
             exchange.balanced(self.local, series);
+        }
+        let exchange = Exchange::of(request).map(|exchange| &**exchange);
+        self.permit(rules, &Attempt { client, http: Some(http), route, of_route }, exchange)?;
+        if let Some(limit) = limit {
+            self.rate_limit(limit, rules, client)?;
         }
         match found.map(|found| found.filters) {
             None | Some([]) => Ok(None),

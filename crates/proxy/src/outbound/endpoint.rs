@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use crate::config::{Config, Limits};
 use crate::connect::{Connect, ConnectError, Secure};
-use crate::error::{MESH_REASON, PeerRefused};
+use crate::error::{PeerRefused, told_reason};
 use crate::exchange::{BackendInfo, Exchange, Recorder, RouteInfo};
 use crate::http::client::Client;
 use crate::http::forward::{self, L5D_PROXY_ERROR};
@@ -210,7 +210,7 @@ fn refused_by_proxy(response: &mut Response) -> Option<Reason> {
     if !may_refuse.contains(&response.status()) {
         return None;
     }
-    let reason = response.headers().get(MESH_REASON)?.to_str().ok().and_then(Reason::from_code)?;
+    let reason = told_reason(response.headers())?;
     matches!(reason, Reason::LocalRefused | Reason::Draining).then_some(reason)
 }
 

@@ -197,6 +197,7 @@ mod tests {
             first_byte: None,
             duration: Duration::from_micros(1_500),
             tls: None,
+            policy: None,
             request_headers: Vec::new(),
             response_headers: Vec::new(),
         }

@@ -11,6 +11,7 @@ mod expose;
 mod http_metrics;
 pub mod labels;
 pub mod log;
+pub mod observed;
 #[cfg(test)]
 mod page_tests;
 mod process;
@@ -34,6 +35,7 @@ pub use self::counters::{AuthzCounters, AuthzLabels, AuthzMetrics, RetryCounters
 pub use self::expose::Exposition;
 pub use self::labels::{HttpLabels, Tls};
 pub use self::log::{LogFormat, LogHandle};
+pub use self::observed::{Observed, ObservedPort, Who};
 pub use self::proxy_metrics::{
     BalancerView, Balancers, ConfigRejected, DetectMetrics, Detected, EndpointState,
     IdentityMetrics,
@@ -67,6 +69,7 @@ impl Default for TelemetryConfig {
 pub struct Telemetry {
     pub stats: Stats,
     pub tap: TapHub,
+    pub observed: Observed,
     pub transport: TransportMetrics,
     pub authz: AuthzMetrics,
     pub retries: RetryMetrics,
@@ -82,6 +85,7 @@ impl Telemetry {
         let telemetry = Self {
             stats: Stats::new(cfg.max_series),
             tap: TapHub::new(cfg.max_taps),
+            observed: Observed::default(),
             transport: TransportMetrics::new(cfg.max_label_sets),
             authz: AuthzMetrics::new(cfg.max_label_sets),
             retries: RetryMetrics::new(cfg.max_label_sets),

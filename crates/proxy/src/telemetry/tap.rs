@@ -256,6 +256,7 @@ mod tests {
             first_byte: None,
             duration: Duration::from_millis(1),
             tls: None,
+            policy: None,
             request_headers: Vec::new(),
             response_headers: Vec::new(),
         }

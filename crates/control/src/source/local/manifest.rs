@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 
 use super::addresses;
 use super::yaml::{self, Document};
+use crate::index::identity::MeshNames;
 use crate::index::object::{Kind, Name, Object, ObjectKey, POLICY_GROUP, Service, Workload};
 use crate::source::kubernetes::{Converted, name_of};
 use crate::source::{Finding, Problem, Severity, gateway, kubernetes, policy};
@@ -67,7 +68,7 @@ impl Manifest {
 }
 
 /// Reads the text of a file.
-pub(super) fn read(file: &Path, text: &str) -> Manifest {
+pub(super) fn read(file: &Path, text: &str, names: &MeshNames) -> Manifest {
     let mut manifest = Manifest::default();
     let mut seen = BTreeSet::new();
     for document in yaml::documents(text) {
@@ -80,7 +81,7 @@ pub(super) fn read(file: &Path, text: &str) -> Manifest {
             }
         };
         let about = about(&document);
-        let (declared, mut findings) = convert(&document);
+        let (declared, mut findings) = convert(&document, names);
         if let Some(declared) = declared {
             if seen.insert(declared.key()) {
                 manifest.declared.push(declared);
@@ -121,7 +122,7 @@ fn about(document: &Document) -> String {
     }
 }
 
-fn convert(document: &Document) -> Converted<Option<Declared>> {
+fn convert(document: &Document, names: &MeshNames) -> Converted<Option<Declared>> {
     let api_version = document.root.text(&["apiVersion"]).unwrap_or_default();
     let Some(kind) = document.root.text(&["kind"]) else {
         return (None, vec![Finding::error("kind", "an object needs apiVersion and kind")]);
@@ -157,7 +158,7 @@ fn convert(document: &Document) -> Converted<Option<Declared>> {
         }),
         (POLICY_GROUP, "AuthorizationPolicy") => {
             parse(document, |o: &policy::AuthorizationPolicyObject| {
-                object(map(policy::authorization_policy(o), Object::AuthorizationPolicy))
+                object(map(policy::authorization_policy(o, names), Object::AuthorizationPolicy))
             })
         }
         (POLICY_GROUP, "ServerPolicy") => parse(document, |o: &policy::ServerPolicyObject| {

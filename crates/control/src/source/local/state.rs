@@ -13,6 +13,7 @@ use k8s_openapi::api::core::v1 as core;
 
 use super::addresses::Addresses;
 use super::manifest::{self, Declared, LocalService, Manifest, TargetPort, problem};
+use crate::index::identity::MeshNames;
 use crate::index::object::{EndpointAddress, EndpointSlice, Kind, Name, Object, ObjectKey, Pod};
 use crate::source::{Finding, Problem, Severity, kubernetes};
 
@@ -35,6 +36,7 @@ pub enum Change {
 pub struct State {
     manifests: PathBuf,
     pods: PathBuf,
+    names: MeshNames,
     files: BTreeMap<PathBuf, File>,
     /// Which files declare an object; the first one counts.
     claims: BTreeMap<ObjectKey, BTreeSet<PathBuf>>,
@@ -74,7 +76,13 @@ impl From<&Metadata> for Stamp {
 impl State {
     /// Nothing has been read yet of the folders in `dir`.
     pub fn new(dir: &Path) -> Self {
+        Self::with_names(dir, MeshNames::default())
+    }
+
+    /// The same in a mesh with such identities.
+    pub fn with_names(dir: &Path, names: MeshNames) -> Self {
         Self {
+            names,
             manifests: dir.join("manifests"),
             pods: dir.join("pods"),
             files: BTreeMap::new(),
@@ -147,7 +155,7 @@ impl State {
         let manifest = if path.starts_with(&self.pods) {
             read_pod(&path, stamp)
         } else {
-            read_manifest(&path, stamp)
+            read_manifest(&path, stamp, &self.names)
         };
         let mut file = self.files.remove(&path).unwrap_or_default();
         file.stamp = stamp;
@@ -328,9 +336,9 @@ fn slice_name(service: &Name, ports: &[(String, u16)]) -> String {
     ports.iter().fold(service.name.clone(), |name, (_, port)| format!("{name}.{port}"))
 }
 
-fn read_manifest(path: &Path, stamp: Stamp) -> Manifest {
+fn read_manifest(path: &Path, stamp: Stamp, names: &MeshNames) -> Manifest {
     match read_text(path, stamp) {
-        Ok(text) => manifest::read(path, &text),
+        Ok(text) => manifest::read(path, &text, names),
         Err(message) => unreadable(path, message),
     }
 }

@@ -15,7 +15,7 @@ fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
     });
     let object = serde_path_to_error::deserialize(object)
         .map_err(|error| format!("{}: {}", error.path(), error.inner()))?;
-    let (policy, findings) = authorization_policy(&object);
+    let (policy, findings) = authorization_policy(&object, &MeshNames::default());
     Ok((policy, findings.into_iter().map(|f| format!("{}: {}", f.field, f.message)).collect()))
 }
 

@@ -3,18 +3,22 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use mesh_layers::Request;
-use mesh_model::authz::{AuthzRequest, HttpRequest, decide};
+use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, decide};
 use mesh_model::endpoint::Labels;
 use mesh_model::inbound::{Authentication, Authorization};
-use mesh_model::{Meta, Reason};
+use mesh_model::stats::StatProtocol;
+use mesh_model::tap::Record;
+use mesh_model::{Direction, Meta, Reason};
 
 use super::{MAX_COUNTED, Port};
 use crate::discovery::PortRules;
 use crate::error::MeshError;
+use crate::exchange::Exchange;
 use crate::inbound::Client;
-use crate::telemetry::{AuthzCounters, AuthzLabels};
+use crate::telemetry::{AuthzCounters, AuthzLabels, Who};
 
 /// What a client does.
 pub(super) struct Attempt<'a> {
@@ -52,6 +56,8 @@ impl Head {
 struct Decision {
     allowed: bool,
     by: Meta,
+    /// A probe that the workload declares, about which policies say nothing.
+    probe: bool,
     audits: Vec<Meta>,
 }
 
@@ -62,17 +68,28 @@ impl Port {
         rules: &PortRules,
         client: &Client,
     ) -> Result<(), MeshError> {
-        self.permit(rules, &Attempt { client, http: None, route: None, of_route: &[] })
+        self.permit(rules, &Attempt { client, http: None, route: None, of_route: &[] }, None)
     }
 
     /// Lets a client in or not, and counts it. The client is not told which policy it was.
-    pub(super) fn permit(&self, rules: &PortRules, attempt: &Attempt<'_>) -> Result<(), MeshError> {
+    pub(super) fn permit(
+        &self,
+        rules: &PortRules,
+        attempt: &Attempt<'_>,
+        exchange: Option<&Exchange>,
+    ) -> Result<(), MeshError> {
         let http = attempt.http.is_some();
         let decision = decision(rules, attempt);
         let client = &attempt.client.addr;
         for audit in decision.audits {
             tracing::debug!(%client, policy = %audit, allowed = decision.allowed, "audited");
             self.counters(rules, http, audit, attempt.route, attempt.client).audit.inc();
+        }
+        if let Some(exchange) = exchange {
+            exchange.authorized(&decision.by);
+        }
+        if decision.allowed && !decision.probe {
+            self.observe(attempt, exchange);
         }
         let by = (!decision.allowed).then(|| decision.by.to_string());
         let counters = self.counters(rules, http, decision.by, attempt.route, attempt.client);
@@ -83,7 +100,10 @@ impl Port {
         counters.deny.inc();
         match http {
             true => tracing::debug!(%client, policy = by, "unauthorized request"),
-            false => tracing::info!(%client, policy = by, "unauthorized connection"),
+            false => {
+                tracing::info!(%client, policy = by, "unauthorized connection");
+                self.tell_refused(attempt.client, by);
+            }
         }
         let message = format!("this client may not do this on port {}", self.number());
         Err(MeshError::new(Reason::Unauthorized, message))
@@ -104,12 +124,67 @@ impl Port {
             let decision = decision(&now, &attempt);
             if !decision.allowed {
                 tracing::info!(client = %client.addr, policy = %decision.by, "connection cut");
+                self.tell_refused(&client, Some(decision.by.to_string()));
                 self.counters(&now, false, decision.by, None, &client).terminated.inc();
                 return;
             }
         }
         // Nobody will change the rules any more.
         std::future::pending().await
+    }
+
+    fn observe(&self, attempt: &Attempt<'_>, exchange: Option<&Exchange>) {
+        let client = attempt.client;
+        let who = match &client.id {
+            Some(id) => Who::Identity(Arc::clone(id)),
+            None => Who::Address(client.addr.ip()),
+        };
+        match &attempt.http {
+            Some(http) => {
+                let protocol = exchange.map_or(StatProtocol::Http, Exchange::protocol);
+                self.observed.request(who, protocol, http.method, http.uri.path());
+            }
+            None => self.observed.connection(who),
+        }
+    }
+
+    /// Shows a connection that a policy did not allow, or allows no more, to those who tap.
+    fn tell_refused(&self, client: &Client, policy: Option<String>) {
+        let tap = &self.recorder.telemetry.tap;
+        if !tap.active() {
+            return;
+        }
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let record = Record {
+            id: tap.next_id(),
+            started_unix_ms: since_epoch
+                .ok()
+                .and_then(|since| u64::try_from(since.as_millis()).ok())
+                .unwrap_or_default(),
+            direction: Direction::Inbound,
+            source: client.addr,
+            destination: Some(self.local),
+            method: String::new(),
+            scheme: String::new(),
+            authority: String::new(),
+            path: String::new(),
+            parent: String::new(),
+            route: String::new(),
+            backend: String::new(),
+            status: 0,
+            grpc_status: None,
+            reason: Some(Reason::Unauthorized),
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            first_byte: None,
+            duration: Duration::ZERO,
+            tls: client.id.as_deref().map(str::to_owned),
+            policy,
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        };
+        tap.publish(record, None, None);
     }
 
     pub(super) fn counters(
@@ -149,6 +224,7 @@ fn decision(rules: &PortRules, attempt: &Attempt<'_>) -> Decision {
         return Decision {
             allowed: verdict.allowed,
             by: verdict.decided.clone(),
+            probe: verdict.basis == Basis::Probe,
             audits: verdict.audits.into_iter().cloned().collect(),
         };
     }
@@ -157,6 +233,7 @@ fn decision(rules: &PortRules, attempt: &Attempt<'_>) -> Decision {
     let permit = all.find(|authorization| permits(authorization, client, identity));
     Decision {
         allowed: permit.is_some(),
+        probe: false,
         by: permit.map_or_else(|| Meta::Default("deny".into()), |permit| permit.meta.clone()),
         audits: Vec::new(),
     }
