@@ -168,7 +168,7 @@ fn killing_the_supervisor_leaves_nothing_and_the_next_up_works() {
     let mut left: Vec<_> =
         fs::read_dir(sandbox.state_dir()).unwrap().map(|e| e.unwrap().file_name()).collect();
     left.sort();
-    assert_eq!(left, ["lock", "logs"]);
+    assert_eq!(left, ["identity", "lock", "logs"]);
 }
 
 #[test]

@@ -22,6 +22,8 @@ use tonic::{Request, Response, Status};
 
 use super::Control;
 use super::mesh::MeshService;
+use crate::index::authz::Defaults;
+use crate::index::identity::MeshNames;
 use crate::index::object::*;
 use crate::state::Shared;
 
@@ -38,7 +40,17 @@ struct World {
 impl World {
     /// Serves; proxies are asked at `proxy_port`.
     async fn start(proxy_port: u16) -> Self {
-        let shared = Arc::new(Shared::default());
+        Self::with(proxy_port, Shared::default()).await
+    }
+
+    /// The same in a mesh with identity.
+    async fn with_identity(proxy_port: u16) -> Self {
+        let names = Some(MeshNames::default());
+        Self::with(proxy_port, Shared::new(Defaults::default(), names)).await
+    }
+
+    async fn with(proxy_port: u16, shared: Shared) -> Self {
+        let shared = Arc::new(shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
         let mesh = MeshService::new(Arc::clone(&shared), "local").with_proxy_port(proxy_port);
@@ -78,6 +90,7 @@ async fn next<S: futures_util::Stream + Unpin>(stream: &mut S) -> Option<S::Item
 /// A proxy that says what it is told to.
 #[derive(Clone, Default)]
 struct FakeProxy {
+    observed: ext::ObservedReply,
     series: Vec<ext::Series>,
     breakers: Vec<ext::Breaker>,
     events: Vec<ext::TapEvent>,
@@ -110,7 +123,7 @@ impl Proxy for FakeProxy {
         &self,
         _: Request<ext::ObservedRequest>,
     ) -> Result<Response<ext::ObservedReply>, Status> {
-        Ok(Response::new(ext::ObservedReply::default()))
+        Ok(Response::new(self.observed.clone()))
     }
 
     async fn config(

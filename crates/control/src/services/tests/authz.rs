@@ -71,6 +71,13 @@ async fn a_question_gets_the_rules_and_the_client() {
     assert_eq!(authz.rules[0].meta.to_string(), "AuthorizationPolicy/shop/p");
     assert_eq!(authz.default.access, DefaultAccess::Deny);
 
+    let nobody = ext::PortAuthorizationsRequest {
+        authority: "tax.shop:8080".into(),
+        ..ext::PortAuthorizationsRequest::default()
+    };
+    let reply = world.client().await.port_authorizations(nobody).await.unwrap().into_inner();
+    assert_eq!((reply.clients.len(), reply.ports.len()), (0, 2));
+
     let reply = ask("192.0.2.1", "127.77.9.1:9999").await.unwrap();
     assert_eq!((reply.clients[0].pod.as_str(), reply.ports[0].port), ("", 9999));
     for (client, authority) in [
@@ -82,4 +89,46 @@ async fn a_question_gets_the_rules_and_the_client() {
     ] {
         assert!(ask(client, authority).await.is_err(), "{client} {authority}");
     }
+}
+
+#[tokio::test]
+async fn the_clients_identity_is_that_of_its_account() {
+    let world = World::with_identity(1).await;
+    world.apply(service("tax"));
+    world.apply(Object::Pod(pod("tax-1", "127.77.9.1")));
+    world.apply(slice("tax", &[("tax-1", "127.77.9.1")]));
+    world.apply(Object::Pod(pod("web-1", "127.77.9.3")));
+    world.apply(Object::Pod(Pod { proxy: None, ..pod("old-1", "127.77.9.4") }));
+    for (client, identity) in [
+        ("127.77.9.3", "web.shop.serviceaccount.identity.mesh-system.cluster.local"),
+        ("127.77.9.4", ""),
+        ("192.0.2.1", ""),
+    ] {
+        let request = ext::PortAuthorizationsRequest {
+            client_address: client.into(),
+            authority: "tax.shop:8080".into(),
+            ..ext::PortAuthorizationsRequest::default()
+        };
+        let reply = world.client().await.port_authorizations(request).await.unwrap().into_inner();
+        assert_eq!(reply.clients[0].identity, identity, "{client}");
+    }
+}
+
+#[tokio::test]
+async fn what_was_observed_is_told_by_pod() {
+    let observed = ext::ObservedReply { left_out: 3, ..ext::ObservedReply::default() };
+    let (port, _tax) = fake("127.77.7.1", 0, FakeProxy { observed, ..FakeProxy::default() }).await;
+    let world = World::start(port).await;
+    world.apply(Object::Pod(pod("tax-1", "127.77.7.1")));
+    world.apply(Object::Pod(pod("tax-2", "127.77.7.2")));
+    let ask = async |name: &str| {
+        let selector =
+            Selector { kind: "deployment".into(), name: name.into(), ..Selector::default() };
+        let request = ext::MeshObservedRequest { selector: Some(selector), window_seconds: 60 };
+        world.client().await.observed(request).await.map(tonic::Response::into_inner)
+    };
+    let reply = ask("tax").await.unwrap();
+    assert_eq!((reply.pods[0].pod.as_str(), reply.unreachable[0].pod.as_str()), ("tax-1", "tax-2"));
+    assert_eq!(reply.pods[0].observed.as_ref().unwrap().left_out, 3);
+    assert!(ask("none").await.is_err());
 }

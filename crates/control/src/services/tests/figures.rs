@@ -244,7 +244,7 @@ async fn edges_are_the_clients_and_those_that_no_client_accounts_for() {
         edges(&world, "deployment", "web").await,
         [
             "web>tax Service/shop/tax:8080 14+2 no-identity",
-            "web>tax-v2 Service/shop/tax:8080 0+1 destination-not-meshed",
+            "web>tax-v2 Service/shop/tax:8080 0+1 not-connected",
             "192.0.2.7>web  5+0 source-not-meshed",
         ]
     );
@@ -253,4 +253,48 @@ async fn edges_are_the_clients_and_those_that_no_client_accounts_for() {
         ["web-1>tax-2 Service/shop/tax:8080 4+2 no-identity"]
     );
     assert_eq!(edges(&world, "namespace", "shop").await.len(), 4);
+}
+
+#[tokio::test]
+async fn edges_tell_what_both_ends_proved() {
+    let id =
+        |account: &str| format!("{account}.shop.serviceaccount.identity.mesh-system.cluster.local");
+    let secured = |direction, peer: &str, identity: &str| ext::Series {
+        identity: identity.to_owned(),
+        ..series(direction, peer, ["", "default/http", ""], 1, 0)
+    };
+    let web = FakeProxy {
+        series: vec![
+            secured(Direction::Outbound, "127.77.8.2", &id("tax")),
+            secured(Direction::Outbound, "127.77.8.3", ""),
+        ],
+        ..FakeProxy::default()
+    };
+    // Its client is somewhere else, with an identity of its own.
+    let tax = FakeProxy {
+        series: vec![secured(Direction::Inbound, "192.0.2.7", &id("far"))],
+        ..FakeProxy::default()
+    };
+    let (port, _web) = fake("127.77.8.1", 0, web).await;
+    let (_, _tax) = fake("127.77.8.2", port, tax).await;
+    let world = World::with_identity(port).await;
+    world.apply(Object::Pod(pod("web-1", "127.77.8.1")));
+    world.apply(Object::Pod(pod("tax-1", "127.77.8.2")));
+    world.apply(Object::Pod(Pod { proxy: None, ..pod("old-1", "127.77.8.3") }));
+    let selectors = vec![selector("deployment", "")];
+    let request = ext::EdgesRequest { selectors, window_seconds: 60 };
+    let reply = world.client().await.edges(request).await.unwrap().into_inner();
+    let mut told: Vec<_> = reply
+        .edges
+        .into_iter()
+        .map(|edge| (edge.client_identity, edge.server_identity, edge.no_tls_reason))
+        .collect();
+    told.sort();
+    let none = String::new;
+    let expected = [
+        (none(), none(), "destination-not-meshed".to_owned()),
+        (id("far"), id("tax"), none()),
+        (id("web"), id("tax"), none()),
+    ];
+    assert_eq!(told, expected);
 }

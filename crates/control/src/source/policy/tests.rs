@@ -174,3 +174,26 @@ fn a_server_policy_is_about_a_workload() {
     assert_eq!(read("Service", "deny").1, "spec.targetRef.kind");
     assert_eq!(read("Deployment", "open"), (DefaultAccess::Deny, "spec.defaultAccess".into()));
 }
+
+#[test]
+fn accounts_and_namespaces_are_those_of_the_mesh() {
+    let object = json!({
+        "apiVersion": VERSION,
+        "kind": "AuthorizationPolicy",
+        "metadata": { "name": "p", "namespace": "shop" },
+        "spec": { "from": [{ "serviceAccounts": ["portal"], "namespaces": ["ops"] }] },
+    });
+    let object = serde_json::from_value(object).unwrap();
+    let names = MeshNames { control_namespace: "mesh".into(), trust_domain: "example.org".into() };
+    let (policy, findings) = authorization_policy(&object, &names);
+    assert!(findings.is_empty());
+    let ClientMatch::Among(patterns) = &policy.from[0].client else { panic!("{policy:?}") };
+    let told: Vec<_> = patterns.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "portal.shop.serviceaccount.identity.mesh.example.org",
+            "*.ops.serviceaccount.identity.mesh.example.org",
+        ]
+    );
+}
