@@ -97,13 +97,14 @@ const NEWS: Duration = Duration::from_secs(2);
 type Secret = [u8; 32];
 
 /// The parts of a local token.
-struct Token {
+pub struct Token {
     pod: Name,
     secret: Secret,
 }
 
 impl Token {
-    fn parse(text: &str) -> Option<Self> {
+    /// `None` if it is malformed.
+    pub fn parse(text: &str) -> Option<Self> {
         let (pod, secret) = text.split_once(':')?;
         let (namespace, name) = pod.split_once('/')?;
         // With its names the token says which file to read: nothing but names may get there.

@@ -1,0 +1,6 @@
+#![no_main]
+
+#[path = "../src/inputs.rs"]
+mod inputs;
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| inputs::port_authorization(input));
