@@ -16,6 +16,7 @@ mod error;
 mod exchange;
 mod http;
 mod identity;
+mod init_redirect;
 mod inbound;
 mod io;
 #[cfg(test)]

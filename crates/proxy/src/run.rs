@@ -23,16 +23,28 @@ use crate::exchange::Recorder;
 use crate::http::server::Server;
 use crate::identity::Identity;
 use crate::inbound::Inbound;
+use crate::init_redirect;
 use crate::listen;
 use crate::outbound::Outbound;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, Tracer, log};
 use crate::worker::Worker;
 
-/// Runs a proxy configured by the environment, until it is told to end.
+/// Runs a proxy configured by the environment, until it is told to end; or, with the argument
+/// `init-redirect`, prepares a pod's network for one.
 ///
-/// Exits with 0 after a drain, 1 when it could not start or had to cut connections.
+/// Exits with 0 after a drain, 1 when it could not start or had to cut connections, 2 for arguments
+/// it does not know.
 pub fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    match args.next().as_deref() {
+        None => proxy(),
+        Some(init_redirect::NAME) => init_redirect::main(args),
+        Some(other) => init_redirect::unknown(other),
+    }
+}
+
+fn proxy() -> ExitCode {
     let config = match Config::from_vars(std::env::vars()) {
         Ok(config) => config,
         Err(error) => return fail(&error),
