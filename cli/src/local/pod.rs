@@ -302,6 +302,7 @@ impl Task {
         let netns =
             Netns::create_pod(name, &hub.netns, hub_ip, self.spec.wiring.ip, &self.spec.hosts);
         let netns = Arc::new(netns.await?);
+        netns.redirect(&self.around.proxy).await?;
         self.dialer.netns = Some(netns.clone());
         self.netns.send_replace(Some(netns));
         Ok(())
