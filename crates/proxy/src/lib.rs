@@ -16,14 +16,15 @@ mod error;
 mod exchange;
 mod http;
 mod identity;
-mod init_redirect;
 mod inbound;
+mod init_redirect;
 mod io;
 #[cfg(test)]
 mod life;
 mod listen;
 mod outbound;
 mod relay;
+mod resolve;
 pub mod run;
 pub mod telemetry;
 mod worker;
