@@ -167,3 +167,41 @@ pub(crate) fn original_dst(stream: &TcpStream) -> Option<SocketAddr> {
     let original = original.ok()?.as_socket()?;
     (original != local).then_some(original)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_ipv6_listener_says_ipv4_as_ipv4() {
+        let listener = bind("test", "[::]:0".parse().unwrap(), false).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let listener = TcpListener::from_std(listener).unwrap();
+        let drain = CancellationToken::new();
+        let (tell, mut told) = tokio::sync::mpsc::channel(1);
+        let serve = |stream: TcpStream, client: SocketAddr, _| {
+            let to = local_addr(&stream).unwrap();
+            tell.try_send((client.ip(), to.ip(), original_dst(&stream))).unwrap();
+        };
+        let localhost: IpAddr = Ipv4Addr::LOCALHOST.into();
+        let connect = async {
+            let _client = TcpStream::connect((localhost, port)).await.unwrap();
+            assert_eq!(told.recv().await, Some((localhost, localhost, None)));
+            drain.cancel();
+        };
+        tokio::join!(accept(listener, 10, &drain, serve), connect);
+    }
+
+    #[test]
+    fn every_address_of_a_list_is_bound() {
+        let addrs = ["127.0.0.1:0", "127.0.0.2:0"].map(|addr| addr.parse().unwrap());
+        assert_eq!(bind_all("test", &addrs, false).unwrap().len(), 2);
+        // Not of this machine: documentation's, of both families.
+        let foreign = ["192.0.2.1:0".parse().unwrap()];
+        assert!(bind_all("test", &foreign, false).is_err());
+        let foreign = ["[2001:db8::1]:0".parse().unwrap()];
+        assert!(bind_all("test", &foreign, false).is_err(), "nothing is left to listen on");
+    }
+}
