@@ -2,25 +2,27 @@
 //! through its proxy.
 //!
 //! The hub namespace holds the bridge and the control plane; each pod's namespace has one end of a veth pair
-//! in it. The machine's own network is not touched. Everything is made with the tools `ip` and `nft`.
+//! in it. The machine's own network is not touched. Everything is made with the tool `ip`, but for the redirect:
+//! that is what a pod's init container does in a cluster.
 
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
+use std::sync::Arc;
 
 use rustix::thread::LinkNameSpaceType;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpSocket;
 use tokio::process::Command;
 
-use super::address::{
-    PROXY_ADMIN_PORT, PROXY_CONTROL_PORT, PROXY_INBOUND_PORT, PROXY_OUTBOUND_PORT,
-};
-use super::process::c_path;
+use super::address::{PROXY_INBOUND_PORT, PROXY_OUTBOUND_PORT};
+use super::process::{c_path, prepare};
+use super::programs::Program;
 
 /// The user the proxies run as; what they send is not redirected to them again.
 pub const PROXY_UID: u32 = 2102;
@@ -75,7 +77,7 @@ impl Netns {
         Self::with_files(name, "")
     }
 
-    /// Makes the namespace of a pod, joined to the hub, with the redirect in force.
+    /// Makes the namespace of a pod, joined to the hub.
     pub async fn create_pod(
         name: &str,
         hub: &Netns,
@@ -97,9 +99,20 @@ impl Netns {
             ),
         )
         .await?;
-        let netns = Self::with_files(name, hosts)?;
-        run("ip", &["netns", "exec", name, "nft", "-f", "-"], &redirect_rules()).await?;
-        Ok(netns)
+        Self::with_files(name, hosts)
+    }
+
+    /// Leads all traffic of the pod through its proxy: the part of a pod's init container.
+    pub async fn redirect(self: &Arc<Self>, proxy: &Program) -> Result<(), NetnsError> {
+        let args = redirect_args();
+        let mut command = std::process::Command::new(&proxy.path);
+        command.args(&args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        if let Some(arg0) = &proxy.arg0 {
+            command.arg0(arg0);
+        }
+        prepare(&mut command, Some(Arc::clone(self)), None);
+        let output = Command::from(command).kill_on_drop(true).output().await;
+        ended(&format!("mesh-proxy {}", args.join(" ")), output)
     }
 
     /// A pod's namespace that was made before.
@@ -196,12 +209,10 @@ pub fn check_requirements() -> Result<(), NetnsError> {
     if !rustix::process::geteuid().is_root() {
         return Err(NetnsError::NotRoot);
     }
-    for (tool, package) in [("ip", "iproute2"), ("nft", "nftables")] {
-        if super::programs::find(tool, None).is_none() {
-            return Err(NetnsError::MissingTool { tool, package });
-        }
+    match super::programs::find("ip", None) {
+        Some(_) => Ok(()),
+        None => Err(NetnsError::MissingTool { tool: "ip", package: "iproute2" }),
     }
-    Ok(())
 }
 
 /// For what only the proxy of a pod may read: it can't enter the folders of the user who started the mesh.
@@ -213,25 +224,13 @@ fn etc_dir(name: &str) -> PathBuf {
     Path::new("/etc/netns").join(name)
 }
 
-/// Outbound: everything but the proxy's own and what stays in the pod. Inbound: everything but the proxy's
-/// control and admin ports.
-fn redirect_rules() -> String {
-    format!(
-        "table ip mesh {{
-  chain output {{
-    type nat hook output priority -100
-    meta skuid {PROXY_UID} return
-    oifname \"lo\" return
-    meta l4proto tcp redirect to :{PROXY_OUTBOUND_PORT}
-  }}
-  chain prerouting {{
-    type nat hook prerouting priority -100
-    tcp dport {{ {PROXY_CONTROL_PORT}, {PROXY_ADMIN_PORT} }} return
-    meta l4proto tcp redirect to :{PROXY_INBOUND_PORT}
-  }}
-}}
-"
-    )
+fn redirect_args() -> [String; 4] {
+    [
+        "init-redirect".to_owned(),
+        format!("--proxy-uid={PROXY_UID}"),
+        format!("--inbound-port={PROXY_INBOUND_PORT}"),
+        format!("--outbound-port={PROXY_OUTBOUND_PORT}"),
+    ]
 }
 
 async fn ip_batch(commands: &str) -> Result<(), NetnsError> {
@@ -243,10 +242,6 @@ async fn ip_batch_in(netns: &str, commands: &str) -> Result<(), NetnsError> {
 }
 
 async fn run(tool: &str, args: &[&str], stdin: &str) -> Result<(), NetnsError> {
-    let failed = |message: String| NetnsError::Tool {
-        command: format!("{tool} {}", args.join(" ")),
-        message,
-    };
     let run = async {
         let mut child = Command::new(tool)
             .args(args)
@@ -260,7 +255,13 @@ async fn run(tool: &str, args: &[&str], stdin: &str) -> Result<(), NetnsError> {
         }
         child.wait_with_output().await
     };
-    let output = run.await.map_err(|error| failed(error.to_string()))?;
+    ended(&format!("{tool} {}", args.join(" ")), run.await)
+}
+
+/// A program's failure, in its own words.
+fn ended(command: &str, output: io::Result<Output>) -> Result<(), NetnsError> {
+    let failed = |message| NetnsError::Tool { command: command.to_owned(), message };
+    let output = output.map_err(|error| failed(error.to_string()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -271,15 +272,6 @@ async fn run(tool: &str, args: &[&str], stdin: &str) -> Result<(), NetnsError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_proxys_own_traffic_and_ports_are_exempt() {
-        let rules = redirect_rules();
-        let at = |text: &str| rules.find(text).unwrap();
-        assert!(at("skuid 2102 return") < at("redirect to :4140"));
-        assert!(at("oifname \"lo\" return") < at("redirect to :4140"));
-        assert!(at("{ 4190, 4191 } return") < at("redirect to :4143"));
-    }
 
     #[test]
     fn only_this_meshs_namespaces_are_listed() {

@@ -306,6 +306,7 @@ impl Task {
         let made =
             Netns::create_pod(name, &hub.netns, hub_ip, self.spec.wiring.ip, &self.spec.hosts);
         let made = Arc::new(made.await?);
+        made.redirect(&self.around.proxy).await?;
         if let Some(identity) = &self.spec.wiring.identity {
             let folder = netns::proxy_dir(name);
             let copied = identity.copy_to(&folder);

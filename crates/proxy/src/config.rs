@@ -50,8 +50,8 @@ pub struct Config {
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct OutboundConfig {
-    /// Redirected connections, forward-proxy requests and CONNECT.
-    pub addr: SocketAddr,
+    /// Redirected connections, forward-proxy requests and CONNECT. At least one.
+    pub addrs: Vec<SocketAddr>,
     /// Listeners that stand for one authority each.
     pub upstreams: Vec<Upstream>,
 }
@@ -174,7 +174,7 @@ impl Config {
             pod_name: vars.or("POD_NAME", "unknown".to_owned()),
             control_addr: vars.get("CONTROL_ADDR"),
             outbound: OutboundConfig {
-                addr: vars.or("OUTBOUND_ADDR", (Ipv4Addr::LOCALHOST, 4140).into()),
+                addrs: vars.list_or("OUTBOUND_ADDR", (Ipv4Addr::LOCALHOST, 4140).into()),
                 upstreams: vars.list("OUTBOUND_UPSTREAMS"),
             },
             inbound: InboundConfig {
@@ -277,6 +277,12 @@ impl Vars {
         let value = self.left.remove(name).unwrap_or_default();
         let items = value.split(',').map(str::trim).filter(|item| !item.is_empty());
         items.filter_map(|item| self.parsed(name, item, item.parse())).collect()
+    }
+
+    /// What is given, or one default.
+    fn list_or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, default: T) -> Vec<T> {
+        let items = self.list(name);
+        if items.is_empty() { vec![default] } else { items }
     }
 
     /// The settings of an identity belong together.
@@ -403,7 +409,7 @@ mod tests {
     #[test]
     fn nothing_set_is_a_whole_configuration() {
         let config = config(&[]).unwrap();
-        assert_eq!(config.outbound.addr, "127.0.0.1:4140".parse().unwrap());
+        assert_eq!(config.outbound.addrs, ["127.0.0.1:4140".parse().unwrap()]);
         assert_eq!(config.threads, 1);
     }
 
@@ -412,8 +418,10 @@ mod tests {
         let config = config(&[
             ("OUTBOUND_UPSTREAMS", "127.1.0.3:15001=shipping.shop:7000, 127.1.0.3:15002=tax:80"),
             ("INBOUND_PORTS", "127.1.0.3:8080=127.1.0.3:9000|127.0.0.1:9000"),
+            ("OUTBOUND_ADDR", "127.0.0.1:4140,[::1]:4140"),
         ])
         .unwrap();
+        assert_eq!(config.outbound.addrs[1], "[::1]:4140".parse().unwrap());
         assert_eq!(config.outbound.upstreams[1].authority, "tax:80");
         assert_eq!(config.inbound.ports[0].forward.len(), 2);
     }

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 use crate::identity::Identity;
+use crate::resolve::Resolver;
 
 /// `HOST:PORT`; a name is looked up for each connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,8 +59,8 @@ impl ControlAddr {
         self.host == "localhost" || self.host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
     }
 
-    async fn connect(&self) -> io::Result<TcpStream> {
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await?;
+    async fn connect(&self, resolver: &Resolver) -> io::Result<TcpStream> {
+        let stream = resolver.connect(&self.host, self.port).await?;
         // Messages are small and somebody waits for each.
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -72,6 +73,7 @@ pub(crate) struct ControlPlane<'a> {
     pub(crate) addr: &'a ControlAddr,
     pub(crate) workload: Workload,
     pub(crate) identity: &'a Identity,
+    pub(crate) resolver: &'a Resolver,
 }
 
 impl ControlPlane<'_> {
@@ -89,16 +91,17 @@ impl ControlPlane<'_> {
     where
         F: Future<Output = io::Result<TlsStream<TcpStream>>> + Send + 'static,
     {
-        let addr = self.addr.clone();
+        let (addr, resolver) = (self.addr.clone(), self.resolver.clone());
         let identity = self.identity.clone();
         let channel = match identity.control_plane().filter(|_| !addr.is_loopback()).cloned() {
             None => channel(move || {
-                let addr = addr.clone();
-                async move { addr.connect().await }
+                let (addr, resolver) = (addr.clone(), resolver.clone());
+                async move { addr.connect(&resolver).await }
             }),
             Some(id) => channel(move || {
-                let (addr, identity, id) = (addr.clone(), identity.clone(), id.clone());
-                connect(Secured { addr, identity, id })
+                let (addr, resolver) = (addr.clone(), resolver.clone());
+                let (identity, id) = (identity.clone(), id.clone());
+                connect(Secured { addr, resolver, identity, id })
             }),
         };
         ControlClient::new(channel, self.workload.clone())
@@ -108,6 +111,7 @@ impl ControlPlane<'_> {
 /// What a secured connection takes.
 struct Secured {
     addr: ControlAddr,
+    resolver: Resolver,
     identity: Identity,
     /// The control plane's.
     id: Id,
@@ -118,7 +122,7 @@ impl Secured {
         self.identity.certified().await;
         let none = || io::Error::other("there is no certificate yet");
         let credentials = self.identity.credentials().ok_or_else(none)?;
-        let (stream, id) = (self.addr.connect().await?, self.id.as_str());
+        let (stream, id) = (self.addr.connect(&self.resolver).await?, self.id.as_str());
         let connecting = mesh_tls::connect(&credentials, stream, id, id, false);
         connecting.await.map_err(io::Error::other)
     }
@@ -126,7 +130,7 @@ impl Secured {
     async fn visit(self) -> io::Result<TlsStream<TcpStream>> {
         let none = || io::Error::other("there is no trust bundle");
         let visitor = Visitor::new(&self.identity.bundle().ok_or_else(none)?);
-        let stream = self.addr.connect().await?;
+        let stream = self.addr.connect(&self.resolver).await?;
         visitor.connect(stream, self.id.as_str()).await.map_err(io::Error::other)
     }
 }

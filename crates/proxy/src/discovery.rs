@@ -24,6 +24,7 @@ use tokio::sync::watch;
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
 pub(crate) use self::ports::PortRules;
+use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 
 /// What is known of a target. `None` until the control plane (or DNS) has answered once.
@@ -53,6 +54,7 @@ struct Inner {
     client: Option<ControlClient>,
     runtime: Handle,
     follower: Follower,
+    resolver: Resolver,
     targets: Watches<Target, Resolution>,
     endpoints: Watches<String, EndpointSet>,
     ports: Watches<u16, Option<Arc<PortRules>>>,
@@ -63,6 +65,7 @@ impl Discovery {
     /// `client` is `None` where there is no control plane.
     pub(crate) fn new(
         client: Option<ControlClient>,
+        resolver: Resolver,
         runtime: Handle,
         telemetry: Arc<Telemetry>,
     ) -> Self {
@@ -70,6 +73,7 @@ impl Discovery {
             client,
             runtime,
             follower: Follower::new(telemetry),
+            resolver,
             targets: Watches::default(),
             endpoints: Watches::default(),
             ports: Watches::default(),
@@ -87,7 +91,8 @@ impl Discovery {
     pub(crate) fn target(&self, target: &Target) -> watch::Receiver<Resolution> {
         let this = self.clone();
         self.inner.targets.get(target, &self.inner.runtime, move |target, tx| async move {
-            targets::follow(&this.inner.follower, this.inner.client.as_ref(), &target, tx).await;
+            let Inner { client, follower, resolver, .. } = &*this.inner;
+            targets::follow(follower, client.as_ref(), resolver, &target, tx).await;
         })
     }
 

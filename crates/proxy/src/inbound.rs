@@ -157,8 +157,9 @@ impl Inbound {
     /// declared, to these alone.
     fn is_of_workload(&self, to: SocketAddr) -> bool {
         let Config { inbound, outbound, control_listen, admin_addr, .. } = &*self.config;
-        let own = [inbound.addr, outbound.addr, *control_listen, *admin_addr];
-        let mut own = own.into_iter().chain(outbound.upstreams.iter().map(|u| u.listen));
+        let own = [inbound.addr, *control_listen, *admin_addr];
+        let own = own.into_iter().chain(outbound.addrs.iter().copied());
+        let mut own = own.chain(outbound.upstreams.iter().map(|u| u.listen));
         let declared = &inbound.ports;
         !own.any(|addr| addr.port() == to.port())
             && (declared.is_empty() || declared.iter().any(|port| port.listen == to))

@@ -18,12 +18,14 @@ mod exchange;
 mod http;
 mod identity;
 mod inbound;
+mod init_redirect;
 mod io;
 #[cfg(test)]
 mod life;
 mod listen;
 mod outbound;
 mod relay;
+mod resolve;
 pub mod run;
 pub mod telemetry;
 mod worker;

@@ -253,7 +253,7 @@ impl Outbound {
             Ok(target) => target,
             Err(failure) => return failure.response(grpc),
         };
-        if matches!(target, Target::Addr(addr) if addr == self.config.outbound.addr) {
+        if matches!(target, Target::Addr(addr) if self.config.outbound.addrs.contains(&addr)) {
             let message = format!("{target} is this proxy itself");
             return Failure { reason: Reason::LoopDetected, message }.response(grpc);
         }

@@ -23,16 +23,29 @@ use crate::exchange::Recorder;
 use crate::http::server::Server;
 use crate::identity::Identity;
 use crate::inbound::Inbound;
+use crate::init_redirect;
 use crate::listen;
 use crate::outbound::Outbound;
+use crate::resolve::Resolver;
 use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, Tracer, log};
 use crate::worker::Worker;
 
-/// Runs a proxy configured by the environment, until it is told to end.
+/// Runs a proxy configured by the environment, until it is told to end; or, with the argument
+/// `init-redirect`, prepares a pod's network for one.
 ///
-/// Exits with 0 after a drain, 1 when it could not start or had to cut connections.
+/// Exits with 0 after a drain, 1 when it could not start or had to cut connections, 2 for arguments
+/// it does not know.
 pub fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    match args.next().as_deref() {
+        None => proxy(),
+        Some(init_redirect::NAME) => init_redirect::main(args),
+        Some(other) => init_redirect::unknown(other),
+    }
+}
+
+fn proxy() -> ExitCode {
     let config = match Config::from_vars(std::env::vars()) {
         Ok(config) => config,
         Err(error) => return fail(&error),
@@ -74,9 +87,15 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
         ..TelemetryConfig::default()
     });
     let identity = config.identity.as_ref().map(Identity::new).unwrap_or_default();
+    let resolver = Resolver::default();
     let control_plane = config.control_addr.as_ref().map(|addr| {
         let (namespace, pod) = (config.pod_namespace.clone(), config.pod_name.clone());
-        ControlPlane { addr, workload: Workload { namespace, pod }, identity: &identity }
+        ControlPlane {
+            addr,
+            workload: Workload { namespace, pod },
+            identity: &identity,
+            resolver: &resolver,
+        }
     });
     match (&config.identity, &control_plane) {
         (Some(config), Some(control_plane)) => {
@@ -87,7 +106,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     }
     let handle = tokio::runtime::Handle::current();
     let client = control_plane.as_ref().map(ControlPlane::client);
-    let discovery = Discovery::new(client, handle, Arc::clone(&telemetry));
+    let discovery = Discovery::new(client, resolver.clone(), handle, Arc::clone(&telemetry));
     let (tracer, exporter) = Tracer::start(&config, &telemetry)?.unzip();
     let recorder = Arc::new(Recorder {
         telemetry: Arc::clone(&telemetry),

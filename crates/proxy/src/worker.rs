@@ -39,7 +39,7 @@ pub(crate) struct Worker {
 
 #[derive(Debug)]
 struct Listeners {
-    outbound: std::net::TcpListener,
+    outbound: Vec<std::net::TcpListener>,
     upstreams: Vec<(Upstream, std::net::TcpListener)>,
     inbound: std::net::TcpListener,
     ports: Vec<(InboundPort, std::net::TcpListener)>,
@@ -56,7 +56,7 @@ impl Listeners {
             Ok((port.clone(), listen::bind("inbound port", port.listen, shared)?))
         };
         Ok(Self {
-            outbound: listen::bind("outbound", config.outbound.addr, shared)?,
+            outbound: listen::bind_all("outbound", &config.outbound.addrs, shared)?,
             upstreams: config.outbound.upstreams.iter().map(upstream).collect::<Result<_, _>>()?,
             inbound: listen::bind("inbound", config.inbound.addr, shared)?,
             ports: config.inbound.ports.iter().map(port).collect::<Result<_, _>>()?,
@@ -103,12 +103,14 @@ impl Worker {
     pub(crate) async fn run(self) -> std::io::Result<()> {
         let Self { config, recorder, server, sweeper, outbound, inbound, listeners } = self;
         let accepting = Accepting { max: config.limits.max_connections, recorder, server };
-        let this = Arc::clone(&outbound);
-        accepting.start(listeners.outbound, Direction::Outbound, move |stream| {
-            let via = listen::original_dst(stream).map_or(Via::Explicit, Via::Original);
-            let outbound = Arc::clone(&this);
-            Some(move |client, io| outbound.connection(client, io, via))
-        })?;
+        for listener in listeners.outbound {
+            let this = Arc::clone(&outbound);
+            accepting.start(listener, Direction::Outbound, move |stream| {
+                let via = listen::original_dst(stream).map_or(Via::Explicit, Via::Original);
+                let outbound = Arc::clone(&this);
+                Some(move |client, io| outbound.connection(client, io, via))
+            })?;
+        }
         for (upstream, listener) in listeners.upstreams {
             let this = Arc::clone(&outbound);
             accepting.start(listener, Direction::Outbound, move |_| {
@@ -119,7 +121,7 @@ impl Worker {
         }
         let this = Arc::clone(&inbound);
         accepting.start(listeners.inbound, Direction::Inbound, move |stream| {
-            let local = stream.local_addr().ok()?;
+            let local = listen::local_addr(stream).ok()?;
             let inbound = Arc::clone(&this);
             let to = listen::original_dst(stream);
             let port = to.map(|to| this.port(to, &[]));

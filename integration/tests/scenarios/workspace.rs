@@ -46,6 +46,7 @@ fn packages_depend_only_on_what_they_may() {
             "mesh-layers",
             "mesh-model",
             "mesh-proxy",
+            "mesh-redirect",
             "mesh-tls",
             "mesh-viz",
             "meshctl"
@@ -60,6 +61,9 @@ fn packages_depend_only_on_what_they_may() {
     forbid("mesh-control", &["mesh-proxy"]);
     forbid("mesh-layers", &["mesh-model", "mesh-api"]);
     forbid("mesh-model", &ASYNC);
+    forbid("mesh-redirect", &ASYNC);
+    let ours = all["mesh-redirect"].iter().find(|name| name.starts_with("mesh"));
+    assert_eq!(ours, None, "mesh-redirect depends on no other package of ours");
     for (package, dependencies) in &all {
         assert!(!dependencies.contains("mesh-viz"), "{package} must not depend on mesh-viz");
         let alone = package == "mesh-api" || !dependencies.contains("linkerd2-proxy-api");

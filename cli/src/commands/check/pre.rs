@@ -55,18 +55,13 @@ pub(super) async fn transparent(_: Arc<Scene>) -> Outcome {
             "--transparent needs root; without it, pods are processes of yours".to_owned(),
         );
     }
-    let lacking = [("ip", "iproute2"), ("nft", "nftables")]
-        .into_iter()
-        .filter(|(program, _)| !on_path(program));
-    let lacking: Vec<(&str, &str)> = lacking.collect();
-    if lacking.is_empty() {
+    if on_path("ip") {
         return Outcome::passed();
     }
-    let packages: Vec<&str> = lacking.iter().map(|(_, package)| *package).collect();
     Outcome::Failed(Finding {
-        message: "programs that --transparent needs are not installed".to_owned(),
-        objects: lacking.iter().map(|(program, _)| (*program).to_owned()).collect(),
-        remedy: format!("apt install {}, or do without --transparent", packages.join(" ")),
+        message: "a program that --transparent needs is not installed".to_owned(),
+        objects: vec!["ip".to_owned()],
+        remedy: "apt install iproute2, or do without --transparent".to_owned(),
     })
 }
 

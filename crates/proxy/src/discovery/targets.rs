@@ -16,17 +16,19 @@ use tokio::sync::watch;
 
 use super::Resolution;
 use super::follow::{Followed, Follower};
+use crate::resolve::{ResolveError, Resolved, Resolver};
 
 /// Feeds `tx` until nobody reads it.
 pub(super) async fn follow(
     follower: &Follower,
     client: Option<&ControlClient>,
+    resolver: &Resolver,
     target: &Target,
     tx: watch::Sender<Resolution>,
 ) {
     let Some(client) = client else {
         let unmeshed = unmeshed(target, None, false);
-        tokio::select! { () = resolve(unmeshed, &tx) => {}, () = tx.closed() => {} }
+        tokio::select! { () = resolve(resolver, unmeshed, &tx) => {}, () = tx.closed() => {} }
         return tx.closed().await;
     };
     // Turns true when the control plane says it has no policy, and false when it has one.
@@ -51,7 +53,7 @@ pub(super) async fn follow(
                 return;
             }
             tokio::select! {
-                () = follow_fallback(follower, client, target, &tx) => {}
+                () = follow_fallback(follower, client, resolver, target, &tx) => {}
                 _ = is_refused.wait_for(|refused| !*refused) => {}
             }
         }
@@ -62,11 +64,12 @@ pub(super) async fn follow(
 async fn follow_fallback(
     follower: &Follower,
     client: &ControlClient,
+    resolver: &Resolver,
     target: &Target,
     tx: &watch::Sender<Resolution>,
 ) {
     if matches!(target, Target::Authority(_)) {
-        return resolve(unmeshed(target, None, false), tx).await;
+        return resolve(resolver, unmeshed(target, None, false), tx).await;
     }
     let (profiles, mut profile) = watch::channel(None);
     let follow = follower.follow(
@@ -85,7 +88,7 @@ async fn follow_fallback(
     let publish = async {
         while profile.changed().await.is_ok() {
             let Some(profile) = profile.borrow_and_update().clone() else { continue };
-            resolve(unmeshed(target, profile.endpoint, profile.opaque), tx).await;
+            resolve(resolver, unmeshed(target, profile.endpoint, profile.opaque), tx).await;
         }
     };
     tokio::select! { () = follow => {}, () = publish => {} }
@@ -102,12 +105,11 @@ fn unmeshed(target: &Target, endpoint: Option<Endpoint>, opaque: bool) -> Unmesh
     Unmeshed { target, endpoint, opaque }
 }
 
-/// How long a name's address is believed; a name that does not resolve is asked for sooner.
-const DNS_TTL: Duration = Duration::from_secs(30);
+/// A name that does not resolve is asked for again after this.
 const DNS_RETRY: Duration = Duration::from_secs(2);
 
 /// Publishes where an unmeshed target is; names are looked up again and again.
-async fn resolve(unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
+async fn resolve(resolver: &Resolver, unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
     let publish = |addr| {
         let endpoint = unmeshed.endpoint.clone().unwrap_or_else(|| Endpoint::plain(addr));
         let policy = Arc::new(forward_to(endpoint, unmeshed.opaque));
@@ -122,12 +124,13 @@ async fn resolve(unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
         Target::Authority(authority) => authority,
     };
     loop {
-        let wait = match lookup(authority).await {
-            Some(addr) => {
+        let wait = match lookup(resolver, authority).await {
+            Ok((addr, valid)) => {
                 publish(addr);
-                DNS_TTL
+                valid
             }
-            None => {
+            Err(error) => {
+                tracing::debug!(%error, authority, "name not resolved");
                 // An address that was good once is better than none.
                 tx.send_if_modified(|old| match old {
                     Some(Ok(_)) => false,
@@ -143,12 +146,17 @@ async fn resolve(unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
     }
 }
 
-async fn lookup(authority: &str) -> Option<SocketAddr> {
-    let authority: http::uri::Authority = authority.parse().ok()?;
-    let host = authority.host().trim_start_matches('[').trim_end_matches(']');
-    let mut addrs =
-        tokio::net::lookup_host((host, authority.port_u16().unwrap_or(80))).await.ok()?;
-    addrs.next()
+/// The first address of an authority, and how long it may be believed.
+async fn lookup(
+    resolver: &Resolver,
+    authority: &str,
+) -> Result<(SocketAddr, Duration), ResolveError> {
+    let no_such_host = || ResolveError::NoSuchHost(authority.to_owned());
+    let parsed: http::uri::Authority = authority.parse().map_err(|_| no_such_host())?;
+    let host = parsed.host().trim_start_matches('[').trim_end_matches(']');
+    let Resolved { addrs, valid } = resolver.resolve(host).await?;
+    let addr = addrs.first().ok_or_else(no_such_host)?;
+    Ok((SocketAddr::new(*addr, parsed.port_u16().unwrap_or(80)), valid))
 }
 
 /// The policy of a lone endpoint: detect, and forward as is.

@@ -10,7 +10,7 @@ async fn unmodified_programs_reach_services_by_name() {
     if !rustix::process::geteuid().is_root() {
         return programs::skipped(TEST, "not root");
     }
-    for tool in ["ip", "nft", "curl", "python3", "sleep"] {
+    for tool in ["ip", "curl", "python3", "sleep"] {
         if programs::installed(tool).is_none() {
             return programs::skipped(TEST, &format!("no {tool}"));
         }

@@ -7,8 +7,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper_util::rt::TokioIo;
 use opentelemetry::KeyValue;
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter as Otlp, WithExportConfig as _};
+use opentelemetry_otlp::{
+    ExporterBuildError, SpanExporter as Otlp, WithExportConfig as _, WithTonicConfig as _,
+};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use prometheus_client::collector::Collector;
@@ -17,10 +20,12 @@ use prometheus_client::metrics::MetricType;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
 
 use super::super::counters::Count;
 use super::super::http_metrics::counter;
 use super::super::labels::Pairs;
+use crate::resolve::Resolver;
 
 /// Spans that wait to be sent.
 pub(super) const QUEUE: usize = 1_024;
@@ -35,7 +40,8 @@ const FLUSH: Duration = Duration::from_secs(5);
 
 /// An exporter to `endpoint` that says whose spans they are.
 pub(super) fn otlp(endpoint: &str, namespace: &str, pod: &str) -> Result<Otlp, ExporterBuildError> {
-    let builder = Otlp::builder().with_tonic().with_endpoint(endpoint).with_timeout(TIMEOUT);
+    let channel = channel(endpoint)?;
+    let builder = Otlp::builder().with_tonic().with_channel(channel).with_timeout(TIMEOUT);
     let mut exporter = builder.build()?;
     let pairs = [
         KeyValue::new("service.name", workload(pod).to_owned()),
@@ -44,6 +50,27 @@ pub(super) fn otlp(endpoint: &str, namespace: &str, pod: &str) -> Result<Otlp, E
     ];
     exporter.set_resource(&Resource::builder_empty().with_attributes(pairs).build());
     Ok(exporter)
+}
+
+/// Connects when there are spans to send, and again after a failure. Names are resolved by the proxy's own
+/// resolver: the client's would ask the C library.
+fn channel(endpoint: &str) -> Result<Channel, ExporterBuildError> {
+    let invalid = |error: tonic::transport::Error| {
+        ExporterBuildError::InvalidConfiguration(format!("{endpoint}: {error}"))
+    };
+    let resolver = Resolver::default();
+    let connect = tower::service_fn(move |uri: http::Uri| {
+        let resolver = resolver.clone();
+        async move {
+            let host = uri.host().unwrap_or_default();
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            let stream = resolver.connect(host, uri.port_u16().unwrap_or(80)).await?;
+            stream.set_nodelay(true)?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    let endpoint = Endpoint::from_shared(endpoint.to_owned()).map_err(invalid)?;
+    Ok(endpoint.connect_timeout(TIMEOUT).connect_with_connector_lazy(connect))
 }
 
 /// The workload a pod is named after: Kubernetes appends an ordinal or five random characters, and
