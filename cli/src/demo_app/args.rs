@@ -225,7 +225,7 @@ impl LedgerArgs {
 
 impl FinanceArgs {
     pub(super) fn resolve(self, env: &Environment) -> Result<SocketAddr, EnvErrors> {
-        Ok(env.listen(None, self.serve.port)?)
+        env.listen(None, self.serve.port)
     }
 }
 

@@ -135,8 +135,12 @@ pub fn of_proxy(wiring: &Wiring) -> Vec<(String, String)> {
             ]);
         }
         Mode::Transparent => vars.extend([
-            ("OUTBOUND_ADDR", format!("127.0.0.1:{PROXY_OUTBOUND_PORT}")),
-            ("INBOUND_ADDR", format!("0.0.0.0:{PROXY_INBOUND_PORT}")),
+            // Where the redirect leads each family.
+            (
+                "OUTBOUND_ADDR",
+                format!("127.0.0.1:{PROXY_OUTBOUND_PORT},[::1]:{PROXY_OUTBOUND_PORT}"),
+            ),
+            ("INBOUND_ADDR", format!("[::]:{PROXY_INBOUND_PORT}")),
         ]),
     }
     vars.into_iter().map(|(name, value)| (format!("MESH_PROXY_{name}"), value)).collect()
@@ -429,8 +433,8 @@ mod tests {
     #[test]
     fn a_transparent_proxy_takes_redirected_connections() {
         let vars: BTreeMap<_, _> = of_proxy(&wiring(Mode::Transparent)).into_iter().collect();
-        assert_eq!(vars["MESH_PROXY_OUTBOUND_ADDR"], "127.0.0.1:4140");
-        assert_eq!(vars["MESH_PROXY_INBOUND_ADDR"], "0.0.0.0:4143");
+        assert_eq!(vars["MESH_PROXY_OUTBOUND_ADDR"], "127.0.0.1:4140,[::1]:4140");
+        assert_eq!(vars["MESH_PROXY_INBOUND_ADDR"], "[::]:4143");
         assert!(!vars.contains_key("MESH_PROXY_INBOUND_PORTS"));
     }
 

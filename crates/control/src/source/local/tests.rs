@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use super::state::{Change, State};
 use crate::index::Index;
+use crate::index::identity::MeshNames;
 use crate::index::object::{AppProtocol, Kind, Name, Object};
 use crate::source::{Problem, Severity};
 use crate::state::Shared;
@@ -374,7 +375,11 @@ fn the_demo_is_without_problems() {
 async fn changes_are_noticed_while_it_runs() {
     let local = Local::new();
     let shared = Arc::new(Shared::default());
-    let task = tokio::spawn(super::run(local.folder.path().to_owned(), Arc::clone(&shared)));
+    let task = tokio::spawn(super::run(
+        local.folder.path().to_owned(),
+        MeshNames::default(),
+        Arc::clone(&shared),
+    ));
     let limit = std::time::Duration::from_secs(20);
     let mut ready = shared.watch_ready();
     tokio::time::timeout(limit, ready.wait_for(|ready| *ready)).await.unwrap().unwrap();
@@ -396,7 +401,11 @@ async fn changes_are_noticed_while_it_runs() {
 async fn who_asks_is_answered_when_all_that_was_written_before_is_in_force() {
     let local = Local::new();
     let shared = Arc::new(Shared::default());
-    let task = tokio::spawn(super::run(local.folder.path().to_owned(), Arc::clone(&shared)));
+    let task = tokio::spawn(super::run(
+        local.folder.path().to_owned(),
+        MeshNames::default(),
+        Arc::clone(&shared),
+    ));
     let services = || shared.index.read().objects().services().count();
     for _ in 0..10 {
         local.write("tax.yaml", TAX);
