@@ -155,7 +155,8 @@ async fn one_request() -> Vec<Seen> {
     let config = Arc::new(Config::from_vars(vars).unwrap());
     let telemetry = Telemetry::new(&TelemetryConfig::default());
     let runtime = tokio::runtime::Handle::current();
-    let discovery = Discovery::new(None, Resolver::default(), runtime, Arc::clone(&telemetry));
+    let discovery =
+        Discovery::new(None, crate::resolve::Resolver::default(), runtime, Arc::clone(&telemetry));
     let recorder = Arc::new(Recorder { telemetry, access_log: AccessLog::default(), tracer: None });
     let drain = CancellationToken::new();
     let worker =
