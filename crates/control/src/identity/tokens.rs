@@ -97,6 +97,7 @@ const NEWS: Duration = Duration::from_secs(2);
 type Secret = [u8; 32];
 
 /// The parts of a local token.
+#[derive(Debug)]
 pub struct Token {
     pod: Name,
     secret: Secret,
