@@ -4,6 +4,8 @@ use mesh_model::TlsIdentity;
 use mesh_tls::{Id, WorkloadId};
 
 use super::Objects;
+use super::authz::MESH_NAMESPACE;
+use super::lookup::CLUSTER_DOMAIN;
 use super::object::Pod;
 
 /// What all identities of a mesh end with.
@@ -14,7 +16,19 @@ pub struct MeshNames {
     pub trust_domain: String,
 }
 
+impl Default for MeshNames {
+    fn default() -> Self {
+        Self { control_namespace: MESH_NAMESPACE.into(), trust_domain: CLUSTER_DOMAIN.into() }
+    }
+}
+
 impl MeshNames {
+    /// What the identities of a namespace end in.
+    pub fn suffix(&self, namespace: &str) -> String {
+        let Self { control_namespace, trust_domain } = self;
+        format!("{namespace}.serviceaccount.identity.{control_namespace}.{trust_domain}")
+    }
+
     /// The identity of a service account. `None`: its name makes none, since dots are in it.
     pub fn id(&self, namespace: &str, service_account: &str) -> Option<Id> {
         let parts = WorkloadId {

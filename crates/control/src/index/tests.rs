@@ -58,6 +58,7 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> EndpointSlice {
         ip: ip(pod_ip),
         pod: Some((*pod).into()),
         ready: true,
+        draining: false,
         zone: None,
     };
     EndpointSlice {

@@ -26,8 +26,7 @@ pub use self::shape::{
 };
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
-use crate::index::authz::MESH_NAMESPACE;
-use crate::index::lookup::CLUSTER_DOMAIN;
+use crate::index::identity::MeshNames;
 use crate::index::object::{
     AuthorizationPolicy, Kind, Name, POLICY_GROUP, PolicyTarget, PortPolicy, PortRef,
 };
@@ -40,7 +39,15 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 }
 
 pub fn authorization_policy(object: &AuthorizationPolicyObject) -> Converted<AuthorizationPolicy> {
-    let mut read = Reader { name: name_of(&object.metadata), findings: Vec::new() };
+    authorization_policy_in(object, &MeshNames::default())
+}
+
+/// As [`authorization_policy`], in a mesh whose identities end in these names.
+pub fn authorization_policy_in(
+    object: &AuthorizationPolicyObject,
+    names: &MeshNames,
+) -> Converted<AuthorizationPolicy> {
+    let mut read = Reader { name: name_of(&object.metadata), names, findings: Vec::new() };
     read.version(&object.api_version);
     let spec = &object.spec;
     let policy = AuthorizationPolicy {
@@ -54,7 +61,8 @@ pub fn authorization_policy(object: &AuthorizationPolicyObject) -> Converted<Aut
 }
 
 pub fn server_policy(object: &ServerPolicyObject) -> Converted<PortPolicy> {
-    let mut read = Reader { name: name_of(&object.metadata), findings: Vec::new() };
+    let names = &MeshNames::default();
+    let mut read = Reader { name: name_of(&object.metadata), names, findings: Vec::new() };
     read.version(&object.api_version);
     let target = read.target(Some(&object.spec.target_ref));
     if !matches!(target, PolicyTarget::Workload { .. } | PolicyTarget::Pods { .. }) {
@@ -72,22 +80,13 @@ pub fn server_policy(object: &ServerPolicyObject) -> Converted<PortPolicy> {
     (PortPolicy { name: read.name, target, default_access }, read.findings)
 }
 
-/// The identity that a service account's pods prove.
-pub fn identity(namespace: &str, account: &str) -> String {
-    format!("{account}.{}", identity_suffix(namespace))
-}
-
-/// What the identities of a namespace end in.
-fn identity_suffix(namespace: &str) -> String {
-    format!("{namespace}.serviceaccount.identity.{MESH_NAMESPACE}.{CLUSTER_DOMAIN}")
-}
-
-struct Reader {
+struct Reader<'a> {
     name: Name,
+    names: &'a MeshNames,
     findings: Vec<Finding>,
 }
 
-impl Reader {
+impl Reader<'_> {
     fn error(&mut self, field: impl Into<String>, message: impl Into<String>) {
         self.findings.push(Finding::error(field, message));
     }
@@ -218,7 +217,10 @@ impl Reader {
             let own = self.name.namespace.clone();
             let (namespace, account) = text.split_once('/').unwrap_or((&own, text));
             if is_name(namespace, b"-") && is_name(account, b"-.") {
-                patterns.push(IdentityPattern::Exact(identity(namespace, account)));
+                patterns.push(IdentityPattern::Exact(format!(
+                    "{account}.{}",
+                    self.names.suffix(namespace)
+                )));
             } else {
                 let message = format!("`{text}` is neither an account nor NAMESPACE/ACCOUNT");
                 self.error(format!("{at}.serviceAccounts[{index}]"), message);
@@ -226,7 +228,7 @@ impl Reader {
         }
         for (index, namespace) in from.namespaces.iter().enumerate() {
             if is_name(namespace, b"-") {
-                patterns.push(IdentityPattern::Suffix(identity_suffix(namespace)));
+                patterns.push(IdentityPattern::Suffix(self.names.suffix(namespace)));
             } else {
                 let message = format!("`{namespace}` is not the name of a namespace");
                 self.error(format!("{at}.namespaces[{index}]"), message);
