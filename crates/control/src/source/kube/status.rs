@@ -5,8 +5,6 @@
 //! other controllers are left as they are.
 
 mod conditions;
-#[cfg(test)]
-mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;

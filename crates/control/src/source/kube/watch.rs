@@ -129,6 +129,12 @@ pub(super) fn api_resource(kind: Kind) -> ApiResource {
 /// `None`: the cluster does not have the kind.
 async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
     let resource = api_resource(kind);
+    // What it does not have at all is asked for in a way that is no error.
+    let groups = client.list_api_groups().await?;
+    let mut versions = groups.groups.iter().flat_map(|group| &group.versions);
+    if !versions.any(|version| version.group_version == resource.api_version) {
+        return Ok(None);
+    }
     match client.list_api_group_resources(&resource.api_version).await {
         Ok(list) => {
             let served = list.resources.iter().any(|served| served.name == resource.plural);
