@@ -132,7 +132,9 @@ async fn keep(shared: Arc<Shared>, mut events: mpsc::Receiver<Event>, board: Arc
     let mut state = State::new(board);
     let mut batch = Vec::with_capacity(BATCH);
     let mut looks_wanted = shared.watch_looks_wanted();
-    let mut look: Option<(u64, Instant)> = None;
+    // Somebody may have asked before this began.
+    let first = (*looks_wanted.borrow_and_update(), Instant::now() + SETTLE);
+    let mut look = Some(first);
     let mut tick = tokio::time::interval(TICK);
     loop {
         let settled = look.map_or_else(Instant::now, |(_, at)| at);

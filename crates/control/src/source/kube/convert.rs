@@ -15,7 +15,7 @@ use super::status::Subject;
 use crate::index::identity::MeshNames;
 use crate::index::object::{Kind, Name, Object, Workload};
 use crate::source::kubernetes::{self, Converted, controller, name_of, slice};
-use crate::source::{Finding, gateway, policy};
+use crate::source::{Finding, Severity, gateway, policy};
 
 /// The name of an object of a kind.
 pub(super) fn name(kind: Kind, meta: &ObjectMeta) -> Name {
@@ -72,8 +72,18 @@ pub(super) fn workload(kind: Kind, meta: &ObjectMeta) -> Item {
 pub(super) fn custom(kind: Kind, names: &MeshNames, object: DynamicObject) -> Item {
     let name = name_of(&object.metadata);
     let mut subject = Subject::new(&object);
-    let (object, findings) = read(kind, names, object);
+    let is_route = matches!(kind, Kind::HttpRoute | Kind::GrpcRoute);
+    let (object, mut findings) = read(kind, names, object);
+    if is_route {
+        // What is for other controllers is nobody's mistake.
+        let others = |found: &Finding| found.field.starts_with("spec.parentRefs");
+        findings.retain(|found| found.severity == Severity::Error || !others(found));
+    }
     let force = match object {
+        _ if is_route && !subject.is_ours() => {
+            findings.clear();
+            Force::Ignore
+        }
         Some(object) if Item::is_good(&findings) => Force::Apply(Box::new(object)),
         _ => Force::Keep,
     };

@@ -65,6 +65,13 @@ impl Subject {
     }
 }
 
+impl Subject {
+    /// Whether it is a route of a Service.
+    pub(super) fn is_ours(&self) -> bool {
+        self.parents.iter().any(conditions::is_service)
+    }
+}
+
 /// All objects that have a status of ours.
 #[derive(Debug, Default)]
 pub struct Board {

@@ -68,7 +68,7 @@ where
 {
     let stream = watcher(Api::<K>::all(client), config).default_backoff();
     async move {
-        pass_on(stream, kind, |object| convert(&object), &events).await;
+        pass_on(stream, kind, |object| convert(&object), None, &events).await;
     }
 }
 
@@ -81,7 +81,7 @@ where
     let stream = watcher(api, watcher::Config::default()).default_backoff();
     async move {
         let convert = move |object: PartialObjectMeta<K>| convert::workload(kind, &object.metadata);
-        pass_on(stream, kind, convert, &events).await;
+        pass_on(stream, kind, convert, None, &events).await;
     }
 }
 
@@ -100,7 +100,7 @@ async fn optional(client: Client, kind: Kind, names: MeshNames, events: Events) 
                     });
                     convert::custom(kind, &names, object)
                 };
-                pass_on(stream, kind, convert, &events).await;
+                pass_on(stream, kind, convert, Some(&client), &events).await;
                 What::Absent
             }
             Ok(None) => What::Absent,
@@ -145,11 +145,13 @@ async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, ku
     }
 }
 
-/// Passes on what happens. Returns when the cluster says that it has no such kind, or nobody listens.
+/// Passes on what happens. Returns when nobody listens, or the cluster has no such kind any more, for
+/// which `optional` ones are looked for.
 async fn pass_on<K: Resource>(
     stream: impl Stream<Item = watcher::Result<watcher::Event<K>>>,
     kind: Kind,
     convert: impl Fn(K) -> Item,
+    optional: Option<&Client>,
     events: &Events,
 ) {
     let mut stream = pin!(stream);
@@ -161,11 +163,11 @@ async fn pass_on<K: Resource>(
             }
             Ok(watcher::Event::Delete(object)) => What::Gone(convert::name(kind, object.meta())),
             Ok(watcher::Event::InitDone) => What::Complete,
-            Err(error) if is_absent(&error) && OPTIONAL.contains(&kind) => return,
             Err(watcher::Error::WatchError(status)) if status.code == 410 => {
                 // The watch is too old and begins anew, as it does from time to time.
                 continue;
             }
+            Err(_) if is_gone(optional, kind).await => return,
             Err(error) => {
                 let why = failure(&error);
                 tracing::debug!(kind = kind.as_str(), why, "a watch failed");
@@ -182,15 +184,10 @@ async fn pass_on<K: Resource>(
     }
 }
 
-fn is_absent(error: &watcher::Error) -> bool {
-    use watcher::Error::{InitialListFailed, WatchFailed, WatchStartFailed};
-    match error {
-        InitialListFailed(kube::Error::Api(status))
-        | WatchStartFailed(kube::Error::Api(status))
-        | WatchFailed(kube::Error::Api(status)) => status.code == 404,
-        watcher::Error::WatchError(status) => status.code == 404,
-        _ => false,
-    }
+/// A watch of a kind that is gone fails in more than one way, so that it is looked for.
+async fn is_gone(optional: Option<&Client>, kind: Kind) -> bool {
+    let Some(client) = optional else { return false };
+    matches!(resource(client, kind).await, Ok(None))
 }
 
 fn failure(error: &watcher::Error) -> String {

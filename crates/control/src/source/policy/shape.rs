@@ -210,18 +210,12 @@ impl std::convert::From<Action> for authz::Action {
 /// besides.
 #[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(
-    validation = Rule::new(
-        "has(self.identities) || has(self.serviceAccounts) || has(self.namespaces) || \
-         has(self.networks) || (has(self.authenticated) && self.authenticated) || \
-         (has(self.unauthenticated) && self.unauthenticated)"
-    ).message("names nobody; leave out `from` to mean everybody"),
-    validation = Rule::new(
-        "!(has(self.unauthenticated) && self.unauthenticated) || !(has(self.identities) || \
-         has(self.serviceAccounts) || has(self.namespaces) || \
-         (has(self.authenticated) && self.authenticated))"
-    ).message("names identities, any identity, and no identity; write items of their own")
-)]
+#[schemars(extend("minProperties" = 1))]
+#[x_kube(validation = Rule::new(
+    "!(has(self.unauthenticated) && self.unauthenticated) || !(has(self.identities) || \
+     has(self.serviceAccounts) || has(self.namespaces) || \
+     (has(self.authenticated) && self.authenticated))"
+).message("names identities, any identity, and no identity; write items of their own"))]
 pub struct From {
     /// Identities, `*.` before a suffix, or `*` for any.
     #[schemars(length(min = 1, max = 256), inner(length(min = 1, max = 253)))]

@@ -167,7 +167,7 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
     }
 }
 
-fn is_service(parent: &Value) -> bool {
+pub(super) fn is_service(parent: &Value) -> bool {
     parent["kind"] == "Service" && matches!(parent["group"].as_str(), Some("" | "core"))
 }
 
