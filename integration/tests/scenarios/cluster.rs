@@ -36,7 +36,7 @@ async fn services_and_endpoints_are_those_of_the_cluster() {
 
         let mut people = control.people();
         people.refresh(RefreshRequest {}).await.unwrap();
-        for kind in ["deploy", "svc"] {
+        for kind in ["deployment", "service"] {
             let selector = Selector {
                 kind: kind.into(),
                 name: "web".into(),
@@ -124,7 +124,7 @@ async fn one_replica_writes_conditions_and_the_roots() {
             (json!({ "from": [{}] }), "should have at least 1 properties"),
             (json!({ "to": [{}] }), "names no request"),
             (json!({ "action": "Permit" }), "Unsupported value"),
-            (json!({ "form": [] }), "unknown field"),
+            (json!({ "form": [] }), "field not declared in schema"),
             (json!({ "targetRef": { "kind": "Service" } }), "name says which object"),
             (json!({ "targetRef": { "kind": "Pod", "name": "x" } }), "pods are meant by"),
             (
