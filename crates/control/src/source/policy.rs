@@ -4,7 +4,11 @@
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
 mod schema;
-#[expect(unreachable_pub, reason = "of types that kube's derive makes and keeps to itself")]
+#[expect(
+    unreachable_pub,
+    clippy::duplicated_attributes,
+    reason = "of types that kube's derive makes and keeps to itself; columns of one type"
+)]
 mod shape;
 #[cfg(test)]
 mod tests;

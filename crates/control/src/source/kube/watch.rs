@@ -100,7 +100,7 @@ async fn optional(client: Client, kind: Kind, names: MeshNames, events: Events) 
                     });
                     convert::custom(kind, &names, object)
                 };
-                pass_on(stream, kind, convert, Some(&client), &events).await;
+                Box::pin(pass_on(stream, kind, convert, Some(&client), &events)).await;
                 What::Absent
             }
             Ok(None) => What::Absent,
