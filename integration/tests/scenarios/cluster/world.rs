@@ -73,7 +73,7 @@ impl World {
     async fn new(path: PathBuf) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let of = |part: &str| format!("hb-{part}-{}-{number}", std::process::id());
+        let of = |part: &str| format!("mesh-test-{part}-{}-{number}", std::process::id());
         let kubeconfig = Kubeconfig::read_from(path).unwrap();
         let options = KubeConfigOptions::default();
         let config = Config::from_custom_kubeconfig(kubeconfig.clone(), &options).await.unwrap();
