@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 use crate::identity;
 use crate::index::authz::Defaults;
 use crate::index::identity::MeshNames;
+use crate::source::kube;
 
 /// The control plane of the mesh.
 #[derive(Clone, Debug, Parser)]
@@ -25,7 +26,15 @@ pub struct Args {
     pub source: SourceKind,
     /// Folder with `manifests/` and `pods/`, for the local source
     #[arg(long, value_name = "DIR", env = "MESH_CONTROL_STATE_DIR")]
-    pub state_dir: PathBuf,
+    pub state_dir: Option<PathBuf>,
+    /// What to call this replica where replicas agree on who writes; the kube source's
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "mesh-control",
+        env = "MESH_CONTROL_POD_NAME"
+    )]
+    pub pod_name: String,
     /// Address for proxies
     #[arg(
         long,
@@ -107,6 +116,15 @@ pub struct Args {
 pub enum SourceKind {
     /// Files on this machine
     Local,
+    /// An API server of Kubernetes: the cluster it runs in, or that of the kubeconfig
+    Kube,
+}
+
+/// The source, and what it needs to know.
+#[derive(Clone, Debug)]
+pub enum Source {
+    Local { state_dir: PathBuf },
+    Kube(kube::Settings),
 }
 
 /// How log lines look.
@@ -124,7 +142,7 @@ fn default_access() -> impl TypedValueParser<Value = DefaultAccess> {
 /// The resolved configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
-    pub state_dir: PathBuf,
+    pub source: Source,
     pub listen: SocketAddr,
     pub socket: Option<PathBuf>,
     /// Whoever reaches it may ask whatever meshctl can.
@@ -163,9 +181,15 @@ impl TryFrom<Args> for Config {
 
     fn try_from(args: Args) -> Result<Self, InvalidArgs> {
         let mut problems = Vec::new();
-        if !args.state_dir.is_dir() {
-            problems
-                .push(format!("--state-dir {}: there is no such folder", args.state_dir.display()));
+        match (&args.state_dir, args.source) {
+            (Some(folder), SourceKind::Local) if !folder.is_dir() => {
+                let folder = folder.display();
+                problems.push(format!("--state-dir {folder}: there is no such folder"));
+            }
+            (None, SourceKind::Local) => {
+                problems.push("--state-dir: the local source needs a folder to read".to_owned());
+            }
+            _ => {}
         }
         if let Some(parent) = args.socket.as_ref().and_then(|socket| socket.parent())
             && !parent.as_os_str().is_empty()
@@ -202,10 +226,15 @@ impl TryFrom<Args> for Config {
         if !args.cluster_networks.is_empty() {
             defaults.cluster = args.cluster_networks.into();
         }
-        // The only source there is.
-        let SourceKind::Local = args.source;
+        let source = match args.source {
+            SourceKind::Local => Source::Local { state_dir: args.state_dir.unwrap_or_default() },
+            SourceKind::Kube => {
+                let replica = args.pod_name;
+                Source::Kube(kube::Settings { names: names.clone(), replica })
+            }
+        };
         Ok(Self {
-            state_dir: args.state_dir,
+            source,
             listen: args.listen,
             socket: args.socket,
             api: args.api,
@@ -243,6 +272,17 @@ mod tests {
         for (part, _) in wrong {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn only_the_local_source_needs_a_folder() {
+        let config =
+            |args: &[&str]| Config::try_from(Args::parse_from(["mesh-control"].iter().chain(args)));
+        let error = config(&[]).unwrap_err().to_string();
+        assert!(error.contains("--state-dir"), "{error}");
+        let source = config(&["--source", "kube", "--pod-name", "mesh-control-1"]).unwrap().source;
+        let Source::Kube(settings) = &source else { panic!("{source:?}") };
+        assert_eq!(settings.replica, "mesh-control-1");
     }
 
     #[test]

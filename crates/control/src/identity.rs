@@ -96,6 +96,11 @@ impl Authority {
         (self.issued.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
     }
 
+    /// The roots that are trusted, once there are any.
+    pub fn watch_roots(&self) -> watch::Receiver<Option<Arc<TrustRoots>>> {
+        self.roots.subscribe()
+    }
+
     /// The roots that are trusted, and what they become.
     ///
     /// # Errors

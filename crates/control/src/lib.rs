@@ -15,16 +15,20 @@ pub mod source;
 pub mod state;
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Parser;
 use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use self::config::{Args, Config, LogFormat};
+use self::config::{Args, Config, LogFormat, Source};
 use self::identity::Authority;
-use self::identity::tokens::LocalTokens;
+use self::identity::tokens::{LocalTokens, Tokens};
+use self::source::kube::tokens::ReviewedTokens;
 use self::state::Shared;
 
 /// The program `mesh-control`. Ends with 0 after SIGTERM or SIGINT, with 2 for a wrong
@@ -53,30 +57,81 @@ pub fn main() -> ExitCode {
 /// Runs the control plane until it is told to end.
 ///
 /// # Errors
-/// When a listener cannot be had.
+/// When a listener cannot be had, or there is no cluster.
 pub async fn run(config: Config) -> Result<(), serve::StartError> {
-    let names = config.identity.as_ref().map(|identity| identity.names.clone());
-    let shared = Arc::new(Shared::new(config.defaults.clone(), names));
-    let listeners = serve::Listeners::bind(&config).await?;
-    let authority = config.identity.clone().map(|settings| {
-        let tokens = LocalTokens::new(&config.state_dir, Arc::clone(&shared));
-        Arc::new(Authority::new(settings, Box::new(tokens)))
-    });
-    let mut running = JoinSet::new();
-    if let Some(authority) = &authority {
-        // Before anybody asks, so that nobody is turned away who need not be.
-        let loaded = identity::folder::load(&authority.settings().folder);
-        identity::folder::take(authority, &shared, loaded);
-        running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
-        running.spawn(shared.own.clone().keep(Arc::clone(authority)));
+    match config.source.clone() {
+        Source::Local { state_dir } => run_local(config, state_dir).await,
+        Source::Kube(settings) => run_kube(config, settings).await,
     }
-    running.spawn(source::local::run(
-        config.state_dir.clone(),
-        config.names.clone(),
-        Arc::clone(&shared),
-    ));
-    // What runs is aborted with the set.
-    Box::pin(listeners.serve(shared, authority, "local")).await
+}
+
+async fn run_local(config: Config, state_dir: PathBuf) -> Result<(), serve::StartError> {
+    let started = Started::new(&config, |shared| Box::new(LocalTokens::new(&state_dir, shared)));
+    let mut started = started.await?;
+    let source = source::local::run(state_dir, config.names, Arc::clone(&started.shared));
+    started.running.spawn(source);
+    started.serve("local").await
+}
+
+async fn run_kube(
+    config: Config,
+    settings: source::kube::Settings,
+) -> Result<(), serve::StartError> {
+    let client = source::kube::connect().await?;
+    let tokens = ReviewedTokens::new(client.clone());
+    let started = Started::new(&config, |_| Box::new(tokens)).await?;
+    let (shared, authority) = (Arc::clone(&started.shared), started.authority.clone());
+    let stop = CancellationToken::new();
+    let source = source::kube::run(client, settings, shared, authority, stop.clone());
+    let source = tokio::spawn(source);
+    let result = started.serve("kube").await;
+    stop.cancel();
+    // Another replica need not wait for the Lease to expire.
+    if tokio::time::timeout(RELEASE, source).await.is_err() {
+        tracing::warn!("the Lease could not be given up in time");
+    }
+    result
+}
+
+/// How long the end may take once nothing is served any more.
+const RELEASE: Duration = Duration::from_secs(3);
+
+/// What every control plane has, whatever its source.
+struct Started {
+    shared: Arc<Shared>,
+    authority: Option<Arc<Authority>>,
+    listeners: serve::Listeners,
+    /// What runs is aborted with the set.
+    running: JoinSet<()>,
+}
+
+impl Started {
+    async fn new(
+        config: &Config,
+        tokens: impl FnOnce(Arc<Shared>) -> Box<dyn Tokens>,
+    ) -> Result<Self, serve::StartError> {
+        let names = config.identity.as_ref().map(|identity| identity.names.clone());
+        let shared = Arc::new(Shared::new(config.defaults.clone(), names));
+        let listeners = serve::Listeners::bind(config).await?;
+        let authority = config
+            .identity
+            .clone()
+            .map(|settings| Arc::new(Authority::new(settings, tokens(Arc::clone(&shared)))));
+        let mut running = JoinSet::new();
+        if let Some(authority) = &authority {
+            // Before anybody asks, so that nobody is turned away who need not be.
+            let loaded = identity::folder::load(&authority.settings().folder);
+            identity::folder::take(authority, &shared, loaded);
+            running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
+            running.spawn(shared.own.clone().keep(Arc::clone(authority)));
+        }
+        Ok(Self { shared, authority, listeners, running })
+    }
+
+    async fn serve(self, source: &'static str) -> Result<(), serve::StartError> {
+        let Self { shared, authority, listeners, running: _running } = self;
+        Box::pin(listeners.serve(shared, authority, source)).await
+    }
 }
 
 fn init_log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {

@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::identity::Authority;
 use crate::services::Control;
 use crate::services::mesh::MeshService;
+use crate::source::kube::NoCluster;
 use crate::state::Shared;
 
 /// Streams to proxies never end by themselves; they are cut after this.
@@ -42,6 +43,8 @@ pub enum StartError {
     SocketInUse { path: PathBuf },
     #[error("cannot watch for signals")]
     Signals { source: io::Error },
+    #[error(transparent)]
+    Cluster(#[from] NoCluster),
     #[error("serving failed")]
     Serve { source: tonic::transport::Error },
 }

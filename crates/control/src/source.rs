@@ -1,11 +1,12 @@
 //! Where the control plane learns the cluster's state from.
 //!
 //! A source turns Kubernetes objects into those of the index ([`kubernetes`], [`gateway`],
-//! [`policy`], [`annotations`]) and keeps the index up to date. There is one source yet: [`local`], files on
-//! this machine.
+//! [`policy`], [`annotations`]) and keeps the index up to date. There are two: [`mod@kube`], an API server,
+//! and [`local`], files on this machine.
 
 pub mod annotations;
 pub mod gateway;
+pub mod kube;
 pub mod kubernetes;
 pub mod local;
 pub mod policy;

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that meets what it does not expect ends")]
 
 mod authorization;
+mod cluster;
 mod corpus;
 mod failures;
 mod figures;

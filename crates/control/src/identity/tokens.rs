@@ -31,6 +31,8 @@ pub enum TokenError {
     Wrong { pod: Name },
     #[error("the token is of pod {pod}, which does not exist")]
     NoPod { pod: Name },
+    #[error("the token proves nothing: {why}")]
+    Refused { why: String },
     #[error("tokens cannot be verified")]
     Unavailable { source: io::Error },
 }

@@ -110,6 +110,11 @@ impl Objects {
         slices.collect()
     }
 
+    /// Where the control plane lives.
+    pub(super) fn mesh_namespace(&self) -> &str {
+        self.identity().map_or(MESH_NAMESPACE, |names| &names.control_namespace)
+    }
+
     fn policies_in<'a>(
         &'a self,
         namespace: &'a str,
@@ -135,7 +140,7 @@ impl Objects {
             _ => pod
                 .and_then(|pod| pod.default_access)
                 .or_else(|| of_namespace(&name.namespace))
-                .or_else(|| of_namespace(MESH_NAMESPACE))
+                .or_else(|| of_namespace(self.mesh_namespace()))
                 .unwrap_or(self.defaults.access),
         };
         DefaultRule { access, meta: Meta::Default(access.as_str().into()), cluster }

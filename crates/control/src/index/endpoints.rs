@@ -1,7 +1,7 @@
 //! The endpoints of a service's port: how a set is made, and how two differ.
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_model::endpoint::{DEFAULT_WEIGHT, Destination, Endpoint, Http2Params, Labels};
@@ -9,7 +9,7 @@ use mesh_model::meta::ResourceRef;
 use mesh_model::{Meta, ProtocolHint};
 
 use super::Objects;
-use super::object::{EndpointAddress, Name, Pod};
+use super::object::{EndpointAddress, Name, Pod, Service};
 
 /// Where proxies take connections from others, with a header that names the application's port.
 const PROXY_PORT: u16 = 4143;
@@ -69,14 +69,26 @@ impl Objects {
     pub fn endpoints(&self, service: &Name, port: u16) -> Option<EndpointSet> {
         let object = self.services.get(service)?;
         let port = object.port(port)?;
+        let addresses = |wanted: fn(&EndpointAddress) -> bool| {
+            self.slices_of(service)
+                .filter_map(|slice| {
+                    let target = slice.ports.iter().find(|(name, _)| *name == port.name)?.1;
+                    Some(slice.addresses.iter().map(move |address| (address, target)))
+                })
+                .flatten()
+                .filter(move |(address, _)| wanted(address))
+                .collect::<Vec<_>>()
+        };
+        let mut usable = addresses(|address| address.ready);
+        if usable.is_empty() {
+            // As kube-proxy does, so that the last pods of a rollout can be talked to until they end.
+            usable = addresses(|address| address.draining);
+        }
+        one_family_each(&mut usable, object);
         let mut endpoints = BTreeMap::new();
-        for slice in self.slices_of(service) {
-            let target = slice.ports.iter().find(|(name, _)| *name == port.name);
-            let Some((_, target)) = target else { continue };
-            for address in slice.addresses.iter().filter(|address| address.ready) {
-                let endpoint = self.endpoint(&slice.name.namespace, address, *target);
-                endpoints.insert(endpoint.addr, Arc::new(endpoint));
-            }
+        for (address, target) in usable {
+            let endpoint = self.endpoint(&service.namespace, address, target);
+            endpoints.insert(endpoint.addr, Arc::new(endpoint));
         }
         let labels = [("namespace", &service.namespace), ("service", &service.name)]
             .map(|(key, value)| (key.to_owned(), value.clone()));
@@ -133,6 +145,24 @@ impl Objects {
             })),
         }
     }
+}
+
+/// In a dual-stack cluster a pod has an address in a slice of each family. It is one endpoint all the
+/// same, in the family of the service's first address.
+fn one_family_each(usable: &mut Vec<(&EndpointAddress, u16)>, service: &Service) {
+    let v6 = service.cluster_ips.first().is_some_and(IpAddr::is_ipv6);
+    let in_family = |address: &EndpointAddress| address.ip.is_ipv6() == v6;
+    if usable.iter().all(|(address, _)| in_family(address)) {
+        return;
+    }
+    let pods: HashSet<String> = usable
+        .iter()
+        .filter(|(address, _)| in_family(address))
+        .filter_map(|(address, _)| address.pod.clone())
+        .collect();
+    usable.retain(|(address, _)| {
+        in_family(address) || address.pod.as_ref().is_none_or(|pod| !pods.contains(pod))
+    });
 }
 
 #[cfg(test)]

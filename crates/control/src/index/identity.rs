@@ -4,6 +4,8 @@ use mesh_model::TlsIdentity;
 use mesh_tls::{Id, WorkloadId};
 
 use super::Objects;
+use super::authz::MESH_NAMESPACE;
+use super::lookup::CLUSTER_DOMAIN;
 use super::object::Pod;
 
 /// What all identities of a mesh end with.
@@ -16,7 +18,7 @@ pub struct MeshNames {
 
 impl Default for MeshNames {
     fn default() -> Self {
-        Self { control_namespace: "mesh-system".into(), trust_domain: "cluster.local".into() }
+        Self { control_namespace: MESH_NAMESPACE.into(), trust_domain: CLUSTER_DOMAIN.into() }
     }
 }
 

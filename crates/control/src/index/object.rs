@@ -238,6 +238,8 @@ pub struct EndpointAddress {
     pub pod: Option<String>,
     /// Ready and not terminating.
     pub ready: bool,
+    /// Still answers while it terminates: better than nothing, when nothing is ready.
+    pub draining: bool,
     pub zone: Option<String>,
 }
 
@@ -245,6 +247,8 @@ pub struct EndpointAddress {
 pub struct Pod {
     pub name: Name,
     pub ip: Option<IpAddr>,
+    /// Those of the other family, in a dual-stack cluster.
+    pub other_ips: Vec<IpAddr>,
     /// Shares its node's address, so the address does not identify it.
     pub host_network: bool,
     /// In the same namespace. Its identity is that of all pods which have it.
@@ -269,6 +273,12 @@ pub struct Pod {
 impl Pod {
     pub fn meshed(&self) -> bool {
         self.proxy.is_some()
+    }
+
+    /// The addresses that are its own, which a node's are not.
+    pub fn own_ips(&self) -> impl Iterator<Item = IpAddr> {
+        let ips = self.ip.iter().chain(&self.other_ips).copied();
+        ips.filter(|_| !self.host_network)
     }
 }
 

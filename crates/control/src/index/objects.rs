@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::authz::{Defaults, MESH_NAMESPACE};
+use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
@@ -83,12 +83,56 @@ impl Objects {
         self.workloads.values()
     }
 
+    pub fn workload(&self, kind: Kind, name: &Name) -> Option<&Arc<Workload>> {
+        self.workloads.get(&(kind, name.clone()))
+    }
+
+    /// The names of all objects of a kind.
+    pub fn names(&self, kind: Kind) -> Vec<Name> {
+        match kind {
+            Kind::Namespace => self.namespaces.keys().map(|name| Name::new("", name)).collect(),
+            Kind::Service => self.services.keys().cloned().collect(),
+            Kind::EndpointSlice => self.slices.keys().cloned().collect(),
+            Kind::Pod => self.pods.keys().cloned().collect(),
+            Kind::HttpRoute => self.http_routes.keys().cloned().collect(),
+            Kind::GrpcRoute => self.grpc_routes.keys().cloned().collect(),
+            Kind::TcpRoute => self.tcp_routes.keys().cloned().collect(),
+            Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
+            Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
+            Kind::Deployment
+            | Kind::StatefulSet
+            | Kind::DaemonSet
+            | Kind::ReplicaSet
+            | Kind::Job
+            | Kind::CronJob => {
+                let all = self.workloads.keys().filter(|(of, _)| *of == kind);
+                all.map(|(_, name)| name.clone()).collect()
+            }
+        }
+    }
+
     pub fn http_routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
         self.http_routes.values()
     }
 
     pub fn grpc_routes(&self) -> impl Iterator<Item = &Arc<GrpcRoute>> {
         self.grpc_routes.values()
+    }
+
+    pub fn http_route(&self, name: &Name) -> Option<&Arc<HttpRoute>> {
+        self.http_routes.get(name)
+    }
+
+    pub fn grpc_route(&self, name: &Name) -> Option<&Arc<GrpcRoute>> {
+        self.grpc_routes.get(name)
+    }
+
+    pub fn authorization_policy(&self, name: &Name) -> Option<&Arc<AuthorizationPolicy>> {
+        self.authorization_policies.get(name)
+    }
+
+    pub fn port_policy(&self, name: &Name) -> Option<&Arc<PortPolicy>> {
+        self.port_policies.get(name)
     }
 
     pub fn tcp_routes(&self) -> impl Iterator<Item = &Arc<TcpRoute>> {
@@ -216,7 +260,7 @@ impl Objects {
         touched.changed = true;
         if access(old.as_deref()) != default {
             touched.namespace = Some(name.to_owned());
-            touched.everywhere = name == MESH_NAMESPACE;
+            touched.everywhere = name == self.mesh_namespace();
         }
         if opaque(old.as_deref()) == ports {
             return;
@@ -235,7 +279,7 @@ impl Objects {
                 break;
             }
             self.touch_pod(pod, touched);
-            touched.addresses.extend(object.ip);
+            touched.addresses.extend(object.own_ips());
         }
     }
 
@@ -285,15 +329,14 @@ impl Objects {
     }
 
     fn put_pod(&mut self, name: &Name, new: Option<Pod>, touched: &mut Touched) {
-        let address = |pod: &Pod| pod.ip.filter(|_| !pod.host_network);
-        let ip = new.as_ref().and_then(address);
+        let ips: Vec<IpAddr> = new.iter().flat_map(Pod::own_ips).collect();
         let Some(old) = replace(&mut self.pods, name.clone(), new) else { return };
         touched.changed = true;
-        if let Some(ip) = old.as_deref().and_then(address) {
+        for ip in old.iter().flat_map(|old| old.own_ips()) {
             self.pods_by_address.remove(&ip, name);
             touched.addresses.insert(ip);
         }
-        if let Some(ip) = ip {
+        for ip in ips {
             self.pods_by_address.insert(ip, name.clone());
             touched.addresses.insert(ip);
         }

@@ -1,6 +1,7 @@
 //! The index from outside: objects in, policies out.
 
 mod authorization;
+mod endpoints;
 mod identity;
 mod order;
 mod policies;
@@ -58,6 +59,7 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> EndpointSlice {
         ip: ip(pod_ip),
         pod: Some((*pod).into()),
         ready: true,
+        draining: false,
         zone: None,
     };
     EndpointSlice {

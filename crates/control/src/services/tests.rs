@@ -170,6 +170,7 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> Object {
     let addresses = pods.iter().map(|(pod, ip)| EndpointAddress {
         ip: ip.parse().unwrap(),
         pod: Some((*pod).into()),
+        draining: false,
         ready: true,
         zone: None,
     });

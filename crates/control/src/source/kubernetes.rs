@@ -1,6 +1,7 @@
 //! Namespaces, Services and Pods of Kubernetes as objects of the index.
 
 mod probes;
+pub mod slice;
 
 use std::net::IpAddr;
 
@@ -10,7 +11,7 @@ use kube::core::ObjectMeta;
 use super::Finding;
 use super::annotations::Annotations;
 use crate::index::object::{
-    AppProtocol, ContainerPort, Kind, Name, Namespace, Pod, Service, ServicePort,
+    AppProtocol, ContainerPort, Kind, Labels, Name, Namespace, Pod, Service, ServicePort,
 };
 
 /// Label of pods whose owner is not told by an owner reference.
@@ -132,10 +133,15 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
     let spec = object.spec.as_ref();
     let mut findings = Vec::new();
     let ip = status.and_then(|status| status.pod_ip.as_deref()).filter(|ip| !ip.is_empty());
-    let parsed = ip.and_then(|ip| ip.parse::<IpAddr>().ok());
+    let parsed = ip.and_then(|ip| ip.parse::<IpAddr>().ok()).map(|ip| ip.to_canonical());
     if let (Some(ip), None) = (ip, parsed) {
         findings.push(Finding::error("status.podIP", format!("`{ip}` is not an IP address")));
     }
+    let all_ips = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
+    let other_ips = all_ips
+        .filter_map(|ip| ip.ip.parse::<IpAddr>().ok())
+        .map(|ip| ip.to_canonical())
+        .filter(|ip| Some(*ip) != parsed);
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
     let running = phase == "Running";
     let conditions = status.and_then(|status| status.conditions.as_ref());
@@ -151,7 +157,8 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
     let proxy = meta.annotations.as_ref().and_then(|all| all.get(PROXY_VERSION_ANNOTATION));
     let pod = Pod {
         name: name_of(meta),
-        ip: parsed.map(|ip| ip.to_canonical()),
+        ip: parsed,
+        other_ips: other_ips.collect(),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or(false),
         service_account: service_account.unwrap_or("default").to_owned(),
         owner: owner(meta),
@@ -175,14 +182,27 @@ fn owner(meta: &ObjectMeta) -> Option<(Kind, String)> {
     if let (Some(kind), Some(name)) = (label(OWNER_KIND_LABEL), label(OWNER_NAME_LABEL)) {
         return Some((Kind::workload(kind)?, name.clone()));
     }
-    let references = meta.owner_references.iter().flatten();
-    let controller = references.into_iter().find(|owner| owner.controller == Some(true))?;
-    let kind = Kind::workload(&controller.kind)?;
-    // A ReplicaSet that a Deployment made carries the hash that the Deployment put on its pods.
-    let hash = label("pod-template-hash").map(|hash| format!("-{hash}"));
-    let deployment = hash.and_then(|hash| controller.name.strip_suffix(&hash));
+    let direct = controller(meta)?;
+    Some(top_by_name(direct, meta.labels.as_ref()))
+}
+
+/// What made the object and looks after it, if that is a kind of workload.
+pub fn controller(meta: &ObjectMeta) -> Option<(Kind, String)> {
+    let mut references = meta.owner_references.iter().flatten();
+    let controller = references.find(|owner| owner.controller == Some(true))?;
+    // Other groups have kinds of these names, too.
+    let group = controller.api_version.split('/').next().unwrap_or_default();
+    let kind = Kind::workload(&controller.kind).filter(|_| matches!(group, "apps" | "batch"))?;
+    Some((kind, controller.name.clone()))
+}
+
+/// The top of a pod's ownership, as far as names tell: a ReplicaSet that a Deployment made carries
+/// the hash that the Deployment put on its pods.
+pub fn top_by_name((kind, name): (Kind, String), labels: Option<&Labels>) -> (Kind, String) {
+    let hash = labels.and_then(|labels| labels.get("pod-template-hash"));
+    let deployment = hash.and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'));
     match (kind, deployment) {
-        (Kind::ReplicaSet, Some(deployment)) => Some((Kind::Deployment, deployment.to_owned())),
-        _ => Some((kind, controller.name.clone())),
+        (Kind::ReplicaSet, Some(deployment)) => (Kind::Deployment, deployment.to_owned()),
+        _ => (kind, name),
     }
 }

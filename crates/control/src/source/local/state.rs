@@ -287,6 +287,7 @@ impl State {
                     ip,
                     pod: Some(pod.name.name.clone()),
                     ready: pod.ready && !pod.terminating,
+                    draining: false,
                     zone: None,
                 });
             }

@@ -1,0 +1,188 @@
+//! What the holder of the Lease writes: statuses, the roots; and tokens it asks about.
+
+use std::time::Duration;
+
+use super::super::tokens::{AUDIENCE, ReviewedTokens};
+use super::super::{roots, status};
+use super::*;
+use crate::identity::folder::Loaded;
+use crate::identity::tokens::{TokenError, Tokens};
+use crate::identity::{self, Authority};
+
+/// Statuses that were written, in order.
+fn statuses(api: &FakeApi) -> Vec<Value> {
+    let written = api.written().into_iter().filter(|(what, _)| what.ends_with("/status"));
+    written.map(|(_, body)| body["status"].clone()).collect()
+}
+
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+fn condition<'a>(list: &'a Value, kind: &str) -> (&'a str, &'a str, &'a str) {
+    let condition = list.as_array().unwrap().iter().find(|c| c["type"] == kind).unwrap();
+    let text = |field: &str| condition[field].as_str().unwrap();
+    (text("status"), text("reason"), text("message"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_says_whether_it_is_in_force() {
+    let api = shop_api();
+    api.serve(POLICY, "authorizationpolicies");
+    api.put(POLICY, "authorizationpolicies", policy("p", "portal"));
+    let run = Run::of(api);
+    run.ready().await;
+    settle().await;
+    let status = |api: &FakeApi| {
+        let object = api.object(POLICY, "authorizationpolicies", "shop", "p");
+        object["status"]["conditions"].clone()
+    };
+    let first = status(&run.api);
+    assert_eq!(condition(&first, "Accepted").0, "True");
+    assert_eq!(condition(&first, "ResolvedRefs").0, "True");
+    assert_eq!(first[0]["observedGeneration"], 1);
+
+    // Written once; nothing changes by itself.
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(statuses(&run.api).len(), 1);
+
+    run.api.delete(CORE, "services", "shop", "tax");
+    settle().await;
+    let gone = status(&run.api);
+    let missing = ("False", "TargetNotFound", "Service shop/tax does not exist");
+    assert_eq!(condition(&gone, "ResolvedRefs"), missing);
+    let since = |list: &Value| list[0]["lastTransitionTime"].clone();
+    assert_eq!(since(&first), since(&gone), "what did not change keeps its time");
+
+    let mut wrong = policy("p", "a/b/c");
+    wrong["status"] = json!({ "conditions": gone });
+    run.api.put(POLICY, "authorizationpolicies", wrong);
+    settle().await;
+    let (value, reason, message) = condition(&status(&run.api), "Accepted").into_owned();
+    assert_eq!((value.as_str(), reason.as_str()), ("False", "Invalid"));
+    assert!(message.starts_with("spec.from[0].serviceAccounts[0]: "), "{message}");
+    assert!(message.ends_with("stays in force"), "{message}");
+}
+
+trait Owned {
+    fn into_owned(self) -> (String, String, String);
+}
+
+impl Owned for (&str, &str, &str) {
+    fn into_owned(self) -> (String, String, String) {
+        (self.0.into(), self.1.into(), self.2.into())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_route_has_an_entry_for_each_service_beside_those_of_others() {
+    let api = shop_api();
+    api.serve(GATEWAY, "httproutes");
+    let foreign = json!({
+        "parentRef": { "name": "edge" },
+        "controllerName": "example.com/gateway",
+        "conditions": [],
+    });
+    let parent = |name: &str| json!({ "group": "", "kind": "Service", "name": name, "port": 80 });
+    let route = json!({
+        "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+        "metadata": { "name": "r", "namespace": "shop", "generation": 3 },
+        "spec": {
+            "parentRefs": [{ "name": "edge" }, parent("tax"), parent("nobody")],
+            "rules": [{ "backendRefs": [{ "name": "tax", "port": 80 }, { "name": "gone", "port": 80 }] }],
+        },
+        "status": { "parents": [foreign] },
+    });
+    api.put(GATEWAY, "httproutes", route);
+    let run = Run::of(api);
+    run.ready().await;
+    settle().await;
+    let parents = run.api.object(GATEWAY, "httproutes", "shop", "r")["status"]["parents"].clone();
+    let parents = parents.as_array().unwrap();
+    assert_eq!(parents.len(), 3, "{parents:#?}");
+    assert_eq!(parents[0], foreign);
+    for ours in &parents[1..] {
+        assert_eq!(ours["controllerName"], status::CONTROLLER);
+    }
+    assert_eq!(parents[1]["parentRef"], parent("tax"));
+    assert_eq!(condition(&parents[1]["conditions"], "Accepted").0, "True");
+    let missing = ("False", "BackendNotFound", "Service shop/gone does not exist");
+    assert_eq!(condition(&parents[1]["conditions"], "ResolvedRefs"), missing);
+    let (value, reason, _) = condition(&parents[2]["conditions"], "Accepted");
+    assert_eq!((value, reason), ("False", "NoMatchingParent"));
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(statuses(&run.api).len(), 1, "written once");
+}
+
+fn authority() -> (Arc<Authority>, mesh_tls::Root) {
+    let day = Duration::from_secs(86_400);
+    let settings = identity::Settings {
+        folder: "/".into(),
+        names: MeshNames::default(),
+        lifetime: Duration::from_secs(60),
+    };
+    let api = FakeApi::new();
+    let tokens = ReviewedTokens::new(api.client());
+    let root = mesh_tls::Root::generate("mesh", day, day).unwrap();
+    (Arc::new(Authority::new(settings, Box::new(tokens))), root)
+}
+
+fn install(authority: &Authority, root: &mesh_tls::Root, roots: &str) {
+    let issuer = mesh_tls::Issuer::from_pem(&root.issuer, &root.issuer_key).unwrap();
+    authority.install(Loaded { issuer, roots: roots.to_owned() });
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_roots_are_published_and_kept() {
+    let (api, (authority, root)) = (FakeApi::new(), authority());
+    let (lead, leader) = tokio::sync::watch::channel(false);
+    let task = roots::run(api.client(), "mesh-system".into(), Arc::clone(&authority), leader);
+    let task = tokio::spawn(task);
+    let published = |api: &FakeApi| {
+        let map = api.object(CORE, "configmaps", "mesh-system", roots::NAME);
+        map["data"][roots::KEY].as_str().map(str::to_owned)
+    };
+    install(&authority, &root, "first");
+    settle().await;
+    assert_eq!(published(&api), None, "it does not hold the Lease");
+    lead.send_replace(true);
+    settle().await;
+    assert_eq!(published(&api).as_deref(), Some("first"));
+    install(&authority, &root, "second");
+    settle().await;
+    assert_eq!(published(&api).as_deref(), Some("second"));
+    let writes = api.written().len();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(api.written().len(), writes, "nothing to write");
+    api.delete(CORE, "configmaps", "mesh-system", roots::NAME);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(published(&api).as_deref(), Some("second"));
+    task.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_reviewed_for_our_audience() {
+    let api = FakeApi::new();
+    api.review_tokens(|token| {
+        json!({
+            "authenticated": token == "good",
+            "audiences": [AUDIENCE],
+            "user": { "username": "system:serviceaccount:shop:web" },
+        })
+    });
+    let tokens = ReviewedTokens::new(api.client());
+    assert_eq!(tokens.owner("good").await.unwrap(), shop("web"));
+    assert!(matches!(tokens.owner("bad").await, Err(TokenError::Refused { .. })));
+    let asked = api.written();
+    assert_eq!(asked[0].1["spec"]["audiences"], json!([AUDIENCE]));
+    for text in ["", "a b", "a\nb", "é", &"a".repeat(70_000)] {
+        assert!(matches!(tokens.owner(text).await, Err(TokenError::Malformed)));
+    }
+    assert_eq!(api.written().len(), asked.len(), "what is no token is not asked about");
+
+    api.set_down(true);
+    let started = Instant::now();
+    let refused = tokens.owner("good").await;
+    assert!(matches!(refused, Err(TokenError::Unavailable { .. })), "{refused:?}");
+    assert_eq!(started.elapsed().as_secs(), 10);
+}
