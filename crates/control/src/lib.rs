@@ -9,10 +9,12 @@ mod admin;
 pub mod config;
 pub mod identity;
 pub mod index;
+pub mod inject;
 mod serve;
 pub mod services;
 pub mod source;
 pub mod state;
+pub mod webhook;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

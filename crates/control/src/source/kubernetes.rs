@@ -10,7 +10,7 @@ use kube::core::ObjectMeta;
 use super::Finding;
 use super::annotations::Annotations;
 use crate::index::object::{
-    AppProtocol, ContainerPort, Kind, Name, Namespace, Pod, Service, ServicePort,
+    AppProtocol, ContainerPort, Kind, Labels, Name, Namespace, Pod, Service, ServicePort,
 };
 
 /// Label of pods whose owner is not told by an owner reference.
@@ -34,10 +34,21 @@ pub fn namespace(object: &core::Namespace) -> Converted<Namespace> {
     let namespace = Namespace {
         name: object.metadata.name.clone().unwrap_or_default(),
         labels: object.metadata.labels.clone().unwrap_or_default(),
+        annotations: own_annotations(&object.metadata),
         opaque_ports: annotations.opaque_ports(),
         default_access: annotations.default_access(),
     };
     (namespace, annotations.findings)
+}
+
+/// Those that are the mesh's; the others may be large.
+fn own_annotations(meta: &ObjectMeta) -> Labels {
+    let own = meta.annotations.iter().flatten();
+    let own = own.filter(|(key, _)| {
+        key.split_once('/')
+            .is_some_and(|(prefix, _)| prefix == "meshctl.dev" || prefix == "config.meshctl.dev")
+    });
+    own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// A Service; its cluster addresses are those it names itself.
