@@ -15,6 +15,7 @@ use tracing_subscriber::EnvFilter;
 use crate::identity;
 use crate::index::authz::Defaults;
 use crate::index::identity::MeshNames;
+use crate::webhook;
 
 /// The control plane of the mesh.
 #[derive(Clone, Debug, Parser)]
@@ -45,6 +46,12 @@ pub struct Args {
         env = "MESH_CONTROL_ADMIN"
     )]
     pub admin: SocketAddr,
+    /// Address of the admission webhook (HTTPS), on Kubernetes
+    #[arg(long, value_name = "IP:PORT", env = "MESH_CONTROL_WEBHOOK")]
+    pub webhook: Option<SocketAddr>,
+    /// Folder with the settings of injected proxies: the mounted ConfigMap `mesh-config`
+    #[arg(long, value_name = "DIR", requires = "webhook", env = "MESH_CONTROL_INJECT_SETTINGS")]
+    pub inject_settings: Option<PathBuf>,
     /// Folder with `roots.pem`, `issuer.pem` and `issuer-key.pem` (or `ca.crt`, `tls.crt` and
     /// `tls.key`); without it pods have no identities
     #[arg(long, value_name = "DIR", env = "MESH_CONTROL_IDENTITY_DIR")]
@@ -127,6 +134,8 @@ pub struct Config {
     pub admin: SocketAddr,
     /// `None`: pods have no identities.
     pub identity: Option<identity::Settings>,
+    /// `None`: pods are given no proxies.
+    pub webhook: Option<webhook::Config>,
     pub defaults: Defaults,
     pub log: String,
     pub log_format: LogFormat,
@@ -183,9 +192,17 @@ impl TryFrom<Args> for Config {
                 names.control_namespace, names.trust_domain
             ));
         }
+        if args.webhook.is_some() && args.source == SourceKind::Local {
+            problems.push("--webhook: there is no admission without --source kube".into());
+        }
         if !problems.is_empty() {
             return Err(InvalidArgs { problems });
         }
+        let webhook = args.webhook.map(|listen| webhook::Config {
+            listen,
+            settings: args.inject_settings,
+            names: names.clone(),
+        });
         let mut defaults = Defaults { access: args.default_inbound_policy, ..Defaults::default() };
         if !args.cluster_networks.is_empty() {
             defaults.cluster = args.cluster_networks.into();
@@ -202,6 +219,7 @@ impl TryFrom<Args> for Config {
                 names,
                 lifetime: args.certificate_lifetime,
             }),
+            webhook,
             defaults,
             log: args.log,
             log_format: args.log_format,

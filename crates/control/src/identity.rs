@@ -95,6 +95,11 @@ impl Authority {
         (self.issued.load(Ordering::Relaxed), self.refused.load(Ordering::Relaxed))
     }
 
+    /// The roots that are trusted now, if there are any yet.
+    pub fn trusted(&self) -> Option<Arc<TrustRoots>> {
+        self.roots.borrow().clone()
+    }
+
     /// The roots that are trusted, and what they become.
     ///
     /// # Errors

@@ -71,6 +71,9 @@ pub async fn run(config: Config) -> Result<(), serve::StartError> {
         identity::folder::take(authority, &shared, loaded);
         running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
     }
+    if let Some(config) = config.webhook.clone() {
+        webhook::start(config, Arc::clone(&shared), authority.clone(), &mut running).await?;
+    }
     running.spawn(source::local::run(config.state_dir.clone(), Arc::clone(&shared)));
     // What runs is aborted with the set.
     Box::pin(listeners.serve(shared, authority, "local")).await

@@ -19,10 +19,10 @@ pub mod certificate;
 mod events;
 mod namespaces;
 pub mod review;
+mod start;
 
 use std::convert::Infallible;
 use std::fmt;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,7 @@ use tokio_rustls::TlsAcceptor;
 use self::certificate::Serving;
 use self::events::Events;
 use self::review::{Asked, BadReview};
+pub use self::start::{Config, start};
 use crate::inject::{self, Outcome, Settings};
 use crate::state::Shared;
 
@@ -62,7 +63,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Webhook {
     shared: Arc<Shared>,
     client: Client,
-    settings: Box<dyn Fn() -> Settings + Send + Sync>,
+    settings: Box<dyn Fn() -> Option<Settings> + Send + Sync>,
     events: Events,
 }
 
@@ -73,11 +74,11 @@ impl fmt::Debug for Webhook {
 }
 
 impl Webhook {
-    /// The settings are asked for each pod: trust roots change.
+    /// The settings are asked for each pod: trust roots change. `None`: they are not known yet.
     pub fn new(
         shared: Arc<Shared>,
         client: Client,
-        settings: impl Fn() -> Settings + Send + Sync + 'static,
+        settings: impl Fn() -> Option<Settings> + Send + Sync + 'static,
     ) -> Self {
         let events = Events::new(client.clone());
         Self { shared, client, settings: Box::new(settings), events }
@@ -168,13 +169,17 @@ impl Webhook {
             }
             Err(BadReview::Answered(answer)) => return json_response(answer),
         };
-        let settings = (self.settings)();
+        // What fails here is for the webhook's `failurePolicy` to judge.
+        let Some(settings) = (self.settings)() else {
+            let why = "the control plane has no trust roots yet; its log says why\n";
+            return text(StatusCode::SERVICE_UNAVAILABLE, why);
+        };
         let namespace = match self.namespace(&asked, &settings).await {
             Ok(namespace) => namespace,
             Err(error) => {
                 tracing::warn!(%error, namespace = asked.namespace, "cannot read the namespace");
-                let why = format!("the mesh cannot read namespace {}: {error}", asked.namespace);
-                return json_response(asked.failed(&why));
+                let why = format!("cannot read namespace {}: {error}\n", asked.namespace);
+                return text(StatusCode::SERVICE_UNAVAILABLE, &why);
             }
         };
         let outcome = inject::inject(&asked.meta, &asked.spec, &namespace, &settings);
@@ -216,12 +221,4 @@ fn json_response(body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::from(body));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
-}
-
-/// What the webhook needs to know besides what all of the control plane does.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Config {
-    pub listen: SocketAddr,
-    /// The mounted ConfigMap `mesh-config`, a file per key.
-    pub settings: Option<std::path::PathBuf>,
 }

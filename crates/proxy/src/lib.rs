@@ -14,6 +14,7 @@ mod detect;
 mod discovery;
 mod error;
 mod exchange;
+mod hooks;
 mod http;
 mod identity;
 mod inbound;

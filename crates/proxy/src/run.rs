@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
+use crate::hooks;
 use crate::http::server::Server;
 use crate::identity::Identity;
 use crate::inbound::Inbound;
@@ -29,10 +30,13 @@ use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, Tracer, log};
 use crate::worker::Worker;
 
-/// Runs a proxy configured by the environment, until it is told to end.
+/// Runs a proxy configured by the environment, until it is told to end; or a hook, by its name.
 ///
 /// Exits with 0 after a drain, 1 when it could not start or had to cut connections.
 pub fn main() -> ExitCode {
+    if let Some(code) = hooks::run(std::env::args().nth(1).as_deref()) {
+        return code;
+    }
     let config = match Config::from_vars(std::env::vars()) {
         Ok(config) => config,
         Err(error) => return fail(&error),

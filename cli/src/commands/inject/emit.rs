@@ -50,7 +50,10 @@ fn is_block(text: &str) -> bool {
     let sound = |line: &str| {
         !line.is_empty()
             && !line.starts_with([' ', '\t'])
-            && line.chars().all(|c| c == '\t' || !c.is_control())
+            // Some versions of YAML take the last three for line ends or marks.
+            && line.chars().all(|c| {
+                c == '\t' || !(c.is_control() || "\u{2028}\u{2029}\u{feff}".contains(c))
+            })
     };
     lines.split('\n').all(sound)
 }

@@ -7,9 +7,9 @@ mod emit;
 mod files;
 mod place;
 mod settings;
-mod text;
 #[cfg(test)]
 mod tests;
+mod text;
 mod uninject;
 
 use std::path::PathBuf;
@@ -18,10 +18,9 @@ use std::process::ExitCode;
 use clap::Args;
 use mesh_control::inject::Outcome;
 
+use self::text::{Mode, Report, Verdict};
 pub use self::uninject::UninjectArgs;
 pub(super) use self::uninject::run as run_uninject;
-use self::files::Input;
-use self::text::{Mode, Report, Verdict};
 use crate::context::Context;
 use crate::error::CliError;
 use crate::output::{Cell, Column, Table, clean};
@@ -79,14 +78,12 @@ pub(super) async fn run(args: InjectArgs, cx: &mut Context) -> Result<ExitCode, 
         outputs.push(text::inject(input, &namespaces, &mode, &mut reports)?);
     }
     if args.explain {
-        let mut table = Table::new([
-            Column::left("OBJECT"),
-            Column::left("INJECTED"),
-            Column::left("WHY"),
-        ]);
+        let mut table =
+            Table::new([Column::left("OBJECT"), Column::left("INJECTED"), Column::left("WHY")]);
         for report in &reports {
             let (injected, why) = report.verdict.told();
-            table.row([report.object.as_str(), injected, why].map(|text| Cell::from(&*clean(text))));
+            table
+                .row([report.object.as_str(), injected, why].map(|text| Cell::from(&*clean(text))));
         }
         cx.ui.print(&table.render(cx.ui.out_style))?;
     } else {

@@ -21,8 +21,14 @@ pub(super) enum Kind {
     Scalar(String),
     /// Another node's content, which stands elsewhere.
     Alias,
-    Map { flow: bool, entries: Vec<Entry> },
-    List { flow: bool, items: Vec<Node> },
+    Map {
+        flow: bool,
+        entries: Vec<Entry>,
+    },
+    List {
+        flow: bool,
+        items: Vec<Node>,
+    },
 }
 
 #[derive(Debug)]

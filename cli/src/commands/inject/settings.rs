@@ -46,7 +46,10 @@ pub(super) async fn gather(args: &InjectArgs, cx: &mut Context) -> Result<Settin
     let mut findings = Vec::new();
     settings.take(&told.config, &mut findings);
     for finding in findings {
-        cx.ui.note(&format!("ConfigMap {namespace}/{CONFIG_MAP}: {}: {}", finding.field, finding.message));
+        cx.ui.note(&format!(
+            "ConfigMap {namespace}/{CONFIG_MAP}: {}: {}",
+            finding.field, finding.message
+        ));
     }
     settings.trust_roots = roots(args, told)?;
     set(&mut settings, &args.set)?;
@@ -117,7 +120,9 @@ fn set(settings: &mut Settings, pairs: &[String]) -> Result<(), CliError> {
         let (repository, tag) = split_image(&image);
         let name = repository.rsplit_once('/').map_or(repository, |(_, name)| name);
         let (key, value) = match key {
-            "image.registry" => ("proxy-image", format!("{}/{name}{tag}", value.trim_end_matches('/'))),
+            "image.registry" => {
+                ("proxy-image", format!("{}/{name}{tag}", value.trim_end_matches('/')))
+            }
             "image.tag" => ("proxy-image", format!("{repository}:{value}")),
             "image.pullPolicy" => ("proxy-image-pull-policy", value.to_owned()),
             _ => (key, value.to_owned()),

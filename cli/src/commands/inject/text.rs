@@ -80,8 +80,9 @@ pub(super) fn inject(
     let mut out = String::with_capacity(input.text.len());
     for document in documents(input)? {
         let failed = |error: String| {
-            CliError::failed(format!("{}:{}: {error}", input.name(), document.line))
-                .hint("write the pod template in block style, without anchors, or label it yourself")
+            CliError::failed(format!("{}:{}: {error}", input.name(), document.line)).hint(
+                "write the pod template in block style, without anchors, or label it yourself",
+            )
         };
         let (base, value) = match taken_out(document.text, &document.value) {
             Some(base) => {
@@ -94,7 +95,8 @@ pub(super) fn inject(
         let mut expected = value.clone();
         for (path, object) in objects(&value) {
             let Some(template) = template_path(object) else { continue };
-            let path: Vec<&str> = path.iter().map(String::as_str).chain(template).collect();
+            let path: Vec<&str> =
+                path.iter().map(String::as_str).chain(template.iter().copied()).collect();
             let Some(pod) = expected.pointer_mut(&pointer(&path)) else { continue };
             let (report, of_pod) = decide(object, pod, namespaces, mode);
             apply(pod, &of_pod);
@@ -139,8 +141,7 @@ fn decide(
     namespaces: &BTreeMap<String, NamespaceMeta>,
     mode: &Mode<'_>,
 ) -> (Report, Vec<Edit>) {
-    let report =
-        |verdict, warnings| Report { object: name_of(object), verdict, warnings };
+    let report = |verdict, warnings| Report { object: name_of(object), verdict, warnings };
     let read = |field: &str| pod.get(field).cloned().unwrap_or(Value::Object(Default::default()));
     let typed = serde_json::from_value(read("metadata"))
         .and_then(|meta| Ok((meta, serde_json::from_value(read("spec"))?)));
@@ -167,7 +168,9 @@ fn decide(
     };
     let mut warnings = misplaced(object);
     let verdict = Verdict::from(&outcome);
-    let Outcome::Injected(injection) = outcome else { return (report(verdict, warnings), Vec::new()) };
+    let Outcome::Injected(injection) = outcome else {
+        return (report(verdict, warnings), Vec::new());
+    };
     warnings.extend(injection.warnings.iter().map(warning_text));
     let edits = match mode {
         Mode::Inject(_) => injection.edits,
@@ -190,7 +193,9 @@ fn misplaced(object: &Value) -> Vec<String> {
     };
     let own = |key: &String| key == INJECT || key.starts_with(PREFIX);
     let found = keys("labels").into_iter().chain(keys("annotations")).filter(own);
-    found.map(|key| format!("metadata: {key} has no effect here; set it on the pod template")).collect()
+    found
+        .map(|key| format!("metadata: {key} has no effect here; set it on the pod template"))
+        .collect()
 }
 
 /// A document with its first line's number, from 1.
@@ -204,7 +209,8 @@ struct Document<'a> {
 fn documents(input: &Input) -> Result<Vec<Document<'_>>, CliError> {
     let text = input.text.as_str();
     let is_marker = |line: &str| {
-        line.strip_prefix("---").is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        line.strip_prefix("---")
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
     };
     let mut bounds = vec![(0, 1)];
     let mut at = 0;

@@ -105,14 +105,6 @@ impl Asked {
         bytes(response)
     }
 
-    /// An answer that makes the API server do what it does when there is none (`failurePolicy`) would
-    /// be no answer; so the pod is refused, to be created again by whoever wants it.
-    pub fn failed(self, why: &str) -> Vec<u8> {
-        let mut response = self.response.deny(why);
-        response.result.code = 503;
-        bytes(response)
-    }
-
     /// A pod has no name yet when it is to be made one.
     pub fn shown_name(&self) -> &str {
         let name = self.meta.name.as_deref().filter(|name| !name.is_empty());
