@@ -239,6 +239,7 @@ mod tests {
             ("--log", "a=b=c"),
             ("--identity-dir", "/nowhere"),
             ("--trust-domain", "Cluster.Local"),
+            ("--webhook", "127.0.0.1:8443"),
         ];
         let args = wrong.iter().flat_map(|(flag, value)| [*flag, *value]);
         let args = Args::parse_from(["mesh-control"].into_iter().chain(args));

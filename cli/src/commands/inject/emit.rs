@@ -92,7 +92,7 @@ mod tests {
         let mut lines = Vec::new();
         item(&value, 2, &mut lines);
         let text = "  - name: x\n    args:\n      - \"--a\"\n      - \"80\"\n    e: {}\n    env:\n      \
-                    - name: PEM\n        value: |\n          a\n          b\n      - name: N\n        \
+                    - name: PEM\n        value: |\n          a\n          b\n      - name: \"N\"\n        \
                     value: \"no\"\n    image: ghcr.io/a/b:1\n    \"n\": 1\n    ok: true";
         assert_eq!(lines.join("\n"), text);
     }

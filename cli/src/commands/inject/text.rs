@@ -109,7 +109,10 @@ pub(super) fn inject(
         }
         let edited = put_in(&base, &edits).map_err(failed)?;
         let says = value_of(&edited).map_err(|error| failed(error.to_string()))?;
-        if says != expected || taken_out(&edited, &says).as_deref() != Some(&*base) {
+        // A label in flow style cannot be told from one that was there, and stays.
+        let comes_back =
+            || matches!(mode, Mode::Enable) || taken_out(&edited, &says).as_deref() == Some(&*base);
+        if says != expected || !comes_back() {
             return Err(failed("this document cannot be edited in place".into()));
         }
         out.push_str(&edited);
@@ -142,7 +145,10 @@ fn decide(
     mode: &Mode<'_>,
 ) -> (Report, Vec<Edit>) {
     let report = |verdict, warnings| Report { object: name_of(object), verdict, warnings };
-    let read = |field: &str| pod.get(field).cloned().unwrap_or(Value::Object(Default::default()));
+    let read = |field: &str| {
+        let there = pod.get(field).filter(|value| !value.is_null()).cloned();
+        there.unwrap_or(Value::Object(Default::default()))
+    };
     let typed = serde_json::from_value(read("metadata"))
         .and_then(|meta| Ok((meta, serde_json::from_value(read("spec"))?)));
     let (meta, spec): (kube::core::ObjectMeta, _) = match typed {
@@ -477,7 +483,9 @@ fn cuts(text: &str, template: &Node) -> Vec<Range<usize>> {
                 item.child("name").is_some_and(|name| names.iter().any(|own| name.is_text(own)))
             };
             let ours: Vec<bool> = items.iter().map(ours).collect();
-            if !ours.is_empty() && ours.iter().all(|own| *own) {
+            // In a block, a list in flow style was there, empty: ours would be a block.
+            let made = *flow == is_flow(spec);
+            if made && !ours.is_empty() && ours.iter().all(|own| *own) {
                 cuts.extend(entry_cut(text, spec, |key| key == list));
             } else {
                 let places = items.iter().map(|item| item.start..item.end).collect();
@@ -490,7 +498,8 @@ fn cuts(text: &str, template: &Node) -> Vec<Range<usize>> {
         && let Kind::Map { entries, .. } = &annotations.value.kind
     {
         let ours = |key: &str| OURS.annotations.contains(&key);
-        if !entries.is_empty() && entries.iter().all(|entry| ours(&entry.key)) {
+        let made = is_flow(&annotations.value) == is_flow(&meta.value);
+        if made && !entries.is_empty() && entries.iter().all(|entry| ours(&entry.key)) {
             let alone = matches!(&meta.value.kind, Kind::Map { entries, .. } if entries.len() == 1);
             cuts.extend(if alone && is_flow(template) {
                 entry_cut(text, template, |key| key == "metadata")
