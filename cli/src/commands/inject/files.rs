@@ -16,17 +16,17 @@ const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 pub(super) struct Input {
     /// `None` is stdin.
     path: Option<PathBuf>,
-    pub text: String,
+    pub(super) text: String,
 }
 
 impl Input {
     /// As errors name it.
-    pub fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         self.path.as_ref().map_or_else(|| "stdin".to_owned(), |path| path.display().to_string())
     }
 
     #[cfg(test)]
-    pub fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         Self { path: None, text: text.to_owned() }
     }
 }

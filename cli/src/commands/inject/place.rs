@@ -40,7 +40,7 @@ pub(super) struct Entry {
 
 impl Entry {
     /// Behind its value, or its key when there is none.
-    pub fn end(&self) -> usize {
+    pub(super) fn end(&self) -> usize {
         self.key_place.end.max(self.value.end)
     }
 }
@@ -50,7 +50,7 @@ impl Node {
     ///
     /// # Errors
     /// When it is not YAML, or nests too deep.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut reader = Reader { parser: Parser::new_from_str(text), text };
         loop {
             match reader.next()? {
@@ -60,7 +60,7 @@ impl Node {
         }
     }
 
-    pub fn entry(&self, name: &str) -> Option<&Entry> {
+    pub(super) fn entry(&self, name: &str) -> Option<&Entry> {
         match &self.kind {
             Kind::Map { entries, .. } => entries.iter().find(|entry| entry.key == name),
             _ => None,
@@ -68,14 +68,14 @@ impl Node {
     }
 
     /// The node below, by names and numbers.
-    pub fn child(&self, name: &str) -> Option<&Self> {
+    pub(super) fn child(&self, name: &str) -> Option<&Self> {
         match &self.kind {
             Kind::List { items, .. } => items.get(name.parse::<usize>().ok()?),
             _ => self.entry(name).map(|entry| &entry.value),
         }
     }
 
-    pub fn is_text(&self, text: &str) -> bool {
+    pub(super) fn is_text(&self, text: &str) -> bool {
         matches!(&self.kind, Kind::Scalar(own) if own == text)
     }
 }
