@@ -51,6 +51,8 @@ pub enum Commands {
     Describe(commands::describe::DescribeArgs),
     Proxy(commands::proxy::ProxyArgs),
     Identity(commands::identity::IdentityArgs),
+    Inject(commands::inject::InjectArgs),
+    Uninject(commands::inject::UninjectArgs),
     Check(commands::check::CheckArgs),
     Explain(commands::explain::ExplainArgs),
     Version(commands::version::VersionArgs),

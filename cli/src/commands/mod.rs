@@ -9,6 +9,7 @@ pub mod edges;
 pub mod endpoints;
 pub mod explain;
 pub mod identity;
+pub mod inject;
 pub mod local;
 pub mod proxy;
 pub mod routes;
@@ -39,6 +40,8 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Proxy(args) => proxy::run(args, cx).await,
         Commands::Completion(args) => completion::run(&args, cx),
         Commands::Identity(args) => identity::run(args, cx).await,
+        Commands::Inject(args) => inject::run(args, cx).await,
+        Commands::Uninject(args) => inject::run_uninject(&args, cx),
         Commands::Check(args) => check::run(args, cx).await,
         Commands::Explain(args) => explain::run(&args, cx),
         Commands::Version(args) => version::run(args, cx).await,

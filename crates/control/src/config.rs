@@ -16,6 +16,7 @@ use crate::identity;
 use crate::index::authz::Defaults;
 use crate::index::identity::MeshNames;
 use crate::source::kube;
+use crate::webhook;
 
 /// The control plane of the mesh.
 #[derive(Clone, Debug, Parser)]
@@ -57,6 +58,12 @@ pub struct Args {
         env = "MESH_CONTROL_ADMIN"
     )]
     pub admin: SocketAddr,
+    /// Address of the admission webhook (HTTPS), on Kubernetes
+    #[arg(long, value_name = "IP:PORT", env = "MESH_CONTROL_WEBHOOK")]
+    pub webhook: Option<SocketAddr>,
+    /// Folder with the settings of injected proxies: the mounted ConfigMap `mesh-config`
+    #[arg(long, value_name = "DIR", requires = "webhook", env = "MESH_CONTROL_INJECT_SETTINGS")]
+    pub inject_settings: Option<PathBuf>,
     /// Folder with `roots.pem`, `issuer.pem` and `issuer-key.pem` (or `ca.crt`, `tls.crt` and
     /// `tls.key`); without it pods have no identities
     #[arg(long, value_name = "DIR", env = "MESH_CONTROL_IDENTITY_DIR")]
@@ -152,6 +159,8 @@ pub struct Config {
     pub names: MeshNames,
     /// `None`: pods have no identities.
     pub identity: Option<identity::Settings>,
+    /// `None`: pods are given no proxies.
+    pub webhook: Option<webhook::Config>,
     pub defaults: Defaults,
     pub log: String,
     pub log_format: LogFormat,
@@ -219,9 +228,17 @@ impl TryFrom<Args> for Config {
                 names.control_namespace, names.trust_domain
             ));
         }
+        if args.webhook.is_some() && args.source == SourceKind::Local {
+            problems.push("--webhook: there is no admission without --source kube".into());
+        }
         if !problems.is_empty() {
             return Err(InvalidArgs { problems });
         }
+        let webhook = args.webhook.map(|listen| webhook::Config {
+            listen,
+            settings: args.inject_settings,
+            names: names.clone(),
+        });
         let mut defaults = Defaults { access: args.default_inbound_policy, ..Defaults::default() };
         if !args.cluster_networks.is_empty() {
             defaults.cluster = args.cluster_networks.into();
@@ -245,6 +262,7 @@ impl TryFrom<Args> for Config {
                 names,
                 lifetime: args.certificate_lifetime,
             }),
+            webhook,
             defaults,
             log: args.log,
             log_format: args.log_format,
@@ -265,6 +283,7 @@ mod tests {
             ("--log", "a=b=c"),
             ("--identity-dir", "/nowhere"),
             ("--trust-domain", "Cluster.Local"),
+            ("--webhook", "127.0.0.1:8443"),
         ];
         let args = wrong.iter().flat_map(|(flag, value)| [*flag, *value]);
         let args = Args::parse_from(["mesh-control"].into_iter().chain(args));

@@ -9,10 +9,12 @@ mod admin;
 pub mod config;
 pub mod identity;
 pub mod index;
+pub mod inject;
 mod serve;
 pub mod services;
 pub mod source;
 pub mod state;
+pub mod webhook;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -79,8 +81,12 @@ async fn run_kube(
 ) -> Result<(), serve::StartError> {
     let client = source::kube::connect().await?;
     let tokens = ReviewedTokens::new(client.clone());
-    let started = Started::new(&config, |_| Box::new(tokens)).await?;
+    let mut started = Started::new(&config, |_| Box::new(tokens)).await?;
     let (shared, authority) = (Arc::clone(&started.shared), started.authority.clone());
+    if let Some(config) = config.webhook {
+        let (shared, authority) = (Arc::clone(&shared), authority.clone());
+        webhook::start(config, shared, authority, &mut started.running).await?;
+    }
     let stop = CancellationToken::new();
     let source = source::kube::run(client, settings, shared, authority, stop.clone());
     let source = tokio::spawn(source);

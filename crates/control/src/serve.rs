@@ -41,6 +41,8 @@ pub enum StartError {
     Listen { address: String, source: io::Error },
     #[error("another control plane listens on {}", path.display())]
     SocketInUse { path: PathBuf },
+    #[error("--webhook: no Kubernetes API server is known")]
+    NoCluster { source: Box<kube::Error> },
     #[error("cannot watch for signals")]
     Signals { source: io::Error },
     #[error(transparent)]
@@ -168,7 +170,7 @@ fn server() -> Server {
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
 }
 
-async fn tcp(addr: SocketAddr) -> Result<TcpListener, StartError> {
+pub(crate) async fn tcp(addr: SocketAddr) -> Result<TcpListener, StartError> {
     TcpListener::bind(addr)
         .await
         .map_err(|source| StartError::Listen { address: addr.to_string(), source })

@@ -23,6 +23,8 @@ pub const PREFIX: &str = "MESH_PROXY_";
 pub struct Config {
     pub pod_namespace: String,
     pub pod_name: String,
+    /// Addresses of a pod whose connections are redirected; those to itself are not.
+    pub pod_ips: Vec<IpAddr>,
     /// Where the control plane listens; `None` runs without one.
     pub control_addr: Option<ControlAddr>,
     pub outbound: OutboundConfig,
@@ -172,6 +174,7 @@ impl Config {
         let config = Self {
             pod_namespace: vars.or("POD_NAMESPACE", "default".to_owned()),
             pod_name: vars.or("POD_NAME", "unknown".to_owned()),
+            pod_ips: vars.list("POD_IPS"),
             control_addr: vars.get("CONTROL_ADDR"),
             outbound: OutboundConfig {
                 addrs: vars.list_or("OUTBOUND_ADDR", (Ipv4Addr::LOCALHOST, 4140).into()),
@@ -336,11 +339,17 @@ impl Vars {
     }
 
     fn finish(mut self, config: Config) -> Result<Config, ConfigErrors> {
-        for name in self.left.keys() {
+        for name in self.left.keys().filter(|name| !is_of_service_link(name)) {
             self.errors.push(format!("{PREFIX}{name}: there is no such setting"));
         }
         if self.errors.is_empty() { Ok(config) } else { Err(ConfigErrors(self.errors)) }
     }
+}
+
+/// Kubernetes tells every container of each Service around it: of one named `mesh-proxy` by
+/// `MESH_PROXY_SERVICE_HOST` and the like.
+fn is_of_service_link(name: &str) -> bool {
+    ["SERVICE_HOST", "SERVICE_PORT", "PORT"].iter().any(|link| name.starts_with(link))
 }
 
 /// `250ms`, `10s`, `2m`.

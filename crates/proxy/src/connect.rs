@@ -37,6 +37,8 @@ pub(crate) struct Secure {
     pub(crate) ours: Identity,
     /// Where the other proxy takes bytes with a transport header.
     pub(crate) direct_port: Option<u16>,
+    /// The same for the own pod, to which nothing is redirected: all goes there.
+    pub(crate) own_port: Option<u16>,
 }
 
 /// No connection came about; nothing was sent.
@@ -54,6 +56,9 @@ impl Connect {
     /// # Errors
     /// Of the last address tried.
     pub(crate) async fn open(&self) -> Result<Io, ConnectError> {
+        if let Some(port) = self.secure.as_ref().and_then(|secure| secure.own_port) {
+            return self.open_direct(port).await;
+        }
         let mut tried = self.addrs.iter();
         let mut addr = *tried.next().expect("an address to connect to");
         loop {
@@ -74,7 +79,13 @@ impl Connect {
     /// Of the last address tried.
     pub(crate) async fn open_bytes(&self) -> Result<Io, ConnectError> {
         let direct_port = self.secure.as_ref().and_then(|secure| secure.direct_port);
-        let Some(direct_port) = direct_port else { return self.open().await };
+        match direct_port {
+            Some(port) => self.open_direct(port).await,
+            None => self.open().await,
+        }
+    }
+
+    async fn open_direct(&self, direct_port: u16) -> Result<Io, ConnectError> {
         let addr = self.addrs[0];
         let header = TransportHeader { port: addr.port(), name: String::new(), protocol: None };
         self.open_one(SocketAddr::new(addr.ip(), direct_port), Some(header)).await

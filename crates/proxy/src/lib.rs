@@ -15,6 +15,7 @@ mod detect;
 mod discovery;
 mod error;
 mod exchange;
+mod hooks;
 mod http;
 mod identity;
 mod inbound;

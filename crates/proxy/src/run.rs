@@ -20,6 +20,7 @@ use crate::control_plane::ControlPlane;
 use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
+use crate::hooks;
 use crate::http::server::Server;
 use crate::identity::Identity;
 use crate::inbound::Inbound;
@@ -31,8 +32,8 @@ use crate::telemetry::log::LogHandle;
 use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig, Tracer, log};
 use crate::worker::Worker;
 
-/// Runs a proxy configured by the environment, until it is told to end; or, with the argument
-/// `init-redirect`, prepares a pod's network for one.
+/// Runs a proxy configured by the environment, until it is told to end; or, by the first argument,
+/// what prepares a pod's network for one (`init-redirect`), or a hook of its container.
 ///
 /// Exits with 0 after a drain, 1 when it could not start or had to cut connections, 2 for arguments
 /// it does not know.
@@ -41,7 +42,7 @@ pub fn main() -> ExitCode {
     match args.next().as_deref() {
         None => proxy(),
         Some(init_redirect::NAME) => init_redirect::main(args),
-        Some(other) => init_redirect::unknown(other),
+        Some(other) => hooks::run(other).unwrap_or_else(|| init_redirect::unknown(other)),
     }
 }
 

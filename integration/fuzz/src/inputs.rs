@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use mesh_api::{Wire, ext};
+use mesh_api::Wire;
 use mesh_control::identity::tokens::Token;
 use mesh_model::OutboundPolicy;
 use mesh_model::authz::PortAuthz;

@@ -164,7 +164,7 @@ fn record() -> impl Strategy<Value = Record> {
         (name(), name(), name(), name(), name(), name(), name()),
         (any::<u16>(), option::of(any::<u16>()), option::of(select(Reason::ALL)), any::<u32>()),
         (any::<u64>(), any::<u64>(), option::of(zero_or_more()), zero_or_more()),
-        (option::of(name()), headers(), headers()),
+        (option::of(name()), option::of(name()), headers(), headers()),
     )
         .prop_map(
             |(
@@ -172,7 +172,7 @@ fn record() -> impl Strategy<Value = Record> {
                 (method, scheme, authority, path, parent, route, backend),
                 (status, grpc_status, reason, attempts),
                 (request_bytes, response_bytes, first_byte, duration),
-                (tls, request_headers, response_headers),
+                (policy, tls, request_headers, response_headers),
             )| Record {
                 id,
                 started_unix_ms,
@@ -194,6 +194,7 @@ fn record() -> impl Strategy<Value = Record> {
                 response_bytes,
                 first_byte,
                 duration,
+                policy,
                 tls,
                 request_headers,
                 response_headers,
@@ -212,19 +213,26 @@ fn filter() -> impl Strategy<Value = TapFilter> {
     ];
     (
         (option::of(direction()), option::of(name()), option::of(name()), option::of(name())),
-        option::of(status),
+        (option::of(status), option::of(select(Reason::ALL))),
         vec(any::<std::net::IpAddr>(), 0..3),
         vec((name(), name()), 0..3),
         any::<bool>(),
     )
         .prop_map(
-            |((direction, method, path, authority), status, peers, headers, with_headers)| {
+            |(
+                (direction, method, path, authority),
+                (status, reason),
+                peers,
+                headers,
+                with_headers,
+            )| {
                 TapFilter {
                     direction,
                     method,
                     path,
                     authority,
                     status,
+                    reason,
                     peers,
                     headers,
                     with_headers,

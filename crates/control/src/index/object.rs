@@ -153,6 +153,8 @@ pub type Labels = BTreeMap<String, String>;
 pub struct Namespace {
     pub name: String,
     pub labels: Labels,
+    /// The mesh's own: `meshctl.dev/…` and `config.meshctl.dev/…`.
+    pub annotations: Labels,
     /// Overrides the default opaque ports within the namespace.
     pub opaque_ports: Option<PortSet>,
     /// Overrides the mesh's default within the namespace.

@@ -57,8 +57,8 @@ impl<'a> Annotations<'a> {
     pub fn new(all: Option<&'a BTreeMap<String, String>>) -> Self {
         let unknown = all.into_iter().flatten().filter_map(|(key, _)| {
             let name = key.strip_prefix(PREFIX)?;
-            (!KNOWN.contains(&name)).then(|| {
-                let nearest = nearest(name);
+            (!known().any(|known| known == name)).then(|| {
+                let nearest = nearest_name(name, known());
                 Finding::warning(
                     field(name),
                     format!("no such annotation; the nearest is {PREFIX}{nearest}"),
@@ -217,9 +217,14 @@ fn duration(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(millis)).filter(|duration| !duration.is_zero())
 }
 
-/// The known annotation with the fewest letters to change.
-fn nearest(name: &str) -> &'static str {
-    KNOWN.into_iter().min_by_key(|known| distance(known, name)).unwrap_or(OPAQUE_PORTS)
+/// All annotations there are: the injector reads some of those of pods and namespaces.
+fn known() -> impl Iterator<Item = &'static str> {
+    KNOWN.into_iter().chain(crate::inject::options::names())
+}
+
+/// Of these names the one with the fewest letters to change.
+pub(crate) fn nearest_name(name: &str, known: impl Iterator<Item = &'static str>) -> &'static str {
+    known.min_by_key(|known| distance(known, name)).unwrap_or(OPAQUE_PORTS)
 }
 
 /// Levenshtein distance. Longer names than any real one are cut, so that the work is bounded.

@@ -35,10 +35,21 @@ pub fn namespace(object: &core::Namespace) -> Converted<Namespace> {
     let namespace = Namespace {
         name: object.metadata.name.clone().unwrap_or_default(),
         labels: object.metadata.labels.clone().unwrap_or_default(),
+        annotations: own_annotations(&object.metadata),
         opaque_ports: annotations.opaque_ports(),
         default_access: annotations.default_access(),
     };
     (namespace, annotations.findings)
+}
+
+/// Those that are the mesh's; the others may be large.
+fn own_annotations(meta: &ObjectMeta) -> Labels {
+    let own = meta.annotations.iter().flatten();
+    let own = own.filter(|(key, _)| {
+        key.split_once('/')
+            .is_some_and(|(prefix, _)| prefix == "meshctl.dev" || prefix == "config.meshctl.dev")
+    });
+    own.map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 /// A Service; its cluster addresses are those it names itself.

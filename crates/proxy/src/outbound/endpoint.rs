@@ -59,10 +59,12 @@ impl EndpointService {
         config: &Config,
         identity: &Identity,
     ) -> Self {
+        let own = config.pod_ips.contains(&endpoint.addr.ip());
         let secure = identity.id().and(endpoint.identity.as_ref()).map(|peer| Secure {
             peer: peer.clone(),
             ours: identity.clone(),
             direct_port: endpoint.opaque_transport,
+            own_port: own.then(|| config.inbound.addr.port()),
         });
         let tls = match &secure {
             Some(secure) => Tls::Id(secure.peer.id.as_str().into()),
