@@ -3,11 +3,15 @@
 //! A policy that is only half understood could let in too many, so that here, other than elsewhere,
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
+mod schema;
+#[expect(unreachable_pub, reason = "of types that kube's derive makes and keeps to itself")]
 mod shape;
 #[cfg(test)]
 mod tests;
 
 use http::{HeaderName, Method};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
 use mesh_model::authz::{
     ClientMatch, DefaultAccess, IdentityPattern, Operation, PathPattern, Source,
 };
@@ -15,8 +19,11 @@ use mesh_model::inbound::{Cidr, Network};
 use mesh_model::matching::Pattern;
 use mesh_model::route::{HeaderMatch, ValueMatch};
 
-pub use self::shape::{AuthorizationPolicyObject, ServerPolicyObject};
-use self::shape::{From, GrpcMethods, Header, NetworkRange, Port, TargetRef, To};
+pub use self::shape::{
+    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, From, GrpcMethods, Header,
+    NetworkRange, PolicyStatus, Port, Range, Selector, ServerPolicyObject, ServerPolicySpec,
+    TargetRef, To, Written,
+};
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
 use crate::index::identity::MeshNames;
@@ -25,6 +32,11 @@ use crate::index::object::{
 };
 
 const VERSION: &str = "policy.meshctl.dev/v1alpha1";
+
+/// What makes a cluster understand our kinds, for `meshctl install`.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![shape::AuthorizationPolicy::crd(), shape::ServerPolicy::crd()]
+}
 
 /// `names` is what the identities of service accounts end in.
 pub fn authorization_policy(
@@ -141,10 +153,8 @@ impl<'a> Reader<'a> {
                 PolicyTarget::Workload { kind, name, port }
             }
             (kind, _) => {
-                let message = format!(
-                    "`{kind}` is not one of Namespace, Service, HTTPRoute, GRPCRoute, Deployment, \
-                     StatefulSet, DaemonSet, ReplicaSet, Job, CronJob, Pod"
-                );
+                let kinds = schema::TARGET_KINDS.join(", ");
+                let message = format!("`{kind}` is not one of {kinds}");
                 self.error(format!("{AT}.kind"), message);
                 PolicyTarget::Namespace
             }

@@ -176,6 +176,52 @@ fn a_server_policy_is_about_a_workload() {
 }
 
 #[test]
+fn definitions_are_what_an_api_server_takes() {
+    for crd in crds() {
+        let name = crd.metadata.name.clone().unwrap();
+        assert!(name.ends_with(".policy.meshctl.dev"), "{name}");
+        let [version] = &crd.spec.versions[..] else { panic!("{name} has one version") };
+        assert_eq!(version.name, "v1alpha1");
+        assert!(version.subresources.as_ref().unwrap().status.is_some(), "{name}");
+        let schema = version.schema.as_ref().unwrap().open_api_v3_schema.as_ref().unwrap();
+        structural(&serde_json::to_value(schema).unwrap(), &name);
+    }
+}
+
+/// The rules for structural schemas, as far as ours could break them.
+fn structural(schema: &Value, at: &str) {
+    let is = |key: &str| schema.get(key) == Some(&Value::Bool(true));
+    let untyped = is("x-kubernetes-int-or-string") || is("x-kubernetes-preserve-unknown-fields");
+    assert!(schema["type"].is_string() || untyped, "{at} has no type: {schema}");
+    for forbidden in ["$ref", "additionalProperties", "oneOf", "definitions", "uniqueItems"] {
+        let labels = forbidden == "additionalProperties" && at.ends_with("matchLabels");
+        assert!(labels || schema.get(forbidden).is_none(), "{at}: {forbidden}");
+    }
+    // A rule over a list without a bound costs too much.
+    assert!(schema["type"] != "array" || schema["maxItems"].is_u64(), "{at} has no bound");
+    assert!(schema.get("default").is_none(), "{at}: {}", schema["default"]);
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        structural(property, &format!("{at}.{name}"));
+    }
+    if let Some(items) = schema.get("items") {
+        structural(items, &format!("{at}[]"));
+    }
+}
+
+/// What a policy says is the same after it was written by the types.
+#[test]
+fn policies_are_written_as_they_are_read() {
+    let spec = json!({
+        "targetRef": { "kind": "Pod", "selector": { "matchLabels": { "a": "b" } }, "port": 80 },
+        "action": "Deny",
+        "from": [{ "networks": ["10.0.0.0/8", { "cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"] }] }],
+        "to": [{ "grpc": [{ "service": "a.B" }] }],
+    });
+    let read: AuthorizationPolicySpec = serde_json::from_value(spec.clone()).unwrap();
+    assert_eq!(serde_json::to_value(read).unwrap(), spec);
+}
+
+#[test]
 fn accounts_and_namespaces_are_those_of_the_mesh() {
     let object = json!({
         "apiVersion": VERSION,

@@ -1,0 +1,53 @@
+//! What an API server is told about fields that Rust's types say less of.
+
+use mesh_model::authz::DefaultAccess;
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// The kinds that policies may be about.
+pub(super) const TARGET_KINDS: [&str; 11] = [
+    "Namespace",
+    "Service",
+    "HTTPRoute",
+    "GRPCRoute",
+    "Deployment",
+    "StatefulSet",
+    "DaemonSet",
+    "ReplicaSet",
+    "Job",
+    "CronJob",
+    "Pod",
+];
+
+pub(super) fn target_kind(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": TARGET_KINDS })
+}
+
+pub(super) fn default_access(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": DefaultAccess::ALL.map(DefaultAccess::as_str) })
+}
+
+pub(super) fn header_match(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ["Exact", "RegularExpression"] })
+}
+
+/// Conditions are a map by type, so that each controller owns its own.
+pub(super) fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 8,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+            "properties": {
+                "type": { "type": "string", "maxLength": 316 },
+                "status": { "type": "string", "enum": ["True", "False", "Unknown"] },
+                "reason": { "type": "string", "minLength": 1, "maxLength": 1024 },
+                "message": { "type": "string", "maxLength": 32768 },
+                "lastTransitionTime": { "type": "string", "format": "date-time" },
+                "observedGeneration": { "type": "integer", "format": "int64", "minimum": 0 },
+            },
+        },
+    })
+}
