@@ -1,10 +1,11 @@
 //! The mesh's certificate authority: who gets which certificate.
 //!
 //! A proxy sends a request for its key with a token; [`tokens`] tells whose token it is, and the issuer
-//! that [`folder`] read signs, for exactly the identity of that service account. The root's key is
+//! that [`folder`] or [`secret`] read signs, for exactly the identity of that service account. The root's key is
 //! nowhere near: it signed the issuer once.
 
 pub mod folder;
+pub mod secret;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
