@@ -9,6 +9,7 @@ pub mod edges;
 pub mod endpoints;
 pub mod explain;
 pub mod identity;
+pub mod install;
 pub mod local;
 pub mod proxy;
 pub mod routes;
@@ -17,6 +18,7 @@ mod shared;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninstall;
 pub mod version;
 
 use std::process::ExitCode;
@@ -42,6 +44,10 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Check(args) => check::run(args, cx).await,
         Commands::Explain(args) => explain::run(&args, cx),
         Commands::Version(args) => version::run(args, cx).await,
+        Commands::Install(args) => install::install(args, cx).await,
+        Commands::Upgrade(args) => install::upgrade(args, cx).await,
+        Commands::Diff(args) => install::diff(args, cx).await,
+        Commands::Uninstall(args) => uninstall::run(args, cx).await,
         Commands::Demo(args) => demo::run(args, cx).await,
         Commands::Local(args) => local::run(args, cx).await,
         Commands::Run(args) => run::run(args, cx).await,
