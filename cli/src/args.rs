@@ -16,8 +16,11 @@ pub struct Cli {
     pub command: Commands,
 }
 
+/// Where the control plane is if nobody says otherwise.
+pub const MESH_NAMESPACE: &str = "mesh-system";
+
 /// Which mesh is meant, for every command that reads one.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Mesh")]
 pub struct Global {
     /// The local mesh of this name instead of a cluster
@@ -30,9 +33,24 @@ pub struct Global {
     /// The kubeconfig file to take the context from
     #[arg(long, global = true, value_name = "FILE")]
     pub kubeconfig: Option<std::path::PathBuf>,
+    /// The namespace of the control plane in the cluster
+    #[arg(long, global = true, value_name = "NS", default_value = MESH_NAMESPACE)]
+    pub mesh_namespace: String,
     /// Say first which mesh is asked
     #[arg(long, short, global = true)]
     pub verbose: bool,
+}
+
+impl Default for Global {
+    fn default() -> Self {
+        Self {
+            local: None,
+            context: None,
+            kubeconfig: None,
+            mesh_namespace: MESH_NAMESPACE.to_owned(),
+            verbose: false,
+        }
+    }
 }
 
 /// Every command, in the order of the help.
@@ -41,6 +59,10 @@ pub enum Commands {
     Demo(commands::demo::DemoArgs),
     Local(commands::local::LocalArgs),
     Run(commands::run::RunArgs),
+    Install(commands::install::InstallArgs),
+    Upgrade(commands::install::UpgradeArgs),
+    Diff(commands::install::DiffArgs),
+    Uninstall(commands::uninstall::UninstallArgs),
     Stat(commands::stat::StatArgs),
     Tap(commands::tap::TapArgs),
     Top(commands::top::TopArgs),

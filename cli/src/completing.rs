@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use mesh_api::ext;
 
-use crate::args::Global;
+use crate::args::{Global, MESH_NAMESPACE};
 use crate::connect::Mesh;
 use crate::context::Context;
 use crate::output::Ui;
@@ -157,14 +157,28 @@ impl Typed {
             Some(rest) => rest.strip_prefix('=').map(str::to_owned),
             None => None,
         });
-        Global { local, ..Global::default() }
+        Global {
+            local,
+            context: self.value("--context"),
+            kubeconfig: self.value("--kubeconfig").map(Into::into),
+            mesh_namespace: self
+                .value("--mesh-namespace")
+                .unwrap_or_else(|| MESH_NAMESPACE.to_owned()),
+            ..Global::default()
+        }
     }
 
     fn namespace(&self) -> Option<String> {
-        let at = self.words.iter().position(|w| w == "-n" || w == "--namespace");
-        let next = at.and_then(|at| self.words.get(at + 1));
-        let joined = self.words.iter().find_map(|w| w.strip_prefix("--namespace="));
-        next.map(String::as_str).or(joined).filter(|ns| !ns.is_empty()).map(str::to_owned)
+        self.value("-n").or_else(|| self.value("--namespace"))
+    }
+
+    /// The value of a flag, as the next word or after `=`.
+    fn value(&self, flag: &str) -> Option<String> {
+        let at = self.words.iter().position(|word| word == flag);
+        let next = at.and_then(|at| self.words.get(at + 1)).map(String::as_str);
+        let mut joined =
+            self.words.iter().filter_map(|word| word.strip_prefix(flag)?.strip_prefix('='));
+        next.or_else(|| joined.next()).filter(|value| !value.is_empty()).map(str::to_owned)
     }
 }
 

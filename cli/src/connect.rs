@@ -18,8 +18,10 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Response, Status, Streaming};
 
 use crate::args::Global;
+use crate::cluster::Cluster;
+use crate::cluster::refusal::carried_by_status;
 use crate::context::Context;
-use crate::error::{CliError, Kind};
+use crate::error::{CliError, Kind, innermost};
 use crate::output::Ui;
 use crate::state_dir::{StateDir, StateRoot};
 
@@ -30,31 +32,112 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Answers about large meshes are larger than gRPC's usual 4 MiB.
 const MAX_MESSAGE: usize = 64 << 20;
 
-impl Context {
-    /// Connects to the mesh that the global flags name.
-    pub async fn connect(&mut self) -> Result<Mesh, CliError> {
-        let dir = locate(&self.global, &self.state)?;
-        let socket = dir.control_socket();
-        if self.global.verbose {
-            self.ui.note(&format!("mesh: local \"{}\" at {}", dir.name, socket.display()));
+/// A mesh that commands can be about.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// On this machine.
+    Local(StateDir),
+    /// In a cluster.
+    Cluster(Cluster),
+}
+
+impl Place {
+    /// The directory of a local mesh.
+    pub fn local(&self) -> Option<&StateDir> {
+        match self {
+            Self::Local(dir) => Some(dir),
+            Self::Cluster(_) => None,
         }
-        Ok(Mesh { waiting: Some(self.ui.clone()), ..Mesh::at(dir).await? })
+    }
+
+    /// The cluster of a mesh in one.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        match self {
+            Self::Local(_) => None,
+            Self::Cluster(cluster) => Some(cluster),
+        }
+    }
+}
+
+impl Context {
+    /// The mesh that is meant: what the flags say; a running local mesh if no kube context is set; the current
+    /// context.
+    pub async fn place(&self) -> Result<Place, CliError> {
+        if self.global.local.is_some() {
+            return locate(&self.global, &self.state).map(Place::Local);
+        }
+        match self.kube.choose(&self.global)? {
+            Some(chosen) => Ok(Place::Cluster(chosen.cluster(&self.global).await?)),
+            None => locate(&self.global, &self.state).map(Place::Local),
+        }
+    }
+
+    /// The cluster that is meant, for commands that make no sense on one machine.
+    pub async fn cluster(&self) -> Result<Cluster, CliError> {
+        if self.global.local.is_some() {
+            return Err(CliError::usage("this is done to clusters, not to local meshes")
+                .hint("meshctl local up -f FILE starts a local mesh"));
+        }
+        let chosen = self.kube.choose(&self.global)?.ok_or_else(|| {
+            CliError::unreachable("no kube context is set")
+                .hint("--context NAME, or kubectl config use-context NAME")
+        })?;
+        let cluster = chosen.cluster(&self.global).await?;
+        self.tell(&Place::Cluster(cluster.clone()));
+        Ok(cluster)
+    }
+
+    /// Connects to the mesh that is meant.
+    pub async fn connect(&mut self) -> Result<Mesh, CliError> {
+        let place = self.place().await?;
+        self.tell(&place);
+        let mesh = Mesh::at(place).await.map_err(|error| self.or_local(error))?;
+        Ok(Mesh { waiting: Some(self.ui.clone()), ..mesh })
+    }
+
+    fn tell(&self, place: &Place) {
+        if self.global.verbose {
+            let which = match place {
+                Place::Local(dir) => {
+                    format!("local \"{}\" at {}", dir.name, dir.control_socket().display())
+                }
+                Place::Cluster(cluster) => format!(
+                    "cluster \"{}\" at {}, namespace {}",
+                    cluster.context, cluster.server, cluster.mesh_namespace
+                ),
+            };
+            self.ui.clone().note(&format!("mesh: {which}"));
+        }
+    }
+
+    /// Who did not say which mesh may have meant the one on this machine.
+    fn or_local(&self, error: CliError) -> CliError {
+        let unsaid = self.global.context.is_none() && self.global.kubeconfig.is_none();
+        match self.state.running().first() {
+            Some(dir) if unsaid && self.global.local.is_none() => {
+                error.hint(format!("--local={}, a local mesh, is running", dir.name))
+            }
+            _ => error,
+        }
     }
 }
 
 /// Finds the local mesh that is meant.
 pub fn locate(global: &Global, state: &StateRoot) -> Result<StateDir, CliError> {
     if global.context.is_some() || global.kubeconfig.is_some() {
-        return Err(CliError::unreachable(
-            "this version of meshctl knows local meshes only; --context and --kubeconfig come with Kubernetes support",
+        return Err(CliError::usage(
+            "this is about local meshes, and --context is about a cluster",
         )
-        .hint("meshctl demo, then the same command without them"));
+        .hint("the same command without --context and --kubeconfig"));
     }
     let running = state.running();
     let names: Vec<&str> = running.iter().map(|dir| dir.name.as_str()).collect();
     let Some(name) = &global.local else {
         return match running.as_slice() {
-            [] => Err(CliError::unreachable("no local mesh is running").hint("meshctl demo")),
+            [] => {
+                Err(CliError::unreachable("no local mesh is running, and no kube context is set")
+                    .hint("meshctl demo; or --context NAME for a cluster"))
+            }
             [only] => Ok(only.clone()),
             _ => Err(CliError::usage(format!(
                 "several local meshes are running: {}",
@@ -92,38 +175,28 @@ fn silent(dir: &StateDir, error: &tonic::transport::Error) -> CliError {
     .hint("meshctl local logs control")
 }
 
-/// The cause that says most.
-fn innermost<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> &'a (dyn std::error::Error + 'static) {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause
-}
-
 /// A mesh that answered.
 #[derive(Clone, Debug)]
 pub struct Mesh {
     client: MeshClient<Channel>,
     channel: Channel,
-    pub dir: StateDir,
+    pub place: Place,
     /// Where the user is told that an answer takes long; nowhere while something else is painted there.
     waiting: Option<Ui>,
 }
 
 impl Mesh {
-    /// Connects to the control plane of this local mesh.
-    pub async fn at(dir: StateDir) -> Result<Self, CliError> {
-        let connected = unix_channel(dir.control_socket()).await;
-        let channel = connected.map_err(|error| silent(&dir, &error))?;
-        Ok(Self::new(channel, dir))
-    }
-
-    fn new(channel: Channel, dir: StateDir) -> Self {
+    /// Connects to the control plane of this mesh.
+    pub async fn at(place: Place) -> Result<Self, CliError> {
+        let channel = match &place {
+            Place::Local(dir) => {
+                let connected = unix_channel(dir.control_socket()).await;
+                connected.map_err(|error| silent(dir, &error))?
+            }
+            Place::Cluster(cluster) => cluster.control_channel().await?,
+        };
         let client = MeshClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
-        Self { client, channel, dir, waiting: None }
+        Ok(Self { client, channel, place, waiting: None })
     }
 
     /// Says nothing about waiting, for views that own the terminal.
@@ -239,6 +312,9 @@ impl Mesh {
 /// What a gRPC status means for the user. The control plane's own statuses have no cause; where there is one, the
 /// connection was lost.
 pub fn refusal(status: &Status) -> CliError {
+    if let Some(ours) = carried_by_status(status) {
+        return ours.clone();
+    }
     if let Some(cause) = status.source() {
         return CliError::unreachable(format!("lost the control plane: {}", innermost(cause)))
             .hint("meshctl check");

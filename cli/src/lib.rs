@@ -5,13 +5,16 @@
 //! `commands/stat/mod.rs` as the example of a command.
 
 pub mod args;
+pub mod cluster;
 pub mod commands;
 mod completing;
 pub mod connect;
 pub mod context;
 pub mod demo_app;
 pub mod error;
+pub mod install;
 pub mod local;
+pub mod manifests;
 pub mod output;
 pub mod program;
 pub mod selector;

@@ -19,6 +19,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use tonic::{Request, Response, Status};
 
 use crate::args::Cli;
+use crate::cluster::KubeFiles;
 use crate::commands;
 use crate::context::Context;
 use crate::error::CliError;
@@ -83,12 +84,17 @@ impl FakeMesh {
         let lock = File::create(dir.join("lock")).unwrap();
         lock.lock().unwrap();
         let socket = UnixListener::bind(dir.join("control.sock")).unwrap();
-        let routes = tonic::service::Routes::new(MeshServer::new(self));
+        let routes = tonic::service::Routes::new(self.server());
         let serving = tonic::transport::Server::builder()
             .add_routes(routes)
             .serve_with_incoming(UnixListenerStream::new(socket));
         tokio::spawn(serving);
         lock
+    }
+
+    /// For connections of another kind.
+    pub(crate) fn server(self) -> MeshServer<Self> {
+        MeshServer::new(self)
     }
 
     fn answer<T>(&self, reply: T) -> Result<Response<T>, Status> {
@@ -105,16 +111,23 @@ pub(crate) async fn run_alone(line: &str) -> Ran {
 }
 
 pub(crate) async fn run(line: &str, home: &TempDir) -> Ran {
+    run_in(line, home, KubeFiles::Given(Box::default())).await
+}
+
+/// Runs `meshctl LINE` with the local meshes of `home` and the clusters of `kube`.
+pub(crate) async fn run_in(line: &str, home: &TempDir, kube: KubeFiles) -> Ran {
     let (out, err) = (Captured::default(), Captured::default());
     let words = std::iter::once("meshctl").chain(line.split_whitespace());
     let cli = Cli::try_parse_from(words).unwrap();
     let mut cx = Context {
         global: cli.global,
         state: StateRoot::new(home.path()),
+        kube,
         ui: Ui::plain(out.clone(), err.clone()),
         zone: TimeZone::UTC,
     };
-    let result = commands::run(cli.command, &mut cx).await;
+    // Boxed, as it holds the largest of all commands.
+    let result = Box::pin(commands::run(cli.command, &mut cx)).await;
     Ran { result, out: out.text(), err: err.text(), asked: Asked::default() }
 }
 

@@ -80,6 +80,7 @@ impl Sandbox {
             .args(args)
             .current_dir(self.dir.path())
             .env("XDG_RUNTIME_DIR", self.dir.path())
+            .env("KUBECONFIG", "/nonexistent")
             .env("NO_COLOR", "1")
             .stdin(Stdio::null());
         command

@@ -10,6 +10,7 @@ pub mod endpoints;
 pub mod explain;
 pub mod identity;
 pub mod inject;
+pub mod install;
 pub mod local;
 pub mod proxy;
 pub mod routes;
@@ -18,6 +19,7 @@ mod shared;
 pub mod stat;
 pub mod tap;
 pub mod top;
+pub mod uninstall;
 pub mod version;
 
 use std::process::ExitCode;
@@ -45,6 +47,10 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Check(args) => check::run(args, cx).await,
         Commands::Explain(args) => explain::run(&args, cx),
         Commands::Version(args) => version::run(args, cx).await,
+        Commands::Install(args) => install::install(args, cx).await,
+        Commands::Upgrade(args) => install::upgrade(args, cx).await,
+        Commands::Diff(args) => install::diff(args, cx).await,
+        Commands::Uninstall(args) => uninstall::run(args, cx).await,
         Commands::Demo(args) => demo::run(args, cx).await,
         Commands::Local(args) => local::run(args, cx).await,
         Commands::Run(args) => run::run(args, cx).await,

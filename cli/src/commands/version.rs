@@ -106,7 +106,7 @@ mod tests {
         let alone = run_alone("version").await;
         assert_eq!(
             (alone.out.as_str(), alone.err.as_str()),
-            (own, "control plane: no local mesh is running\n")
+            (own, "control plane: no local mesh is running, and no kube context is set\n")
         );
         assert!(alone.result.is_ok());
     }

@@ -184,8 +184,12 @@ fn read_issuer(folder: &Path) -> Result<Issuer, CliError> {
 }
 
 fn read_roots(path: &Path) -> Result<Vec<Root>, CliError> {
+    roots_of(path, &read(path)?)
+}
+
+/// The roots in a text; the path is for errors.
+pub fn roots_of(path: &Path, text: &str) -> Result<Vec<Root>, CliError> {
     const END: &str = "-----END CERTIFICATE-----";
-    let text = read(path)?;
     let blocks = text.split_inclusive(END).filter(|block| block.ends_with(END));
     let root = |block: &str| {
         let pem = format!("{}\n", block.trim_start());

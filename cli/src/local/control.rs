@@ -18,7 +18,7 @@ use super::probe::Dialer;
 use super::process::Launch;
 use super::programs::Program;
 use super::surroundings::Surroundings;
-use crate::connect::Mesh;
+use crate::connect::{Mesh, Place};
 use crate::error::{CliError, Kind};
 use crate::state_dir::StateDir;
 
@@ -160,7 +160,7 @@ impl ControlAccess {
     }
 
     async fn ask_to_take_in(&self) -> Result<(), CliError> {
-        Mesh::at(self.dir.clone()).await?.refresh().await
+        Mesh::at(Place::Local(self.dir.clone())).await?.refresh().await
     }
 
     /// Cluster addresses of these services, by namespace and name. Waits until the control plane knows all of
@@ -189,7 +189,7 @@ impl ControlAccess {
     }
 
     async fn ask_cluster_ips(&self) -> Result<BTreeMap<(String, String), IpAddr>, CliError> {
-        let mesh = Mesh::at(self.dir.clone()).await?;
+        let mesh = Mesh::at(Place::Local(self.dir.clone())).await?;
         let selector = Selector { kind: "service".to_owned(), ..Selector::default() };
         let services = mesh.resources(selector).await?.into_iter();
         let addresses = services.filter_map(|service| {
@@ -216,7 +216,7 @@ impl ControlAccess {
     }
 
     async fn is_forgotten(&self, service: &str, prefix: &str) -> Result<bool, CliError> {
-        let mesh = Mesh::at(self.dir.clone()).await?;
+        let mesh = Mesh::at(Place::Local(self.dir.clone())).await?;
         let request = EndpointsRequest { authority: service.to_owned(), from_proxies: true };
         let reply = match mesh.endpoints(request).await {
             Ok(reply) => reply,

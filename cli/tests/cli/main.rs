@@ -20,6 +20,7 @@ fn command(line: &str) -> Command {
     command
         .args(line.split_whitespace())
         .env_clear()
+        .env("KUBECONFIG", "/nonexistent")
         .env("COLUMNS", "80")
         .env("XDG_RUNTIME_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/nobody-home"));
     command
@@ -90,7 +91,10 @@ fn exit_codes_tell_usage_from_absence() {
 #[test]
 fn errors_are_a_line_and_a_next_step() {
     let ran = meshctl("stat deploy");
-    assert_eq!(text(&ran.stderr), "error: no local mesh is running\n  try: meshctl demo\n");
+    assert_eq!(
+        text(&ran.stderr),
+        "error: no local mesh is running, and no kube context is set\n  try: meshctl demo; or --context NAME for a cluster\n"
+    );
     let ran = meshctl("stat deplyo");
     assert_eq!(text(&ran.stderr), "error: there is no resource type \"deplyo\"\n  try: deploy\n");
     let ran = meshctl("stat deploy --local=../etc");

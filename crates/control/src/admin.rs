@@ -154,16 +154,17 @@ fn identity_metrics(authority: &Authority) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::Settings;
     use crate::identity::folder::Loaded;
     use crate::identity::tokens::LocalTokens;
+    use crate::identity::{Origin, Settings};
     use crate::index::identity::MeshNames;
 
     #[test]
     fn a_mesh_with_identity_tells_when_its_issuer_ends() {
         let names =
             MeshNames { control_namespace: "mesh-system".into(), trust_domain: "local".into() };
-        let settings = Settings { folder: "/".into(), names, lifetime: Duration::from_secs(60) };
+        let settings =
+            Settings { origin: Origin::Secret, names, lifetime: Duration::from_secs(60) };
         let tokens = LocalTokens::new("/".as_ref(), Arc::default());
         let authority = Authority::new(settings, Box::new(tokens));
         assert!(!identity_metrics(&authority).contains("expiration"));

@@ -68,6 +68,10 @@ pub struct Args {
     /// `tls.key`); without it pods have no identities
     #[arg(long, value_name = "DIR", env = "MESH_CONTROL_IDENTITY_DIR")]
     pub identity_dir: Option<PathBuf>,
+    /// Take these from the Secret `mesh-identity-issuer`, which is made if there is none; for the kube
+    /// source
+    #[arg(long, conflicts_with = "identity_dir", env = "MESH_CONTROL_IDENTITY_SECRET")]
+    pub identity_secret: bool,
     /// What identities end with
     #[arg(
         long,
@@ -228,12 +232,19 @@ impl TryFrom<Args> for Config {
                 names.control_namespace, names.trust_domain
             ));
         }
+        if args.identity_secret && args.source == SourceKind::Local {
+            problems.push("--identity-secret: there are no Secrets without --source kube".into());
+        }
         if args.webhook.is_some() && args.source == SourceKind::Local {
             problems.push("--webhook: there is no admission without --source kube".into());
         }
         if !problems.is_empty() {
             return Err(InvalidArgs { problems });
         }
+        let origin = match args.identity_dir {
+            Some(folder) => Some(identity::Origin::Folder(folder)),
+            None => args.identity_secret.then_some(identity::Origin::Secret),
+        };
         let webhook = args.webhook.map(|listen| webhook::Config {
             listen,
             settings: args.inject_settings,
@@ -257,8 +268,8 @@ impl TryFrom<Args> for Config {
             api: args.api,
             admin: args.admin,
             names: names.clone(),
-            identity: args.identity_dir.map(|folder| identity::Settings {
-                folder,
+            identity: origin.map(|origin| identity::Settings {
+                origin,
                 names,
                 lifetime: args.certificate_lifetime,
             }),

@@ -1,16 +1,17 @@
 //! The mesh's certificate authority: who gets which certificate.
 //!
 //! A proxy sends a request for its key with a token; [`tokens`] tells whose token it is, and the issuer
-//! that [`folder`] read signs, for exactly the identity of that service account. The root's key is
+//! that [`folder`] or [`secret`] read signs, for exactly the identity of that service account. The root's key is
 //! nowhere near: it signed the issuer once.
 
 pub mod folder;
 pub mod own;
+pub mod secret;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -27,11 +28,29 @@ use self::folder::Loaded;
 use self::tokens::{TokenError, Tokens};
 use crate::index::identity::MeshNames;
 
+/// Where the roots are, and the issuer with its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// See [`folder`].
+    Folder(PathBuf),
+    /// See [`secret`].
+    Secret,
+}
+
+impl Origin {
+    /// What problems with it name.
+    fn path(&self) -> &Path {
+        match self {
+            Self::Folder(folder) => folder,
+            Self::Secret => Path::new(secret::NAME),
+        }
+    }
+}
+
 /// How identities are made.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Holds the roots, and the issuer with its key; see [`folder`].
-    pub folder: PathBuf,
+    pub origin: Origin,
     pub names: MeshNames,
     /// Of workloads' certificates.
     pub lifetime: Duration,

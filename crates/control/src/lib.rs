@@ -28,8 +28,8 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use self::config::{Args, Config, LogFormat, Source};
-use self::identity::Authority;
 use self::identity::tokens::{LocalTokens, Tokens};
+use self::identity::{Authority, Origin};
 use self::source::kube::tokens::ReviewedTokens;
 use self::state::Shared;
 
@@ -83,6 +83,12 @@ async fn run_kube(
     let tokens = ReviewedTokens::new(client.clone());
     let mut started = Started::new(&config, |_| Box::new(tokens)).await?;
     let (shared, authority) = (Arc::clone(&started.shared), started.authority.clone());
+    if let Some(authority) = authority.clone()
+        && authority.settings().origin == Origin::Secret
+    {
+        let (shared, client) = (Arc::clone(&shared), client.clone());
+        started.running.spawn(identity::secret::run(authority, shared, client));
+    }
     if let Some(config) = config.webhook {
         let (shared, authority) = (Arc::clone(&shared), authority.clone());
         webhook::start(config, shared, authority, &mut started.running).await?;
@@ -125,10 +131,13 @@ impl Started {
             .map(|settings| Arc::new(Authority::new(settings, tokens(Arc::clone(&shared)))));
         let mut running = JoinSet::new();
         if let Some(authority) = &authority {
-            // Before anybody asks, so that nobody is turned away who need not be.
-            let loaded = identity::folder::load(&authority.settings().folder);
-            identity::folder::take(authority, &shared, loaded);
-            running.spawn(identity::folder::run(Arc::clone(authority), Arc::clone(&shared)));
+            if let Origin::Folder(folder) = authority.settings().origin.clone() {
+                // Before anybody asks, so that nobody is turned away who need not be.
+                let loaded = identity::folder::load(&folder);
+                identity::folder::take(authority, &shared, loaded);
+                let (authority, shared) = (Arc::clone(authority), Arc::clone(&shared));
+                running.spawn(identity::folder::run(folder, authority, shared));
+            }
             running.spawn(shared.own.clone().keep(Arc::clone(authority)));
         }
         Ok(Self { shared, authority, listeners, running })

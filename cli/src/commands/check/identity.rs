@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use mesh_api::ext;
+use mesh_tls::Issuer;
 
+use super::authority::Held;
 use super::catalog::Outcome;
 use super::proxies;
 use super::scene::Scene;
 use crate::commands::identity::life::{self, Life};
 use crate::error::CliError;
-use crate::local::authority::{Authority, Root};
+use crate::local::authority::Root;
 
 const ROTATE: &str = "meshctl identity rotate";
 const CERTIFICATES: &str = "meshctl identity, then meshctl local logs POD -c proxy";
@@ -25,6 +27,7 @@ pub(super) async fn roots(scene: Arc<Scene>) -> Outcome {
         }
         Outcome::Passed(crate::units::plural(valid.len(), "root"))
     })
+    .await
 }
 
 pub(super) async fn roots_life(scene: Arc<Scene>) -> Outcome {
@@ -34,35 +37,41 @@ pub(super) async fn roots_life(scene: Arc<Scene>) -> Outcome {
             roots.iter().filter(|root| Life::from(&root.certificate).is_late(now)).collect();
         Outcome::of(told(&late, now), "roots end soon, or have ended", ROTATE)
     })
+    .await
 }
 
 pub(super) async fn issuer(scene: Arc<Scene>) -> Outcome {
+    if let Err(Outcome::Failed(finding)) = scene.authority().await {
+        return Outcome::Failed(finding.clone());
+    }
     with_authority(&scene, |authority| {
-        let life = Life::from(authority.issuer()?.certificate());
+        let life = Life::from(issuer_of(authority)?.certificate());
         let now = life::now();
         if life.has_ended(now) {
             let message = format!("the issuer's certificate {}", life.left(now));
             return Ok(Outcome::failed(message, ROTATE));
         }
-        authority.verify()?;
+        authority.verified.clone()?;
         Ok(Outcome::Passed(format!("{} left", life.left(now))))
     })
+    .await
 }
 
 pub(super) async fn issuer_key(scene: Arc<Scene>) -> Outcome {
     with_authority(&scene, |authority| {
-        let kind = authority.issuer()?.key_type();
+        let kind = issuer_of(authority)?.key_type();
         if kind == KEY {
             return Ok(Outcome::Passed(kind.to_owned()));
         }
         let message = format!("the issuer's key is {kind}, not {KEY}");
         Ok(Outcome::failed(message, format!("an issuer with a key of {KEY}; {ROTATE} makes one")))
     })
+    .await
 }
 
 pub(super) async fn issuer_life(scene: Arc<Scene>) -> Outcome {
     with_authority(&scene, |authority| {
-        let life = Life::from(authority.issuer()?.certificate());
+        let life = Life::from(issuer_of(authority)?.certificate());
         let now = life::now();
         if !life.is_late(now) {
             return Ok(Outcome::passed());
@@ -70,6 +79,7 @@ pub(super) async fn issuer_life(scene: Arc<Scene>) -> Outcome {
         let left = life.left(now);
         Ok(Outcome::failed(format!("what is left of the issuer's certificate: {left}"), ROTATE))
     })
+    .await
 }
 
 pub(super) async fn certified(scene: Arc<Scene>) -> Outcome {
@@ -108,8 +118,9 @@ async fn certificates(
     wrong: impl Fn(&ext::ProxyRow) -> Option<String>,
     message: &str,
 ) -> Outcome {
-    match authority(scene) {
-        Err(outcome) => outcome,
+    match scene.authority().await {
+        Err(Outcome::Failed(finding)) => Outcome::Skipped(finding.message.clone()),
+        Err(outcome) => outcome.clone(),
         Ok(_) => {
             // Whether they answer is another check.
             let wrong = |row: &ext::ProxyRow| if row.reachable { wrong(row) } else { None };
@@ -118,26 +129,24 @@ async fn certificates(
     }
 }
 
-fn with_roots(scene: &Scene, look: impl FnOnce(Vec<Root>) -> Outcome) -> Outcome {
-    with_authority(scene, |authority| Ok(look(authority.roots()?)))
+fn issuer_of(held: &Held) -> Result<&Issuer, CliError> {
+    held.issuer.as_ref().map_err(Clone::clone)
 }
 
-fn with_authority(
+async fn with_roots(scene: &Scene, look: impl FnOnce(&[Root]) -> Outcome) -> Outcome {
+    with_authority(scene, |held| Ok(look(held.roots.as_ref().map_err(Clone::clone)?))).await
+}
+
+async fn with_authority(
     scene: &Scene,
-    look: impl FnOnce(Authority) -> Result<Outcome, CliError>,
+    look: impl FnOnce(&Held) -> Result<Outcome, CliError>,
 ) -> Outcome {
-    match authority(scene) {
-        Err(outcome) => outcome,
-        Ok(authority) => {
-            look(authority).unwrap_or_else(|error| Outcome::failed(error.message, ROTATE))
-        }
+    match scene.authority().await {
+        // One finding is enough, that of the issuer.
+        Err(Outcome::Failed(finding)) => Outcome::Skipped(finding.message.clone()),
+        Err(outcome) => outcome.clone(),
+        Ok(held) => look(held).unwrap_or_else(|error| Outcome::failed(error.message, ROTATE)),
     }
-}
-
-fn authority(scene: &Scene) -> Result<Authority, Outcome> {
-    let dir = scene.dir.as_ref().map_err(|error| Outcome::Skipped(error.to_string()))?;
-    let without = || Outcome::Skipped("the mesh is without identity".to_owned());
-    Authority::of(dir).ok_or_else(without)
 }
 
 /// `mesh 0123abcd root: 12d (3%)`

@@ -13,14 +13,14 @@ use crate::units;
 const OLDEST: u64 = 1_735_689_600;
 
 pub(super) async fn supervisor(scene: Arc<Scene>) -> Outcome {
-    match &scene.dir {
+    match scene.dir() {
         Ok(dir) => Outcome::Passed(format!("\"{}\"", dir.name)),
         Err(error) => Outcome::failed(error.to_string(), error.hint.clone().unwrap_or_default()),
     }
 }
 
 pub(super) async fn state_dir(scene: Arc<Scene>) -> Outcome {
-    let Ok(dir) = &scene.dir else { return Outcome::Skipped("no mesh is running".to_owned()) };
+    let Ok(dir) = scene.dir() else { return Outcome::Skipped("no mesh is running".to_owned()) };
     let path = dir.path.display();
     match fs::metadata(&dir.path) {
         Err(error) => Outcome::failed(
@@ -45,7 +45,7 @@ pub(super) async fn clock(scene: Arc<Scene>) -> Outcome {
         return Outcome::failed("the clock says that it is before 2025", REMEDY);
     }
     let started =
-        scene.dir.as_ref().ok().and_then(|dir| fs::metadata(dir.lock_file()).ok()?.modified().ok());
+        scene.dir().ok().and_then(|dir| fs::metadata(dir.lock_file()).ok()?.modified().ok());
     // A few seconds are what time synchronisation may take back.
     let ahead =
         started.and_then(|started| started.duration_since(now).ok()).map_or(0, |d| d.as_secs());

@@ -3,7 +3,9 @@
 //! [`catalog`] lists the checks, [`scene`] is what they look at, [`runner`] runs them side by side, and [`report`]
 //! writes down what they found. What each id means stands in `docs/troubleshooting.md`.
 
+mod authority;
 pub(crate) mod catalog;
+mod cluster;
 mod control_plane;
 mod identity;
 mod local;
@@ -26,7 +28,7 @@ use crate::error::{CliError, Kind};
 use crate::output::Format;
 use crate::selector;
 
-use self::catalog::{CATALOG, Check, Stage};
+use self::catalog::{CATALOG, Check, Stage, World};
 use self::report::Report;
 use self::scene::Scene;
 
@@ -75,8 +77,15 @@ pub enum FailOn {
 }
 
 pub(super) async fn run(args: CheckArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
-    let checks = chosen(&args)?;
+    for id in args.only.iter().chain(&args.skip) {
+        if !CATALOG.iter().any(|check| check.id == id) {
+            return Err(unknown(id));
+        }
+    }
+    // What no cluster or mesh could be meant by is not a finding.
+    cx.kube.choose(&cx.global)?;
     let scene = Arc::new(Scene::look(args.namespace.clone(), cx).await);
+    let checks = chosen(&args, scene.is_cluster());
     let progress = cx.ui.progress(&format!("running {} checks", checks.len()));
     let results = runner::run(checks, &scene).await;
     drop(progress);
@@ -87,7 +96,7 @@ pub(super) async fn run(args: CheckArgs, cx: &mut Context) -> Result<ExitCode, C
         Format::Short => report.short(cx.ui.out_style),
         _ => report.text(cx.ui.out_style),
     })?;
-    Ok(match (report.success, scene.is_absent() && !args.pre) {
+    Ok(match (report.success, scene.is_absent(args.pre)) {
         (true, _) => ExitCode::SUCCESS,
         (false, true) => CliError::new(Kind::Unreachable, "").exit_code(),
         (false, false) => ExitCode::FAILURE,
@@ -95,12 +104,8 @@ pub(super) async fn run(args: CheckArgs, cx: &mut Context) -> Result<ExitCode, C
 }
 
 /// The checks that were asked for, in the catalog's order.
-fn chosen(args: &CheckArgs) -> Result<Vec<&'static Check>, CliError> {
-    for id in args.only.iter().chain(&args.skip) {
-        if !CATALOG.iter().any(|check| check.id == id) {
-            return Err(unknown(id));
-        }
-    }
+fn chosen(args: &CheckArgs, in_cluster: bool) -> Vec<&'static Check> {
+    let other = if in_cluster { World::Local } else { World::Cluster };
     let stage = |check: &Check| match check.stage {
         Stage::Before => args.pre,
         Stage::Always => true,
@@ -108,9 +113,11 @@ fn chosen(args: &CheckArgs) -> Result<Vec<&'static Check>, CliError> {
         Stage::Proxies => !args.pre,
     };
     let named = |id: &str| args.only.iter().any(|only| only == id);
-    let wanted = |check: &&Check| if args.only.is_empty() { stage(check) } else { named(check.id) };
+    let wanted = |check: &&Check| {
+        if args.only.is_empty() { check.world != other && stage(check) } else { named(check.id) }
+    };
     let skipped = |check: &&Check| args.skip.iter().any(|skip| skip == check.id);
-    Ok(CATALOG.iter().filter(wanted).filter(|check| !skipped(check)).collect())
+    CATALOG.iter().filter(wanted).filter(|check| !skipped(check)).collect()
 }
 
 fn unknown(id: &str) -> CliError {

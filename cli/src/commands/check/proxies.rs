@@ -172,7 +172,7 @@ fn name(row: &ext::ProxyRow, detail: &str) -> String {
 
 /// Connects to the port that applications are told to use.
 pub(super) async fn listening(scene: Arc<Scene>) -> Outcome {
-    if scene.dir.as_ref().is_ok_and(is_transparent) {
+    if scene.dir().is_ok_and(is_transparent) {
         return Outcome::Skipped("the pods are in network namespaces of their own".to_owned());
     }
     let pods = match scene.pods().await {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::catalog::{Check, Needs, Outcome};
+use super::catalog::{Check, Needs, Outcome, World};
+use super::cluster::in_cluster;
 use super::scene::Scene;
 
 /// The control plane gives proxies 2 s; a check may ask it twice.
@@ -23,7 +24,7 @@ pub(super) async fn run(checks: Vec<&'static Check>, scene: &Arc<Scene>) -> Vec<
     let mut outcomes: Vec<Option<Outcome>> = vec![None; checks.len()];
     let mut running = JoinSet::new();
     for (at, check) in checks.iter().enumerate() {
-        match missing(check.needs, scene) {
+        match missing(check, scene) {
             Some(why) => outcomes[at] = Some(Outcome::Skipped(why)),
             None => {
                 let look = (check.run)(Arc::clone(scene));
@@ -41,22 +42,38 @@ pub(super) async fn run(checks: Vec<&'static Check>, scene: &Arc<Scene>) -> Vec<
             }));
         }
     }
+    if let Some(cluster) = scene.cluster() {
+        for outcome in outcomes.iter_mut().flatten() {
+            if let Outcome::Failed(finding) = outcome {
+                finding.remedy = in_cluster(&finding.remedy, cluster);
+            }
+        }
+    }
     // Only a check that panicked has left no outcome.
     let died = || Outcome::failed("the check itself failed", "report this as a defect of meshctl");
     let done = checks.into_iter().zip(outcomes);
     done.map(|(check, outcome)| Done { check, outcome: outcome.unwrap_or_else(died) }).collect()
 }
 
+pub(super) const NO_API: &str = "the API server does not answer";
+const NO_MESH: &str = "no mesh is running";
+const NOT_INSTALLED: &str = "no mesh is installed";
+
 /// Why a check would mean nothing now.
-fn missing(needs: Needs, scene: &Scene) -> Option<String> {
-    let why = match needs {
-        Needs::Nothing => return None,
-        Needs::Mesh => scene.dir.as_ref().err().map(|_| "no mesh is running"),
-        Needs::ControlPlane => match (&scene.dir, &scene.mesh) {
-            (Err(_), _) => Some("no mesh is running"),
-            (_, Err(_)) => Some("the control plane does not answer"),
-            _ => None,
-        },
+fn missing(check: &Check, scene: &Scene) -> Option<String> {
+    let in_cluster = scene.is_cluster();
+    let why = match (check.world, check.needs) {
+        (World::Local, _) if in_cluster => Some("it is for local meshes"),
+        (World::Cluster, _) if !in_cluster => Some("it is for clusters"),
+        (_, Needs::Nothing) => None,
+        _ if in_cluster && scene.api().is_err() => Some(NO_API),
+        (_, Needs::Api) => None,
+        _ if in_cluster && scene.installed().is_err() => Some(NOT_INSTALLED),
+        _ if !in_cluster && scene.dir().is_err() => Some(NO_MESH),
+        (_, Needs::Mesh) => None,
+        (_, Needs::ControlPlane) => {
+            scene.mesh.as_ref().err().map(|_| "the control plane does not answer")
+        }
     };
     why.map(str::to_owned)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mesh_api::ext::{self, Selector};
 
 use crate::commands::stat::{Figures as Numbers, Layout, Report};
-use crate::connect::Mesh;
+use crate::connect::{Mesh, Place};
 use crate::error::CliError;
 use crate::local::protocol::Status;
 use crate::output::table::optional;
@@ -30,7 +30,7 @@ pub(super) struct Figures {
 impl Figures {
     /// Asks for all of it. That the control plane is away for a moment is part of the picture.
     pub(super) async fn ask(dir: &StateDir) -> Self {
-        let mesh = match Mesh::at(dir.clone()).await {
+        let mesh = match Mesh::at(Place::Local(dir.clone())).await {
             Ok(mesh) => mesh,
             Err(error) => return Self { stat: Err(error), split: None, edges: None },
         };

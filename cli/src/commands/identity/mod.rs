@@ -79,7 +79,8 @@ async fn show(args: ShowArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     if rows.is_empty() && named.is_some() {
         return Err(shared::no_such(&mesh, &selector).await);
     }
-    let report = Report::new(rows, Authority::of(&mesh.dir).as_ref(), life::now())?;
+    let authority = mesh.place.local().and_then(Authority::of);
+    let report = Report::new(rows, authority.as_ref(), life::now())?;
     if report.is_without_identity() {
         cx.ui.note("the pods of this mesh have no identity, and talk in plain text");
     }

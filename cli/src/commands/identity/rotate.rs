@@ -44,9 +44,12 @@ const NAMED: usize = 5;
 
 pub(super) async fn run(args: RotateArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?.silent();
-    let authority = Authority::of(&mesh.dir).ok_or_else(|| {
-        CliError::failed(format!("the mesh \"{}\" has no identity", mesh.dir.name))
+    let dir = mesh.place.local().ok_or_else(|| {
+        CliError::failed("this version rotates the roots of local meshes only")
+            .hint("docs/kubernetes.md, which tells how it is done in a cluster")
     })?;
+    let authority = Authority::of(dir)
+        .ok_or_else(|| CliError::failed(format!("the mesh \"{}\" has no identity", dir.name)))?;
     let _lock = lock(&authority)?;
     let ask = async || mesh.proxies(selector::all_pods(None)).await;
     let deadline = Instant::now() + args.timeout;

@@ -48,14 +48,14 @@ pub(super) async fn run(args: ConfigArgs, cx: &mut Context) -> Result<ExitCode, 
     let mesh = cx.connect().await?;
     let pod = pod::find(&wanted.pod, args.namespace.as_deref(), &mesh, cx).await?;
     if wanted.part.as_deref() == Some(LOG_LEVEL) {
-        if shared::is_transparent(&mesh.dir) {
+        if mesh.place.local().is_some_and(shared::is_transparent) {
             let error =
                 format!("the admin port of {} is in a network namespace of its own", pod.name);
             let inside = format!("curl {}:4191/proxy-log-level", pod.ip);
             return Err(CliError::unreachable(error)
                 .hint(format!("as root: ip netns list, then ip netns exec NAMESPACE {inside}")));
         }
-        let answer = log_level::ask(&pod, wanted.value).await?;
+        let answer = log_level::ask(&pod, wanted.value, mesh.place.cluster()).await?;
         cx.ui.line(&answer)?;
         return Ok(ExitCode::SUCCESS);
     }

@@ -7,20 +7,36 @@ use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::pod::Pod;
+use crate::cluster::Cluster;
 use crate::error::CliError;
 
 const ADMIN_PORT: u16 = 4191;
 const DEADLINE: Duration = Duration::from_secs(3);
 
 /// Shows the filter, or sets it to `value`; the answer is a line for the user.
-pub(super) async fn ask(pod: &Pod, value: Option<String>) -> Result<String, CliError> {
+///
+/// In a cluster the way to the port is a port-forward: it is on the pod's loopback, or out of our network's reach.
+pub(super) async fn ask(
+    pod: &Pod,
+    value: Option<String>,
+    cluster: Option<&Cluster>,
+) -> Result<String, CliError> {
+    let stream: Box<dyn Stream> = match cluster {
+        Some(cluster) => Box::new(cluster.forward(&pod.namespace, &pod.name, ADMIN_PORT).await?),
+        None => {
+            let connecting = TcpStream::connect((pod.ip.as_str(), ADMIN_PORT));
+            let connected = tokio::time::timeout(DEADLINE, connecting).await;
+            let connected = connected.map_err(|_| unreachable(pod, &late()))?;
+            Box::new(connected.map_err(|error| unreachable(pod, &error.to_string()))?)
+        }
+    };
+
     let set = value.clone();
     let exchange = async {
-        let stream =
-            TcpStream::connect((pod.ip.as_str(), ADMIN_PORT)).await.map_err(|e| e.to_string())?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| e.to_string())?;
@@ -39,16 +55,9 @@ pub(super) async fn ask(pod: &Pod, value: Option<String>) -> Result<String, CliE
         };
         alongside(connection, answered).await
     };
-    let unreachable = |why: String| {
-        CliError::unreachable(format!(
-            "the admin port of {}/{} does not answer: {why}",
-            pod.namespace, pod.name
-        ))
-        .hint("meshctl proxy status")
-    };
     match tokio::time::timeout(DEADLINE, exchange).await {
-        Err(_) => Err(unreachable(format!("no answer within {} s", DEADLINE.as_secs()))),
-        Ok(Err(why)) => Err(unreachable(why)),
+        Err(_) => Err(unreachable(pod, &late())),
+        Ok(Err(why)) => Err(unreachable(pod, &why)),
         Ok(Ok((status, text))) if status.is_success() => Ok(match set {
             Some(set) => format!("{}/{}: {set}", pod.namespace, pod.name),
             None => text,
@@ -58,6 +67,22 @@ pub(super) async fn ask(pod: &Pod, value: Option<String>) -> Result<String, CliE
                 .hint("a level such as debug, or a filter such as info,mesh_proxy=debug"))
         }
     }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+fn late() -> String {
+    format!("no answer within {} s", DEADLINE.as_secs())
+}
+
+fn unreachable(pod: &Pod, why: &str) -> CliError {
+    CliError::unreachable(format!(
+        "the admin port of {}/{} does not answer: {why}",
+        pod.namespace, pod.name
+    ))
+    .hint("meshctl proxy status")
 }
 
 /// Drives a connection until the exchange on it is done.
@@ -77,7 +102,7 @@ mod tests {
     async fn a_port_nobody_listens_on_is_unreachable() {
         let pod =
             Pod { namespace: "shop".into(), name: "web-1".into(), ip: "127.254.254.253".into() };
-        let error = ask(&pod, None).await.unwrap_err();
+        let error = ask(&pod, None, None).await.unwrap_err();
         assert_eq!(error.kind, crate::error::Kind::Unreachable);
         assert!(error.message.contains("shop/web-1"), "{}", error.message);
     }

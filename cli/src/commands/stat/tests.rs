@@ -172,8 +172,11 @@ async fn refusals_and_absences_have_their_exit_codes() {
     assert_eq!(kind(refused(tonic::Status::deadline_exceeded("late"))).await, Kind::TimedOut);
     assert_eq!(kind(refused(tonic::Status::invalid_argument("what"))).await, Kind::Usage);
     let alone = run_alone("stat deploy").await.result.unwrap_err();
-    assert_eq!((alone.kind, alone.hint.as_deref()), (Kind::Unreachable, Some("meshctl demo")));
+    assert_eq!(
+        (alone.kind, alone.hint.as_deref()),
+        (Kind::Unreachable, Some("meshctl demo; or --context NAME for a cluster"))
+    );
     let cluster = run_alone("stat deploy --context prod").await.result.unwrap_err();
     assert_eq!(cluster.kind, Kind::Unreachable);
-    assert!(cluster.message.contains("Kubernetes support"));
+    assert!(cluster.message.contains("there is no kube context"), "{}", cluster.message);
 }

@@ -49,17 +49,37 @@ pub fn load(folder: &Path) -> Result<Loaded, Problem> {
     let (roots_file, roots) = read(folder, ROOTS)?;
     let (issuer_file, chain) = read(folder, ISSUER)?;
     let (_, key) = read(folder, KEY)?;
-    let bundle = TrustBundle::from_pem(&roots).map_err(|e| problem(&roots_file, &e))?;
-    let issuer = Issuer::from_pem(&chain, &key).map_err(|e| problem(&issuer_file, &e))?;
-    if !has_expired(&issuer) {
-        issuer.verify(&bundle).map_err(|e| problem(&issuer_file, &e))?;
+    Loaded::new(roots, &chain, &key).map_err(|(part, why)| match part {
+        Part::Roots => problem(&roots_file, &why),
+        Part::Issuer => problem(&issuer_file, &why),
+    })
+}
+
+/// Which part of an authority is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Roots,
+    Issuer,
+}
+
+impl Loaded {
+    /// As [`load`], of what was read already.
+    ///
+    /// # Errors
+    /// What is wrong with which part.
+    pub fn new(roots: String, chain: &str, key: &str) -> Result<Self, (Part, String)> {
+        let of = |part, error: &dyn std::fmt::Display| (part, error.to_string());
+        let bundle = TrustBundle::from_pem(&roots).map_err(|e| of(Part::Roots, &e))?;
+        let issuer = Issuer::from_pem(chain, key).map_err(|e| of(Part::Issuer, &e))?;
+        if !has_expired(&issuer) {
+            issuer.verify(&bundle).map_err(|e| of(Part::Issuer, &e))?;
+        }
+        Ok(Self { issuer, roots })
     }
-    Ok(Loaded { issuer, roots })
 }
 
 /// Keeps the authority as the folder says. Never returns.
-pub async fn run(authority: Arc<Authority>, shared: Arc<Shared>) {
-    let folder = authority.settings().folder.clone();
+pub async fn run(folder: PathBuf, authority: Arc<Authority>, shared: Arc<Shared>) {
     let changed = Arc::new(Notify::new());
     // Kept alive: it stops when dropped.
     let watcher = watch(&folder, Arc::clone(&changed));
@@ -96,7 +116,7 @@ pub fn take(authority: &Authority, shared: &Shared, result: Result<Loaded, Probl
     }
     if authority.issuer().is_some_and(|issuer| has_expired(&issuer)) {
         let why = "the issuer's certificate has expired, so that nothing is certified any more";
-        problems.push(problem(&authority.settings().folder, &why));
+        problems.push(problem(authority.settings().origin.path(), &why));
     }
     shared.set_identity_problems(problems);
 }

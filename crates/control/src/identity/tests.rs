@@ -31,7 +31,7 @@ const LIMIT: Duration = Duration::from_secs(20);
 fn settings(folder: &Path) -> Settings {
     let names =
         MeshNames { control_namespace: "mesh-system".into(), trust_domain: "cluster.local".into() };
-    Settings { folder: folder.join("identity"), names, lifetime: DAY }
+    Settings { origin: Origin::Folder(folder.join("identity")), names, lifetime: DAY }
 }
 
 fn root(name: &str) -> Root {
@@ -90,7 +90,7 @@ impl Mesh {
     }
 
     fn look(&self) {
-        let loaded = folder::load(&self.authority.settings().folder);
+        let loaded = folder::load(&self.folder.path().join("identity"));
         folder::take(&self.authority, &self.shared, loaded);
     }
 
@@ -229,7 +229,8 @@ async fn roots_and_issuer_change_while_it_runs() {
     assert_eq!(next().await, one.root);
 
     let watching = (Arc::clone(&mesh.authority), Arc::clone(&mesh.shared));
-    let running = tokio::spawn(folder::run(watching.0, watching.1));
+    let running =
+        tokio::spawn(folder::run(mesh.folder.path().join("identity"), watching.0, watching.1));
     let both = format!("{}{}", one.root, two.root);
     write(mesh.folder.path(), &both, &two);
     assert_eq!(next().await, both);

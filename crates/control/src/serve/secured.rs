@@ -181,9 +181,9 @@ mod tests {
 
     use super::*;
     use crate::identity::Authority;
-    use crate::identity::Settings;
     use crate::identity::folder::Loaded;
     use crate::identity::tokens::{TokenError, Tokens};
+    use crate::identity::{Origin, Settings};
     use crate::index::authz::Defaults;
     use crate::index::identity::MeshNames;
     use crate::index::object::Name;
@@ -213,7 +213,7 @@ mod tests {
         };
         let (web, control) = (names.id("shop", "web").unwrap(), names.control_plane().unwrap());
         let shared = Arc::new(Shared::new(Defaults::default(), Some(names.clone())));
-        let settings = Settings { folder: "/nowhere".into(), names, lifetime: HOUR };
+        let settings = Settings { origin: Origin::Secret, names, lifetime: HOUR };
         let authority = Arc::new(Authority::new(settings, Box::new(Trusting)));
         let issuer = mesh_tls::Issuer::from_pem(&root.issuer, &root.issuer_key).unwrap();
         authority.install(Loaded { issuer, roots: root.root.clone() });

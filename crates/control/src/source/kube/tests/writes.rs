@@ -117,7 +117,7 @@ async fn a_route_has_an_entry_for_each_service_beside_those_of_others() {
 fn authority() -> (Arc<Authority>, mesh_tls::Root) {
     let day = Duration::from_secs(86_400);
     let settings = identity::Settings {
-        folder: "/".into(),
+        origin: identity::Origin::Secret,
         names: MeshNames::default(),
         lifetime: Duration::from_secs(60),
     };

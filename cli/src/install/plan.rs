@@ -1,0 +1,183 @@
+//! What would become of a cluster, object by object, as its API server says: a server-side dry run of everything.
+
+use kube::api::DynamicObject;
+use serde_json::Value;
+use similar::TextDiff;
+
+use crate::cluster::Cluster;
+use crate::cluster::objects::{Applying, KINDS, Kind, title};
+use crate::error::CliError;
+use crate::manifests::Manifest;
+use crate::output::{Style, format};
+
+/// One object and what becomes of it.
+#[derive(Debug)]
+pub struct Planned {
+    /// `Deployment/mesh-control`
+    pub title: String,
+    pub change: Change,
+}
+
+#[derive(Debug)]
+pub enum Change {
+    Create {
+        after: String,
+    },
+    Update {
+        before: String,
+        after: String,
+    },
+    Unchanged,
+    /// It is no longer a part of the mesh.
+    Remove {
+        before: String,
+    },
+}
+
+/// What a cluster becomes, in the order in which it does.
+#[derive(Debug)]
+pub struct Plan {
+    pub planned: Vec<Planned>,
+    /// What is to be removed.
+    pub stale: Vec<DynamicObject>,
+}
+
+impl Plan {
+    /// Asks what applying these would change.
+    pub async fn of(
+        cluster: &Cluster,
+        manifests: &[Manifest],
+        force: bool,
+    ) -> Result<Self, CliError> {
+        refuse_second_mesh(cluster).await?;
+        let mut planned = Vec::new();
+        for manifest in manifests {
+            let change = match cluster.live(manifest).await? {
+                None => Change::Create { after: text(&manifest.value)? },
+                Some(live) => {
+                    let applying = Applying { dry_run: true, force };
+                    let wanted = cluster.apply(manifest, applying).await?;
+                    let (before, after) = (readable(&live)?, readable(&wanted)?);
+                    if before == after {
+                        Change::Unchanged
+                    } else {
+                        Change::Update { before, after }
+                    }
+                }
+            };
+            planned.push(Planned { title: manifest.title(), change });
+        }
+        let stale = stale(cluster, manifests).await?;
+        for object in &stale {
+            let change = Change::Remove { before: readable(object)? };
+            planned.push(Planned { title: title(object), change });
+        }
+        Ok(Self { planned, stale })
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.planned.iter().all(|planned| matches!(planned.change, Change::Unchanged))
+    }
+
+    /// A line for each object that is touched, and how many are not.
+    pub fn summary(&self, style: Style) -> String {
+        let mut text = String::new();
+        let mut same = 0;
+        for Planned { title, change } in &self.planned {
+            text += &match change {
+                Change::Create { .. } => format!("  {} {title}\n", style.green("+ create")),
+                Change::Update { .. } => format!("  {} {title}\n", style.yellow("~ change")),
+                Change::Remove { .. } => format!("  {} {title}\n", style.red("- remove")),
+                Change::Unchanged => {
+                    same += 1;
+                    continue;
+                }
+            };
+        }
+        if same > 0 {
+            text += &format!("    {same} stay as they are\n");
+        }
+        text
+    }
+
+    /// As `diff -u`.
+    pub fn diff(&self) -> String {
+        let mut text = String::new();
+        for Planned { title, change } in &self.planned {
+            let (before, after) = match change {
+                Change::Create { after } => ("", after.as_str()),
+                Change::Update { before, after } => (before.as_str(), after.as_str()),
+                Change::Remove { before } => (before.as_str(), ""),
+                Change::Unchanged => continue,
+            };
+            let diff = TextDiff::from_lines(before, after);
+            let names = (format!("live/{title}"), format!("new/{title}"));
+            text += &diff.unified_diff().header(&names.0, &names.1).to_string();
+        }
+        text
+    }
+}
+
+/// Roles, webhooks and definitions are of the whole cluster: two meshes would take them from each other.
+async fn refuse_second_mesh(cluster: &Cluster) -> Result<(), CliError> {
+    for binding in cluster.installed(Kind::of("ClusterRoleBinding")?).await? {
+        let there = binding.data.pointer("/subjects/0/namespace").and_then(Value::as_str);
+        if let Some(there) = there.filter(|there| *there != cluster.mesh_namespace) {
+            return Err(CliError::failed(format!(
+                "this cluster has a mesh already, in the namespace {there}"
+            ))
+            .hint(format!("--mesh-namespace {there}; or meshctl uninstall it first")));
+        }
+    }
+    Ok(())
+}
+
+/// Objects of an earlier installation that are not among the manifests any more.
+async fn stale(cluster: &Cluster, manifests: &[Manifest]) -> Result<Vec<DynamicObject>, CliError> {
+    let mut stale = Vec::new();
+    for kind in &KINDS {
+        // Definitions take the users' policies with them.
+        if matches!(kind.kind, "CustomResourceDefinition" | "Namespace") {
+            continue;
+        }
+        let found = cluster.installed(kind).await?.into_iter().map(|object| named(kind, object));
+        stale.extend(found.filter(|object| {
+            let name = object.metadata.name.as_deref();
+            !manifests.iter().any(|m| m.kind == kind.kind && Some(m.name.as_str()) == name)
+        }));
+    }
+    Ok(stale)
+}
+
+/// Lists leave the kind out.
+pub fn named(kind: &Kind, mut object: DynamicObject) -> DynamicObject {
+    let types = object.types.get_or_insert_default();
+    kind.kind.clone_into(&mut types.kind);
+    object
+}
+
+/// What people look at: without what the API server keeps for itself.
+fn readable(object: &DynamicObject) -> Result<String, CliError> {
+    let mut value = serde_json::to_value(object)
+        .map_err(|error| CliError::failed(format!("{}: {error}", title(object))))?;
+    if let Some(map) = value.as_object_mut() {
+        map.remove("status");
+    }
+    if let Some(meta) = value.get_mut("metadata").and_then(Value::as_object_mut) {
+        for own in [
+            "managedFields",
+            "resourceVersion",
+            "generation",
+            "uid",
+            "creationTimestamp",
+            "selfLink",
+        ] {
+            meta.remove(own);
+        }
+    }
+    text(&value)
+}
+
+fn text(value: &Value) -> Result<String, CliError> {
+    format::yaml(value)
+}
