@@ -22,7 +22,7 @@ static ISSUER: LazyLock<Issuer> = LazyLock::new(|| {
 });
 
 /// A request to be certified: what is granted is for the one identity asked for.
-pub fn certificate_request(input: &[u8]) {
+pub(crate) fn certificate_request(input: &[u8]) {
     let id = "web.shop.serviceaccount.identity.mesh-system.cluster.local";
     let id: Id = id.parse().expect("an identity");
     if let Ok(issued) = ISSUER.certify(input, &id, HOUR) {
@@ -32,7 +32,7 @@ pub fn certificate_request(input: &[u8]) {
 }
 
 /// The first bytes of a connection: more of them never make another answer of a complete one.
-pub fn client_hello(input: &[u8]) {
+pub(crate) fn client_hello(input: &[u8]) {
     let whole = peek(input);
     for cut in [input.len() / 2, input.len().saturating_sub(1)] {
         let part = peek(&input[..cut]);
@@ -41,7 +41,7 @@ pub fn client_hello(input: &[u8]) {
 }
 
 /// What follows a handshake on the direct port: read, it is written as it was understood.
-pub fn transport_header(input: &[u8]) {
+pub(crate) fn transport_header(input: &[u8]) {
     const BEFORE_THE_MESSAGE: usize = "transport.l5d.io/v1\r\n\r\n".len() + 4;
     // Longer names are cut when they are written.
     if let Ok(header) = TransportHeader::decode(input)
@@ -54,21 +54,21 @@ pub fn transport_header(input: &[u8]) {
 }
 
 /// What a proxy proves itself by in the local mesh.
-pub fn token(input: &[u8]) {
+pub(crate) fn token(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input) {
         Token::parse(text);
     }
 }
 
-pub fn server_policy(input: &[u8]) {
+pub(crate) fn server_policy(input: &[u8]) {
     survives::<ServerPolicy>(input);
 }
 
-pub fn port_authorization(input: &[u8]) {
+pub(crate) fn port_authorization(input: &[u8]) {
     survives::<PortAuthz>(input);
 }
 
-pub fn outbound_policy(input: &[u8]) {
+pub(crate) fn outbound_policy(input: &[u8]) {
     survives::<OutboundPolicy>(input);
 }
 

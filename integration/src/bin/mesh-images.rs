@@ -154,6 +154,8 @@ fn write(
         "os": "linux",
         "config": {
             "User": format!("{0}:{0}", image.user),
+            // A manifest names the program as on any machine.
+            "Env": ["PATH=/"],
             "Entrypoint": [format!("/{}", image.name)],
             "WorkingDir": "/",
         },

@@ -5,9 +5,11 @@ use std::path::Path;
 #[path = "../../fuzz/src/inputs.rs"]
 mod inputs;
 
+type Reader = fn(&[u8]);
+
 #[test]
 fn what_fuzzers_found_is_survived() {
-    let targets: [(&str, fn(&[u8])); 7] = [
+    let targets: [(&str, Reader); 7] = [
         ("certificate_request", inputs::certificate_request),
         ("client_hello", inputs::client_hello),
         ("transport_header", inputs::transport_header),

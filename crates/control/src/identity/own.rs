@@ -53,7 +53,12 @@ impl Own {
         let key = Key::generate();
         let mut roots = authority.roots.subscribe();
         loop {
-            roots.borrow_and_update();
+            // Before there is an issuer, there is nothing to complain of here.
+            if roots.borrow_and_update().is_none() {
+                // The sender is in the authority.
+                let _ = roots.changed().await;
+                continue;
+            }
             let wait = match self.renew(&authority, &id, &key) {
                 Ok(left) => left.mul_f64(RENEW_AT).max(AGAIN),
                 Err(error) => {
@@ -63,7 +68,6 @@ impl Own {
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                // The sender is in the authority.
                 _ = roots.changed() => {}
             }
         }
