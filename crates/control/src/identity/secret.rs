@@ -1,5 +1,5 @@
 //! The Secret with the mesh's issuer in a cluster: made if there is none, and followed like the files of
-//! [`folder`](super::folder).
+//! [`folder`].
 //!
 //! It is read from the API server and not from a mounted volume: a volume can't be mounted before the
 //! Secret is there, and shows a change a minute late. The keys are those of type `kubernetes.io/tls`
