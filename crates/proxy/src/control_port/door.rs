@@ -41,3 +41,40 @@ pub(super) async fn admit(
         Err(_) => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use mesh_tls::TrustBundle;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::config::IdentityConfig;
+
+    #[tokio::test]
+    async fn elsewhere_only_the_control_plane_is_let_in() {
+        let day = Duration::from_secs(86_400);
+        let root = mesh_tls::Root::generate("test", day * 2, day).unwrap();
+        let id = "web.shop.serviceaccount.identity.mesh-system.cluster.local".parse().unwrap();
+        let identity = Identity::new(&IdentityConfig {
+            control_plane: mesh_tls::WorkloadId::of(&id).unwrap().control_plane().unwrap(),
+            id,
+            token_file: "/nowhere".into(),
+            trust_bundle: TrustBundle::from_pem(&root.root).unwrap(),
+            state_dir: None,
+        });
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        for (peer, identity, admitted) in [
+            ("127.0.0.1:1", &identity, true),
+            ("[::ffff:127.0.0.1]:1", &identity, true),
+            ("10.0.0.1:1", &identity, false),
+            // Nobody can prove anything in a mesh without identities.
+            ("10.0.0.1:1", &Identity::default(), true),
+        ] {
+            let (stream, _) =
+                tokio::try_join!(TcpStream::connect(addr), listener.accept()).unwrap();
+            let let_in = admit(stream, peer.parse().unwrap(), identity).await;
+            assert_eq!(let_in.is_some(), admitted, "{peer}");
+        }
+    }
+}
