@@ -231,7 +231,9 @@ impl Asked {
             return Some(Self::Tcp);
         }
         let path = canonical(&observation.path).ok()?;
+        // A policy's gRPC methods are POST requests, as gRPC has it.
         if observation.protocol == "grpc"
+            && observation.method == "POST"
             && let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/'))
             && [service, method].into_iter().all(is_grpc_name)
         {
