@@ -90,19 +90,7 @@ pub(super) async fn run(args: RoutesArgs, cx: &mut Context) -> Result<ExitCode, 
 
 impl Report {
     pub(crate) async fn ask(mesh: &Mesh, selectors: &Selectors) -> Result<Self, CliError> {
-        let mut rows: Vec<ext::RouteRow> = Vec::new();
-        for selector in &selectors.0 {
-            let found = match mesh.routes(selector.clone()).await {
-                Ok(found) => found,
-                Err(error) => return Err(shared::propose(mesh, [selector], error).await),
-            };
-            for row in found {
-                if !rows.contains(&row) {
-                    rows.push(row);
-                }
-            }
-        }
-        Ok(Self::new(rows))
+        Ok(Self::new(shared::of_all(mesh, selectors, Mesh::routes).await?))
     }
 
     /// Gathers the matches of each route; their order is the order of precedence.

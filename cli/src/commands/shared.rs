@@ -44,6 +44,27 @@ pub(crate) fn lost_notes(lost: &[Lost]) -> impl Iterator<Item = String> {
     })
 }
 
+/// What is told of each selector, no row twice.
+pub(crate) async fn of_all<T: PartialEq>(
+    mesh: &Mesh,
+    selectors: &Selectors,
+    ask: impl AsyncFn(&Mesh, ext::Selector) -> Result<Vec<T>, CliError>,
+) -> Result<Vec<T>, CliError> {
+    let mut rows = Vec::new();
+    for selector in &selectors.0 {
+        let found = match ask(mesh, selector.clone()).await {
+            Ok(found) => found,
+            Err(error) => return Err(propose(mesh, [selector], error).await),
+        };
+        for row in found {
+            if !rows.contains(&row) {
+                rows.push(row);
+            }
+        }
+    }
+    Ok(rows)
+}
+
 /// Parses `-t`: the proxies keep ten minutes.
 pub(crate) fn window(text: &str) -> Result<Duration, String> {
     let window = units::parse_duration(text)?;

@@ -113,19 +113,7 @@ pub(super) async fn run(args: AuthzArgs, cx: &mut Context) -> Result<ExitCode, C
 
 impl Report {
     async fn ask(mesh: &Mesh, selectors: &Selectors) -> Result<Self, CliError> {
-        let mut rows: Vec<ext::AuthorizationRow> = Vec::new();
-        for selector in &selectors.0 {
-            let found = match mesh.authorizations(selector.clone()).await {
-                Ok(found) => found,
-                Err(error) => return Err(shared::propose(mesh, [selector], error).await),
-            };
-            for row in found {
-                if !rows.contains(&row) {
-                    rows.push(row);
-                }
-            }
-        }
-        Ok(Self::new(rows))
+        Ok(Self::new(shared::of_all(mesh, selectors, Mesh::authorizations).await?))
     }
 
     fn new(rows: Vec<ext::AuthorizationRow>) -> Self {

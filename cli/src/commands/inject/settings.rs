@@ -2,23 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::Api;
-use kube::config::{KubeConfigOptions, Kubeconfig};
-use kube::{Client, Config};
 use mesh_control::inject::Settings;
 use mesh_control::inject::settings::{CONFIG_MAP, IDENTITY, ROOTS_CONFIG_MAP, ROOTS_KEY};
 use mesh_tls::TrustBundle;
 
 use super::InjectArgs;
-use crate::args::Global;
 use crate::context::Context;
 use crate::error::CliError;
-
-/// For all that is asked of the cluster.
-const DEADLINE: Duration = Duration::from_secs(5);
 
 /// What the cluster says.
 #[derive(Debug, Default)]
@@ -29,12 +22,12 @@ struct Told {
 
 pub(super) async fn gather(args: &InjectArgs, cx: &mut Context) -> Result<Settings, CliError> {
     let mut settings = Settings { inject_unlabelled: true, ..Settings::default() };
-    let namespace = settings.names.control_namespace.clone();
+    let namespace = cx.global.mesh_namespace.clone();
+    settings.names.control_namespace.clone_from(&namespace);
     let told = if args.offline {
         Err("--offline".to_owned())
     } else {
-        let asked = tokio::time::timeout(DEADLINE, ask(&cx.global, &namespace)).await;
-        asked.unwrap_or_else(|_| Err(format!("no answer within {} s", DEADLINE.as_secs())))
+        ask(cx, &namespace).await.map_err(|error| error.message)
     };
     let told = told.unwrap_or_else(|why| {
         cx.ui.note(&format!(
@@ -56,31 +49,18 @@ pub(super) async fn gather(args: &InjectArgs, cx: &mut Context) -> Result<Settin
     Ok(settings)
 }
 
-async fn ask(global: &Global, namespace: &str) -> Result<Told, String> {
-    let client = client(global).await?;
-    let maps: Api<ConfigMap> = Api::namespaced(client, namespace);
-    let get = async |name: &str| -> Result<BTreeMap<String, String>, String> {
-        let found = maps.get_opt(name).await.map_err(|error| error.to_string())?;
-        let found = found.ok_or_else(|| format!("there is no ConfigMap {namespace}/{name}"))?;
-        Ok(found.data.unwrap_or_default())
+async fn ask(cx: &Context, namespace: &str) -> Result<Told, CliError> {
+    let cluster = cx.cluster().await?;
+    let maps: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), namespace);
+    let get = async |name: &str| -> Result<BTreeMap<String, String>, CliError> {
+        let doing = format!("read ConfigMap {name} in {namespace}");
+        let found = cluster.ask(&doing, maps.get_opt(name)).await?;
+        let none = || CliError::missing(format!("there is no ConfigMap {namespace}/{name}"));
+        Ok(found.ok_or_else(none)?.data.unwrap_or_default())
     };
     let config = get(CONFIG_MAP).await?;
     let roots = get(ROOTS_CONFIG_MAP).await.ok().and_then(|mut data| data.remove(ROOTS_KEY));
     Ok(Told { config, roots })
-}
-
-async fn client(global: &Global) -> Result<Client, String> {
-    let options =
-        KubeConfigOptions { context: global.context.clone(), ..KubeConfigOptions::default() };
-    let config = match &global.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| error.to_string())?;
-            Config::from_custom_kubeconfig(kubeconfig, &options).await
-        }
-        None => Config::from_kubeconfig(&options).await,
-    };
-    let config = config.map_err(|error| error.to_string())?;
-    Client::try_from(config).map_err(|error| error.to_string())
 }
 
 /// There is no default for whom to trust.
