@@ -2,6 +2,9 @@
 
 use std::fmt;
 
+/// No name in Kubernetes is longer, bytes.
+const MAX_NAME: usize = 253;
+
 /// A pod, named in every request of its proxy.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Workload {
@@ -19,7 +22,8 @@ impl Workload {
         serde_json::to_string(self).unwrap_or_default()
     }
 
-    /// Reads that form, and the older `ns:pod` and `ns/pod`. `None` if it names no namespace.
+    /// Reads that form, and the older `ns:pod` and `ns/pod`. `None` if it names no namespace, or what
+    /// can be no name.
     pub fn parse(text: &str) -> Option<Self> {
         let parsed = if text.starts_with('{') {
             serde_json::from_str(text).ok()?
@@ -27,7 +31,8 @@ impl Workload {
             let (namespace, pod) = text.split_once([':', '/'])?;
             Self { namespace: namespace.into(), pod: pod.into() }
         };
-        (!parsed.namespace.is_empty()).then_some(parsed)
+        let fits = parsed.namespace.len() <= MAX_NAME && parsed.pod.len() <= MAX_NAME;
+        (fits && !parsed.namespace.is_empty()).then_some(parsed)
     }
 }
 
@@ -56,6 +61,10 @@ mod tests {
         }
         let nameless = Workload { namespace: "shop".into(), pod: String::new() };
         assert_eq!(Workload::parse(r#"{"ns":"shop"}"#), Some(nameless));
+        let long = "a".repeat(254);
+        for text in [&format!("shop/{long}"), &format!("{long}/web")] {
+            assert_eq!(Workload::parse(text), None);
+        }
         for text in ["", "{", "shop", ":web-1", r#"{"pod":"x"}"#, "[1]"] {
             assert_eq!(Workload::parse(text), None, "{text}");
         }

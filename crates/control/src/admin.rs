@@ -13,15 +13,16 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::identity::Authority;
+use crate::serve::places::Places;
 use crate::source::Severity;
 use crate::state::Shared;
 
-/// Connections at a time; more are closed at once.
-const MAX_CONNECTIONS: usize = 64;
+/// Connections at a time, and those of one peer; more are closed at once. A kubelet that finds no place
+/// would have the control plane restarted.
+const MAX_CONNECTIONS: (usize, usize) = (256, 16);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Before accepting again after an error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -30,15 +31,15 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 type Told = (Arc<Shared>, Option<Arc<Authority>>);
 
 pub(crate) async fn serve(listener: TcpListener, told: Told, stop: CancellationToken) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(MAX_CONNECTIONS.0, MAX_CONNECTIONS.1);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = stop.cancelled() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            Ok((stream, peer)) => {
+                if let Some(place) = places.take(peer.ip()) {
                     let told = told.clone();
                     tokio::spawn(async move {
                         connection(stream, told).await;

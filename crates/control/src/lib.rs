@@ -91,7 +91,7 @@ async fn run_kube(
     }
     if let Some(config) = config.webhook {
         let (shared, authority) = (Arc::clone(&shared), authority.clone());
-        webhook::start(config, shared, authority, &mut started.running).await?;
+        webhook::start(config, client.clone(), shared, authority, &mut started.running).await?;
     }
     let stop = CancellationToken::new();
     let source = source::kube::run(client, settings, shared, authority, stop.clone());
@@ -150,7 +150,8 @@ impl Started {
 }
 
 fn init_log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
-    let filter = EnvFilter::try_new(&config.log)?;
+    // It logs whole answers that it cannot read, and those may be Secrets.
+    let filter = EnvFilter::try_new(&config.log)?.add_directive("kube_client=error".parse()?);
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
     match config.log_format {
         LogFormat::Plain => log.with_ansi(false).try_init(),

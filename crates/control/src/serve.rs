@@ -1,5 +1,6 @@
 //! The listeners, and how they end.
 
+pub(crate) mod places;
 mod secured;
 
 use std::net::SocketAddr;
@@ -23,6 +24,7 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use crate::admin;
 use crate::config::Config;
 use crate::identity::Authority;
+use crate::index::identity::MeshNames;
 use crate::services::Control;
 use crate::services::mesh::MeshService;
 use crate::source::kube::NoCluster;
@@ -33,6 +35,8 @@ const GRACE: Duration = Duration::from_millis(500);
 /// A proxy that vanished without a word is noticed within the sum of these.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Of one connection: a proxy has a few for each target and port.
+const MAX_STREAMS: u32 = 10_000;
 
 /// Why the control plane could not start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +45,6 @@ pub enum StartError {
     Listen { address: String, source: io::Error },
     #[error("another control plane listens on {}", path.display())]
     SocketInUse { path: PathBuf },
-    #[error("--webhook: no Kubernetes API server is known")]
-    NoCluster { source: Box<kube::Error> },
     #[error("cannot watch for signals")]
     Signals { source: io::Error },
     #[error(transparent)]
@@ -92,10 +94,11 @@ impl Listeners {
         let routes = control_plane_routes(Control::new(Arc::clone(&shared), authority.clone()));
         // All of it for people, too: `meshctl check` asks what proxies ask.
         let all = routes.clone().add_service(mesh.into_server());
+        let mesh = authority.map(|authority| authority.settings().names.clone());
         let (socket, path) = self.socket.unzip();
         let serving = async {
             tokio::try_join!(
-                serve_proxies(self.proxies, shared, authority.is_some(), [&routes, &all], &stop),
+                serve_proxies(self.proxies, shared, mesh, [&routes, &all], &stop),
                 serve_people(socket.map(UnixListenerStream::new), &all, &stop),
                 serve_people(self.api.map(TcpIncoming::from), &all, &stop),
             )
@@ -129,7 +132,7 @@ impl Listeners {
 async fn serve_proxies(
     listener: TcpListener,
     shared: Arc<Shared>,
-    identity: bool,
+    identity: Option<MeshNames>,
     [for_proxies, all]: [&Routes; 2],
     stop: &CancellationToken,
 ) -> Result<(), tonic::transport::Error> {
@@ -140,8 +143,8 @@ async fn serve_proxies(
     }
     let ended = stop.clone().cancelled_owned();
     let local = listener.local_addr().is_ok_and(|addr| addr.ip().is_loopback());
-    if identity && !local {
-        let incoming = secured::incoming(listener, shared.own.clone());
+    if let Some(mesh) = identity.filter(|_| !local) {
+        let incoming = secured::incoming(listener, shared.own.clone(), mesh);
         let server = server().layer(secured::Guard).add_routes(for_proxies.clone());
         return server.serve_with_incoming_shutdown(incoming, ended).await;
     }
@@ -168,6 +171,7 @@ fn server() -> Server {
     Server::builder()
         .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
 }
 
 pub(crate) async fn tcp(addr: SocketAddr) -> Result<TcpListener, StartError> {

@@ -2,7 +2,8 @@
 //!
 //! `POST /inject` takes an AdmissionReview of a pod and answers with a JSON patch ([`review`] holds
 //! all of that, without IO). A pod is never kept from being created because of a proxy it cannot have:
-//! it goes without, and whoever creates it is warned. The serving certificate makes itself, see
+//! it goes without, and whoever creates it is warned; only what is no pod at all is denied. Whoever
+//! reaches the port may ask, so that nothing of a review is trusted, and everything bounded. The serving certificate makes itself, see
 //! [`certificate`]. What is added to a pod is [`crate::inject`]'s.
 //!
 //! # Rights it needs
@@ -23,6 +24,7 @@ mod start;
 
 use std::convert::Infallible;
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,6 +45,7 @@ use self::events::Events;
 use self::review::{Asked, BadReview};
 pub use self::start::{Config, start};
 use crate::inject::{self, Outcome, Settings};
+use crate::serve::places::Places;
 use crate::state::Shared;
 
 pub const PATH: &str = "/inject";
@@ -50,7 +53,11 @@ pub const PATH: &str = "/inject";
 /// An object has 1.5 MiB at most, and a review may hold two.
 const MAX_BODY: usize = 3 << 20;
 /// Connections at a time; API servers keep a few each.
-const MAX_CONNECTIONS: usize = 256;
+const MAX_CONNECTIONS: (usize, usize) = (256, 64);
+/// Bodies in memory at a time, and those of one peer.
+const MAX_BODIES: (usize, usize) = (64, 48);
+/// Reviews that are read and answered at a time: a body can become thirty times as large.
+const MAX_READ: usize = 4;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// API servers give up after 10 s.
@@ -65,6 +72,8 @@ pub struct Webhook {
     client: Client,
     settings: Box<dyn Fn() -> Option<Settings> + Send + Sync>,
     events: Events,
+    bodies: Arc<Places>,
+    reading: Semaphore,
 }
 
 impl fmt::Debug for Webhook {
@@ -81,16 +90,18 @@ impl Webhook {
         settings: impl Fn() -> Option<Settings> + Send + Sync + 'static,
     ) -> Self {
         let events = Events::new(client.clone());
-        Self { shared, client, settings: Box::new(settings), events }
+        let bodies = Places::new(MAX_BODIES.0, MAX_BODIES.1);
+        let reading = Semaphore::new(MAX_READ);
+        Self { shared, client, settings: Box::new(settings), events, bodies, reading }
     }
 
     /// Serves until dropped.
     pub async fn serve(self, listener: TcpListener, serving: Arc<Serving>) {
         let this = Arc::new(self);
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::new(MAX_CONNECTIONS.0, MAX_CONNECTIONS.1);
         loop {
-            let stream = match listener.accept().await {
-                Ok((stream, _)) => stream,
+            let (stream, peer) = match listener.accept().await {
+                Ok((stream, peer)) => (stream, peer.ip()),
                 Err(error) => {
                     tracing::warn!(%error, "the webhook cannot accept");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -99,17 +110,17 @@ impl Webhook {
             };
             // Before there is a certificate, connections are closed and the API server tries again.
             let Some(config) = serving.config() else { continue };
-            if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
+            if let Some(place) = places.take(peer) {
                 let this = Arc::clone(&this);
                 tokio::spawn(async move {
-                    this.connection(stream, config.into()).await;
+                    this.connection(stream, peer, config.into()).await;
                     drop(place);
                 });
             }
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, acceptor: TlsAcceptor) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: IpAddr, acceptor: TlsAcceptor) {
         let accepted = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await;
         let stream = match accepted {
             Ok(Ok(stream)) => stream,
@@ -118,9 +129,12 @@ impl Webhook {
         };
         let service = service_fn(move |request| {
             let this = Arc::clone(&self);
-            async move { Ok::<_, Infallible>(this.respond(request).await) }
+            async move { Ok::<_, Infallible>(this.respond(request, peer).await) }
         });
-        let mut server = auto::Builder::new(TokioExecutor::new());
+        let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        let server = auto::Builder::new(TokioExecutor::new());
+        // Finding it out from what comes would wait for ever for those who say nothing.
+        let mut server = if is_http2 { server.http2_only() } else { server.http1_only() };
         server.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
         server
             .http2()
@@ -133,7 +147,7 @@ impl Webhook {
         }
     }
 
-    async fn respond(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    async fn respond(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Full<Bytes>> {
         if request.uri().path() != PATH {
             return text(StatusCode::NOT_FOUND, "path: /inject\n");
         }
@@ -149,6 +163,9 @@ impl Webhook {
         if !json {
             return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "application/json only\n");
         }
+        let Some(_place) = self.bodies.take(peer) else {
+            return text(StatusCode::TOO_MANY_REQUESTS, "too many reviews at a time\n");
+        };
         let answer = tokio::time::timeout(DEADLINE, self.answer(request.into_body())).await;
         answer.unwrap_or_else(|_| text(StatusCode::REQUEST_TIMEOUT, "it took too long\n"))
     }
@@ -160,6 +177,10 @@ impl Webhook {
                 return text(StatusCode::PAYLOAD_TOO_LARGE, "larger than 3 MiB\n");
             }
             Err(_) => return text(StatusCode::BAD_REQUEST, "the body did not come whole\n"),
+        };
+        // It is never closed.
+        let Ok(_turn) = self.reading.acquire().await else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "ending\n");
         };
         let asked = match Asked::read(&body) {
             Ok(asked) => asked,

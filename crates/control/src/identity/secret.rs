@@ -9,7 +9,7 @@
 //!
 //! | in | on | verbs | for |
 //! |---|---|---|---|
-//! | control namespace | `secrets`, name `mesh-identity-issuer` | get, list, watch | the issuer |
+//! | control namespace | `secrets`, name `mesh-identity-issuer` | list, watch | the issuer |
 //! | control namespace | `secrets` | create | the same, the first time |
 
 use std::sync::Arc;
@@ -36,8 +36,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Nobody keeps its key, so that its long life is of no use to anybody.
 const ROOT_LIFETIME: Duration = DAY.saturating_mul(3650);
 const ISSUER_LIFETIME: Duration = DAY.saturating_mul(365);
-/// Certificates expire without an event.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+/// Certificates expire without an event, and what could not be made is tried again.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 /// Keeps the authority as the Secret says. Never returns.
 pub async fn run(authority: Arc<Authority>, shared: Arc<Shared>, client: Client) {
@@ -47,10 +47,11 @@ pub async fn run(authority: Arc<Authority>, shared: Arc<Shared>, client: Client)
     let only_ours = watcher::Config::default().fields(&format!("metadata.name={NAME}"));
     let mut events = std::pin::pin!(watcher(secrets.clone(), only_ours).default_backoff());
     let mut found = None;
+    // Of the Secrets that there are; one that was seen and deleted is not made anew.
+    let mut all_seen = false;
     loop {
-        let mut all_seen = false;
         match tokio::time::timeout(LOOK_AGAIN, events.next()).await {
-            Ok(Some(Ok(Event::Init))) => found = None,
+            Ok(Some(Ok(Event::Init))) => (found, all_seen) = (None, false),
             Ok(Some(Ok(Event::InitApply(secret) | Event::Apply(secret)))) => found = Some(secret),
             Ok(Some(Ok(Event::InitDone))) => all_seen = true,
             Ok(Some(Ok(Event::Delete(_)))) => {

@@ -10,8 +10,12 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, FutureExt};
 use subtle::ConstantTimeEq;
 
-use crate::index::object::Name;
+use crate::index::object::{Name, is_label};
 use crate::state::Shared;
+
+/// Whom a token of Kubernetes has to be meant for, so that one that was given to another program is of
+/// no use here.
+pub const AUDIENCE: &str = "meshctl.dev/identity";
 
 /// Whoever knows whose a token is.
 pub trait Tokens: fmt::Debug + Send + Sync + 'static {
@@ -131,15 +135,6 @@ const MAX_TOKEN: u64 = 512;
 
 fn file_name(pod: &Name) -> String {
     format!("{}.{}", pod.namespace, pod.name)
-}
-
-/// A label as names in Kubernetes have them.
-fn is_label(text: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&text.len())
-        && text.bytes().all(fits)
-        && !text.starts_with('-')
-        && !text.ends_with('-')
 }
 
 /// 64 hexadecimal digits in lower case.

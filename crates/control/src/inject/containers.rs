@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::edit::{Added, Edit};
 use super::options::{self, Options};
 use super::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_UID, Settings};
+use crate::identity::tokens::AUDIENCE;
 use crate::source::kubernetes::PROXY_VERSION_ANNOTATION;
 
 const OUTBOUND_PORT: u16 = 4140;
@@ -16,8 +17,6 @@ pub(super) const PORTS: [(&str, i32); 4] =
 const TOKEN_VOLUME: &str = "mesh-token";
 const STATE_VOLUME: &str = "mesh-identity";
 pub(super) const VOLUMES: [&str; 2] = [TOKEN_VOLUME, STATE_VOLUME];
-/// Who reads the proxy's token.
-pub const TOKEN_AUDIENCE: &str = "meshctl.dev/identity";
 const TOKEN_FOLDER: &str = "/var/run/secrets/meshctl.dev/token";
 const TOKEN_SECONDS: u32 = 86_400;
 const STATE_FOLDER: &str = "/var/run/meshctl.dev/identity";
@@ -74,7 +73,7 @@ pub(super) fn edits(
 /// (`automountServiceAccountToken: false`), and would open the API server to whoever got it.
 fn volumes() -> Vec<Value> {
     let token = json!({
-        "audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token",
+        "audience": AUDIENCE, "expirationSeconds": TOKEN_SECONDS, "path": "token",
     });
     vec![
         json!({"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": token}]}}),

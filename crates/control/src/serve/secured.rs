@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use futures_util::future::{Either, Ready, ready};
 use http::{Request, Response};
+use mesh_tls::WorkloadId;
 use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -21,10 +22,14 @@ use tonic::body::Body;
 use tonic::transport::server::Connected;
 use tower::{Layer, Service};
 
+use super::places::{Place, Places};
 use crate::identity::own::Own;
+use crate::index::identity::MeshNames;
 
-/// Handshakes at a time; who comes then waits in the listener's queue.
-const HANDSHAKES: usize = 128;
+/// Handshakes at a time, and those of one peer; who comes then is closed and tries again.
+const HANDSHAKES: (usize, usize) = (512, 8);
+/// Connections at a time, and those of one peer: a proxy has two.
+const CONNECTIONS: (usize, usize) = (50_000, 16);
 const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Before accepting again after an error of the listener, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -38,6 +43,7 @@ const FOR_ANYONE: [&str; 2] =
 pub(super) struct Secured {
     stream: TlsStream<TcpStream>,
     client: Client,
+    _place: Place,
 }
 
 /// Who is at the other end; nobody known if there is no identity.
@@ -48,21 +54,27 @@ pub(super) struct Client(Option<Arc<str>>);
 pub(super) fn incoming(
     listener: TcpListener,
     own: Own,
+    mesh: MeshNames,
 ) -> ReceiverStream<Result<Secured, io::Error>> {
     let (accepted, incoming) = mpsc::channel(1);
     tokio::spawn(async move {
         tokio::select! {
-            () = accept(listener, own, accepted.clone()) => {}
+            () = accept(listener, own, mesh, accepted.clone()) => {}
             () = accepted.closed() => {}
         }
     });
     ReceiverStream::new(incoming)
 }
 
-async fn accept(listener: TcpListener, own: Own, accepted: mpsc::Sender<io::Result<Secured>>) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
-    // It is never closed.
-    while let Ok(permit) = Arc::clone(&handshakes).acquire_owned().await {
+async fn accept(
+    listener: TcpListener,
+    own: Own,
+    mesh: MeshNames,
+    accepted: mpsc::Sender<io::Result<Secured>>,
+) {
+    let handshakes = Places::new(HANDSHAKES.0, HANDSHAKES.1);
+    let connections = Places::new(CONNECTIONS.0, CONNECTIONS.1);
+    loop {
         let (stream, peer) = match listener.accept().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -75,23 +87,37 @@ async fn accept(listener: TcpListener, own: Own, accepted: mpsc::Sender<io::Resu
             tracing::warn!(%peer, "turned away: there is no issuer yet");
             continue;
         };
-        let accepted = accepted.clone();
+        let places = (handshakes.take(peer.ip()), connections.take(peer.ip()));
+        let (Some(handshake), Some(place)) = places else {
+            tracing::warn!(%peer, "turned away: too many connections");
+            continue;
+        };
+        let (accepted, mesh) = (accepted.clone(), mesh.clone());
         tokio::spawn(async move {
             // Messages are small and somebody waits for each.
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE, held.reception.accept(stream)).await {
                 Ok(Ok((stream, client))) => {
+                    let client = Client(client.filter(|id| is_of(id, &mesh)));
                     // The receiver is gone when the server ends.
-                    let _ = accepted.send(Ok(Secured { stream, client: Client(client) })).await;
+                    let _ = accepted.send(Ok(Secured { stream, client, _place: place })).await;
                 }
                 Ok(Err(error)) => tracing::info!(%peer, %error, "no secure connection"),
                 Err(_) => {
                     tracing::info!(%peer, "no secure connection: the handshake took too long")
                 }
             }
-            drop(permit);
+            drop(handshake);
         });
     }
+}
+
+/// Whether an identity is one of this mesh: others may have the same root.
+fn is_of(id: &str, mesh: &MeshNames) -> bool {
+    let parts = id.parse().ok().and_then(|id| WorkloadId::of(&id));
+    parts.is_some_and(|parts| {
+        parts.control_namespace == mesh.control_namespace && parts.trust_domain == mesh.trust_domain
+    })
 }
 
 impl Connected for Secured {
@@ -185,7 +211,6 @@ mod tests {
     use crate::identity::tokens::{TokenError, Tokens};
     use crate::identity::{Origin, Settings};
     use crate::index::authz::Defaults;
-    use crate::index::identity::MeshNames;
     use crate::index::object::Name;
     use crate::services::Control;
     use crate::state::Shared;
@@ -203,6 +228,16 @@ mod tests {
         }
     }
 
+    #[test]
+    fn another_mesh_below_the_same_root_is_a_stranger() {
+        let mesh = MeshNames::default();
+        let id = |rest: &str| format!("web.shop.serviceaccount.identity.{rest}");
+        assert!(is_of(&id("mesh-system.cluster.local"), &mesh));
+        for other in [id("mesh-system.example.org"), id("other.cluster.local"), "web".into()] {
+            assert!(!is_of(&other, &mesh), "{other}");
+        }
+    }
+
     #[tokio::test]
     async fn a_visitor_gets_a_certificate_and_nothing_else() {
         const HOUR: Duration = Duration::from_secs(3600);
@@ -213,6 +248,7 @@ mod tests {
         };
         let (web, control) = (names.id("shop", "web").unwrap(), names.control_plane().unwrap());
         let shared = Arc::new(Shared::new(Defaults::default(), Some(names.clone())));
+        let mesh = names.clone();
         let settings = Settings { origin: Origin::Secret, names, lifetime: HOUR };
         let authority = Arc::new(Authority::new(settings, Box::new(Trusting)));
         let issuer = mesh_tls::Issuer::from_pem(&root.issuer, &root.issuer_key).unwrap();
@@ -225,7 +261,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let routes = control_plane_routes(Control::new(shared, Some(authority)));
         let server = Server::builder().layer(Guard).add_routes(routes);
-        let serving = tokio::spawn(server.serve_with_incoming(incoming(listener, own)));
+        let serving = tokio::spawn(server.serve_with_incoming(incoming(listener, own, mesh)));
 
         let bundle = TrustBundle::from_pem(&root.root).unwrap();
         let visitor = Visitor::new(&bundle);

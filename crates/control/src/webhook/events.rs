@@ -14,6 +14,8 @@ use super::review::Asked;
 
 /// Requests under way; more are left out, for an event is not worth a queue.
 const MAX_PENDING: usize = 8;
+/// API servers refuse longer ones; bytes, of which a character has four at most.
+const MAX_NOTE: usize = 1024 / 4;
 /// What has been told lately, so that a hundred replicas make one event.
 const REMEMBERED: usize = 512;
 
@@ -40,10 +42,11 @@ impl Events {
         let Some(owner) = owners.into_iter().find(|owner| owner.controller == Some(true)) else {
             return;
         };
+        let note: String = note.chars().take(MAX_NOTE).collect();
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
         if !self.is_new(&owner.uid, &note) {
             return;
         }
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else { return };
         let reference = ObjectReference {
             api_version: Some(owner.api_version.clone()),
             kind: Some(owner.kind.clone()),

@@ -8,6 +8,7 @@ use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview
 use kube::core::{DynamicObject, ObjectMeta};
 use serde_json::Value;
 
+use crate::index::object::is_label;
 use crate::inject::edit::patch;
 use crate::inject::{Outcome, warning_text};
 
@@ -46,14 +47,17 @@ impl Asked {
     /// When it is none, or none of a new pod.
     pub fn read(body: &[u8]) -> Result<Self, BadReview> {
         let no = |why: String| BadReview::NoReview(why);
-        let document: Value =
+        let mut document: Value =
             serde_json::from_slice(body).map_err(|error| no(format!("not JSON: {error}")))?;
         for (field, wanted) in [("kind", KIND), ("apiVersion", API_VERSION)] {
             if document.get(field).and_then(Value::as_str) != Some(wanted) {
                 return Err(no(format!("{field} is not {wanted}")));
             }
         }
-        let pod = document.pointer("/request/object").cloned().unwrap_or_default();
+        let pod = document.pointer_mut("/request/object").map(Value::take).unwrap_or_default();
+        if !pod.is_object() && !pod.is_null() {
+            return Err(no("request.object is no object".into()));
+        }
         let review: AdmissionReview<DynamicObject> = serde_json::from_value(document)
             .map_err(|error| no(format!("not an AdmissionReview: {error}")))?;
         let request: AdmissionRequest<DynamicObject> =
@@ -61,7 +65,7 @@ impl Asked {
         if request.uid.is_empty() || request.uid.len() > MAX_UID {
             return Err(no("request.uid is empty or too long".into()));
         }
-        let mut response = AdmissionResponse::from(&request);
+        let response = AdmissionResponse::from(&request);
         let kind = &request.kind;
         let is_pod = (kind.group.as_str(), kind.kind.as_str()) == ("", "Pod");
         if !is_pod || request.operation != Operation::Create || request.sub_resource.is_some() {
@@ -77,8 +81,8 @@ impl Asked {
             Err(error) => return Err(malformed(response, &format!("request.object: {error}"))),
         };
         let namespace = request.namespace.or_else(|| meta.namespace.clone()).unwrap_or_default();
-        if namespace.is_empty() {
-            response.allowed = false;
+        // It becomes a part of the path of a request: nothing but a name may.
+        if !is_label(&namespace) {
             return Err(malformed(response, "the pod is in no namespace"));
         }
         Ok(Self { response, namespace, dry_run: request.dry_run, meta, spec, pod })

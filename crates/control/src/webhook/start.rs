@@ -38,17 +38,17 @@ pub struct Config {
 /// Starts the webhook and what keeps its certificate and its settings.
 ///
 /// # Errors
-/// When the address cannot be had, or no API server is known.
+/// When the address cannot be had.
 pub async fn start(
     config: Config,
+    client: Client,
     shared: Arc<Shared>,
     authority: Option<Arc<Authority>>,
     running: &mut JoinSet<()>,
 ) -> Result<(), StartError> {
     let listener = serve::tcp(config.listen).await?;
-    let client = Client::try_default().await;
-    let client = client.map_err(|source| StartError::NoCluster { source: Box::new(source) })?;
-    let settings = Arc::new(RwLock::new(read(&config).await));
+    let first = read(&config).await.unwrap_or_else(|| defaults(&config));
+    let settings = Arc::new(RwLock::new(first));
     let serving = Arc::new(Serving::default());
     let namespace = &config.names.control_namespace;
     let keeper = Keeper {
@@ -76,7 +76,8 @@ pub async fn start(
 async fn follow(config: Config, settings: Arc<RwLock<Settings>>) {
     loop {
         tokio::time::sleep(RESCAN).await;
-        let read = read(&config).await;
+        // What was good last stays in force.
+        let Some(read) = read(&config).await else { continue };
         if *settings.read() != read {
             tracing::info!("proxies are injected with other settings from now on");
             *settings.write() = read;
@@ -84,9 +85,14 @@ async fn follow(config: Config, settings: Arc<RwLock<Settings>>) {
     }
 }
 
-async fn read(config: &Config) -> Settings {
-    let mut settings = Settings { names: config.names.clone(), ..Settings::default() };
-    let Some(folder) = config.settings.clone() else { return settings };
+fn defaults(config: &Config) -> Settings {
+    Settings { names: config.names.clone(), ..Settings::default() }
+}
+
+/// `None`: they cannot be read.
+async fn read(config: &Config) -> Option<Settings> {
+    let mut settings = defaults(config);
+    let Some(folder) = config.settings.clone() else { return Some(settings) };
     let shown = folder.display().to_string();
     let values = tokio::task::spawn_blocking(move || values(&folder)).await;
     match values.unwrap_or_else(|error| Err(error.into())) {
@@ -100,9 +106,12 @@ async fn read(config: &Config) -> Settings {
                 tracing::warn!(key, problem, "a setting of injected proxies is not in force");
             }
         }
-        Err(error) => tracing::warn!(%error, folder = shown, "cannot read the settings of proxies"),
+        Err(error) => {
+            tracing::warn!(%error, folder = shown, "cannot read the settings of proxies");
+            return None;
+        }
     }
-    settings
+    Some(settings)
 }
 
 /// The files of a mounted ConfigMap.
@@ -139,10 +148,11 @@ mod tests {
             MeshNames { control_namespace: "mesh".into(), trust_domain: "cluster.local".into() };
         let listen = "127.0.0.1:0".parse().unwrap();
         let config = Config { listen, settings: Some(folder.path().into()), names: names.clone() };
-        let settings = read(&config).await;
+        let settings = read(&config).await.unwrap();
         assert_eq!(settings.options.get("proxy-log-level"), Some("debug"));
         assert_eq!(settings.names, names);
         let missing = Config { settings: Some("/nowhere".into()), ..config };
-        assert_eq!(read(&missing).await.options, Settings::default().options);
+        assert!(read(&missing).await.is_none());
+        assert_eq!(defaults(&missing).options, Settings::default().options);
     }
 }

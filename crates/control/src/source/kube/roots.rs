@@ -13,9 +13,8 @@ use tokio::sync::watch;
 use super::FIELD_MANAGER;
 use super::watch::why;
 use crate::identity::Authority;
+use crate::inject::settings::{ROOTS_CONFIG_MAP as NAME, ROOTS_KEY as KEY};
 
-pub(super) const NAME: &str = "mesh-trust-roots";
-pub(super) const KEY: &str = "roots.pem";
 /// Somebody may have changed or deleted it.
 const LOOK: Duration = Duration::from_secs(30);
 

@@ -11,11 +11,9 @@ use kube::api::{Api, PostParams};
 use tokio::sync::Semaphore;
 
 use super::watch::why;
-use crate::identity::tokens::{TokenError, Tokens};
+use crate::identity::tokens::{AUDIENCE, TokenError, Tokens};
 use crate::index::object::Name;
 
-/// Whom a token has to be meant for, so that one that was given to another program is of no use here.
-pub const AUDIENCE: &str = "meshctl.dev/identity";
 /// Reviews at a time. When all proxies come at once the API server is not to be flooded.
 const CONCURRENT: usize = 32;
 /// From the question to the answer, with the wait for one's turn.

@@ -155,6 +155,24 @@ fn objects_that_are_no_pods_are_refused() {
     }
 }
 
+/// It becomes a part of the path of a request to the API server, with our rights.
+#[test]
+fn a_namespace_is_a_name_and_no_path() {
+    for hostile in [
+        "mesh-system/secrets/mesh-identity-issuer",
+        "mesh-system/secrets?fieldSelector=metadata.name%3Dx",
+        "..",
+        "shop%2Fsecrets",
+        "Shop",
+        &"a".repeat(64),
+    ] {
+        let answer = with(|review: &mut Value| review["request"]["namespace"] = hostile.into());
+        let Err(BadReview::Answered(answer)) = answer else { panic!("{hostile}") };
+        let answer: Value = serde_json::from_slice(&answer).unwrap();
+        assert_eq!(answer["response"]["allowed"], false, "{answer}");
+    }
+}
+
 #[test]
 fn what_is_not_a_new_pod_passes() {
     for change in [

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use super::super::tokens::{AUDIENCE, ReviewedTokens};
+use super::super::tokens::ReviewedTokens;
 use super::super::{roots, status};
 use super::*;
 use crate::identity::folder::Loaded;
+use crate::identity::tokens::AUDIENCE;
 use crate::identity::tokens::{TokenError, Tokens};
 use crate::identity::{self, Authority};
+use crate::inject::settings::{ROOTS_CONFIG_MAP, ROOTS_KEY};
 
 /// Statuses that were written, in order.
 fn statuses(api: &FakeApi) -> Vec<Value> {
@@ -139,8 +141,8 @@ async fn the_roots_are_published_and_kept() {
     let task = roots::run(api.client(), "mesh-system".into(), Arc::clone(&authority), leader);
     let task = tokio::spawn(task);
     let published = |api: &FakeApi| {
-        let map = api.object(CORE, "configmaps", "mesh-system", roots::NAME);
-        map["data"][roots::KEY].as_str().map(str::to_owned)
+        let map = api.object(CORE, "configmaps", "mesh-system", ROOTS_CONFIG_MAP);
+        map["data"][ROOTS_KEY].as_str().map(str::to_owned)
     };
     install(&authority, &root, "first");
     settle().await;
@@ -154,7 +156,7 @@ async fn the_roots_are_published_and_kept() {
     let writes = api.written().len();
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(api.written().len(), writes, "nothing to write");
-    api.delete(CORE, "configmaps", "mesh-system", roots::NAME);
+    api.delete(CORE, "configmaps", "mesh-system", ROOTS_CONFIG_MAP);
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(published(&api).as_deref(), Some("second"));
     task.abort();
