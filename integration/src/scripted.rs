@@ -211,6 +211,7 @@ pub fn detect(path: &str) -> OutboundPolicy {
                 timeouts: Timeouts::default(),
                 retry: None,
                 allow_request_headers: false,
+                session: None,
             },
         }],
     };

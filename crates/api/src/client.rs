@@ -29,8 +29,10 @@ use tonic::{Status, Streaming};
 use crate::convert::identity::write_request;
 use crate::convert::meta::{write_key, write_target};
 use crate::ext::extensions_client::ExtensionsClient;
-use crate::ext::{PortKey, TrustBundleRequest};
-use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, Update, Wire, Workload};
+use crate::ext::{OutboundKey, PortKey, TrustBundleRequest};
+use crate::{
+    BackendExtension, Certified, CertifyRequest, TrustRoots, Update, WholePolicy, Wire, Workload,
+};
 
 /// With a handshake, if there is one.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -103,6 +105,21 @@ impl ControlClient {
         let mut client = OutboundPoliciesClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(updates(client.watch(request).await?))
+    }
+
+    /// Routes, backends and breaker of a target, with what linkerd2-proxy-api cannot say of them.
+    ///
+    /// # Errors
+    /// As [`Self::watch_outbound`], and `Unimplemented` when the control plane has no extensions.
+    pub async fn watch_whole_outbound(
+        &self,
+        target: &Target,
+    ) -> Result<UpdateStream<OutboundPolicy>, Status> {
+        let request = OutboundKey { workload: self.workload.encode(), target: target.to_string() };
+        let mut client = ExtensionsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let policies = updates::<WholePolicy>(client.watch_outbound(request).await?);
+        Ok(mapped(policies, |WholePolicy(policy)| policy))
     }
 
     /// Endpoints of a balancer's `name:port`. The first `Add` of each watch replaces what was
@@ -180,11 +197,7 @@ impl ControlClient {
         let request = TrustBundleRequest { workload: self.workload.to_string() };
         let mut client = ExtensionsClient::new(self.channel.clone());
         let roots = updates::<TrustRoots>(client.watch_trust_bundle(request).await?);
-        let pem = |update: Update<TrustRoots>| match update {
-            Update::Valid(roots) => Update::Valid(roots.pem),
-            Update::Invalid(error) => Update::Invalid(error),
-        };
-        Ok(roots.map(move |message| message.map(pem)).boxed())
+        Ok(mapped(roots, |roots| roots.pem))
     }
 
     /// All that decides who may use one of the workload's own ports.
@@ -205,6 +218,17 @@ impl ControlClient {
             context_token: self.workload.encode(),
         }
     }
+}
+
+fn mapped<T: 'static, U: 'static>(
+    updates: UpdateStream<T>,
+    map: impl Fn(T) -> U + Copy + Send + 'static,
+) -> UpdateStream<U> {
+    let read = move |update| match update {
+        Update::Valid(value) => Update::Valid(map(value)),
+        Update::Invalid(error) => Update::Invalid(error),
+    };
+    updates.map(move |message| message.map(read)).boxed()
 }
 
 fn updates<T>(response: tonic::Response<Streaming<T::Proto>>) -> UpdateStream<T>

@@ -4,6 +4,7 @@
 //! (model → message). Neither panics; errors name the field. [`outbound`], [`endpoint`] and
 //! [`inbound`] are where the messages of the streams begin.
 
+pub(crate) mod additions;
 mod authz;
 mod backend;
 mod distribution;

@@ -31,6 +31,7 @@ pub mod ext {
     include!("gen/mesh.ext.v1.rs");
 }
 
+pub use self::convert::additions::WholePolicy;
 pub use self::error::ConversionError;
 pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};

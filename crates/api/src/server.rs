@@ -25,8 +25,8 @@ use crate::convert::meta::{read_key, read_path, read_target};
 use crate::convert::net::read_port;
 use crate::error::ConversionError;
 use crate::ext::extensions_server::{Extensions, ExtensionsServer};
-use crate::ext::{self, PortKey, ResourceKey, TrustBundleRequest};
-use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, Wire, Workload};
+use crate::ext::{self, OutboundKey, PortKey, ResourceKey, TrustBundleRequest};
+use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, WholePolicy, Wire, Workload};
 
 /// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
 /// readers take by default.
@@ -239,6 +239,19 @@ impl<C: ControlPlane> Extensions for Service<C> {
         let (workload, port) = own_port(&workload, port)?;
         let authz = self.0.port_authz(&workload, port)?;
         Ok(Response::new(messages(authz, format!("authorization of {workload}:{port}"))))
+    }
+
+    type WatchOutboundStream = Messages<ext::OutboundPolicy>;
+
+    async fn watch_outbound(
+        &self,
+        request: Request<OutboundKey>,
+    ) -> Answer<Self::WatchOutboundStream> {
+        let OutboundKey { workload, target } = request.into_inner();
+        let target = read_path(&target, "target").map_err(|e| malformed(&e))?;
+        let policies = self.0.outbound(&target, &asking(&workload))?;
+        let whole = policies.map(WholePolicy).boxed();
+        Ok(Response::new(messages(whole, format!("whole outbound policy {target}"))))
     }
 }
 

@@ -22,10 +22,15 @@ pub struct TryDeadline(pub Instant);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempt(pub u32);
 
-/// What a consistent-hash balancer hashes the request by: a header, a cookie or the client's
-/// address, already hashed.
+/// Which endpoint a request should go to, if it can.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HashKey(pub u64);
+pub enum Affinity {
+    /// What a consistent-hash balancer hashes it by: a header, a cookie or the client's address,
+    /// already hashed. Others take no notice.
+    Hash(u64),
+    /// This one, while it is in service.
+    Endpoint(SocketAddr),
+}
 
 /// The endpoints that tries of this request went to, shared by all its tries: put by
 /// [`crate::RetryLayer`], filled by [`crate::Balancer`], which prefers others. It is shared and not

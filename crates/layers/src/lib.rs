@@ -53,7 +53,7 @@ pub use classify::{
     Outcome, grpc_is_failure, grpc_status, is_grpc, response_outcome, status_outcome,
     trailers_outcome,
 };
-pub use context::{Attempt, HashKey, RequestDeadline, Tried, TryDeadline};
+pub use context::{Affinity, Attempt, RequestDeadline, Tried, TryDeadline};
 pub use deadline::{DeadlineLayer, TimedOut, TimeoutKind, Timeouts};
 pub use error::{RequestBodyError, find_cause, is_request_body_error};
 pub use limit::{ConcurrencyLimit, Overloaded};

@@ -7,6 +7,7 @@
 //! Read [`outbound`] first: one `OutboundPolicy` is what a proxy needs to know about a destination.
 
 pub mod authz;
+mod cors;
 pub mod endpoint;
 pub mod inbound;
 pub mod matching;

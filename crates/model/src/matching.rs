@@ -1,8 +1,9 @@
 //! Which rule of which route a request matches.
 //!
-//! The most specific match wins: host, then path (exact over prefix over regex, longer first), then
-//! number of headers, number of query parameters, then method. The first rule wins a tie. Prefixes
-//! match whole segments; regular expressions must match the whole value.
+//! The most specific match wins, as Gateway API has it: host, then path (exact over prefix over
+//! regex, longer first), then method, number of headers, number of query parameters; for gRPC host,
+//! service, method, number of headers. The first rule wins a tie. Prefixes match whole segments;
+//! regular expressions must match the whole value.
 
 use http::request::Parts;
 use http::{HeaderMap, Uri};
@@ -61,11 +62,16 @@ pub struct InvalidPattern {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Specificity {
     host: (u8, usize),
+    /// Of gRPC, the service.
     path: (u8, usize),
+    /// Of gRPC, the length of its name.
+    method: usize,
     headers: usize,
     query: usize,
-    method: bool,
 }
+
+/// Of a match that says nothing of the path: it means the prefix `/`.
+const ANY_PATH: (u8, usize) = (2, 0);
 
 /// A kind of match: HTTP or gRPC.
 pub trait MatchRequest {
@@ -113,7 +119,7 @@ fn match_rule<'a, M: MatchRequest, R>(
     req: &Parts,
 ) -> Option<(Specificity, Option<&'a str>)> {
     if rule.matches.is_empty() {
-        return Some((Specificity::default(), Some("/")));
+        return Some((Specificity { path: ANY_PATH, ..Specificity::default() }, Some("/")));
     }
     let mut best = None;
     for candidate in &rule.matches {
@@ -174,7 +180,7 @@ impl HostMatch {
 
 impl MatchRequest for HttpMatch {
     fn match_request(&self, req: &Parts) -> Option<Specificity> {
-        let mut specificity = Specificity::default();
+        let mut specificity = Specificity { path: ANY_PATH, ..Specificity::default() };
         if let Some(path) = &self.path {
             specificity.path = path.match_path(req.uri.path())?;
         }
@@ -182,7 +188,7 @@ impl MatchRequest for HttpMatch {
             if *method != req.method {
                 return None;
             }
-            specificity.method = true;
+            specificity.method = 1;
         }
         if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
             return None;
@@ -206,7 +212,7 @@ impl MatchRequest for HttpMatch {
 
 impl MatchRequest for GrpcMatch {
     fn match_request(&self, req: &Parts) -> Option<Specificity> {
-        let mut specificity = Specificity::default();
+        let mut specificity = Specificity { path: ANY_PATH, ..Specificity::default() };
         let mut segments = req.uri.path().strip_prefix('/')?.splitn(2, '/');
         let (service, method) = (segments.next()?, segments.next()?);
         if let Some(wanted) = self.service.as_deref().filter(|s| !s.is_empty()) {
@@ -219,7 +225,7 @@ impl MatchRequest for GrpcMatch {
             if wanted != method {
                 return None;
             }
-            specificity.path.1 += wanted.len();
+            specificity.method = wanted.len();
         }
         if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
             return None;

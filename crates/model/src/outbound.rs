@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::endpoint::Endpoint;
 use crate::meta::Meta;
 use crate::route::{
-    Backoff, Distribution, Filter, GrpcMatch, HostMatch, HttpMatch, Retry, Route, Timeouts,
+    Backoff, Distribution, Filter, GrpcMatch, HostMatch, HttpMatch, Retry, Route, Session, Timeouts,
 };
 
 /// Protocol, routes, backends and breaker for one target.
@@ -65,6 +65,8 @@ pub struct Forward {
     pub retry: Option<Retry>,
     /// Requests may set `l5d-timeout`, `l5d-retry-*` headers themselves.
     pub allow_request_headers: bool,
+    /// An extension, as those of [`Filter`].
+    pub session: Option<Session>,
 }
 
 /// A backend as one rule uses it.

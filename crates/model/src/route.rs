@@ -1,13 +1,16 @@
 //! Routes, shared by both directions: matches, filters, timeouts, retries.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri};
 
+pub use crate::cors::{Cors, Listed, Origin};
 use crate::matching::Pattern;
 use crate::meta::Meta;
+use crate::outbound::Backend;
 
 /// A route: hosts it answers for, and its rules. `M` is [`HttpMatch`] or [`GrpcMatch`].
 #[derive(Clone, Debug, PartialEq)]
@@ -32,6 +35,16 @@ pub enum HostMatch {
     Exact(String),
     /// `*.example.com` is `["example", "com"]`; at least one more label must stand before it.
     Suffix(Vec<String>),
+}
+
+/// `shop.example`, `*.shop.example`
+impl fmt::Display for HostMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(exact) => f.write_str(exact),
+            Self::Suffix(labels) => write!(f, "*.{}", labels.join(".")),
+        }
+    }
 }
 
 /// Conditions on one HTTP request; all must hold.
@@ -89,6 +102,11 @@ pub enum Filter {
     RequestHeaders(HeaderModifier),
     ResponseHeaders(HeaderModifier),
     Redirect(Redirect),
+    /// What follows are extensions: the linkerd2 proxy API has no words for them (`mesh.ext.v1`).
+    Rewrite(Rewrite),
+    Mirror(Mirror),
+    Cors(Cors),
+    Fault(Fault),
 }
 
 /// Answers `ratio` of the requests with a failure.
@@ -162,6 +180,83 @@ pub enum PathModifier {
     Prefix(String),
 }
 
+impl PathModifier {
+    /// The path that takes the place of `path`, of which the rule matched `prefix`.
+    pub fn replace(&self, path: &str, prefix: &str) -> String {
+        let new = match self {
+            Self::Full(full) => return full.clone(),
+            Self::Prefix(new) => new.trim_end_matches('/'),
+        };
+        let rest = path.strip_prefix(prefix.trim_end_matches('/')).unwrap_or_default();
+        match format!("{new}{rest}") {
+            empty if empty.is_empty() => "/".to_owned(),
+            path => path,
+        }
+    }
+}
+
+/// Sends requests on under another host or path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    pub host: Option<HeaderValue>,
+    pub path: Option<PathModifier>,
+}
+
+/// Sends a share of the requests to another backend, too, whose answers nobody hears.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mirror {
+    pub backend: Backend,
+    pub ratio: Ratio,
+}
+
+/// Fails or delays a share of the requests, for a while.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Fault {
+    /// The object that asks for it.
+    pub meta: Meta,
+    /// Only requests with all of these.
+    pub headers: Vec<HeaderMatch>,
+    pub ratio: Ratio,
+    pub kind: FaultKind,
+    /// It ends then, whoever forgets it.
+    pub until: Option<SystemTime>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultKind {
+    Abort(InjectedFailure),
+    Delay(Duration),
+}
+
+impl Fault {
+    /// Whether a request of this time may be hit.
+    pub fn means(&self, uri: &Uri, headers: &HeaderMap, now: SystemTime) -> bool {
+        self.until.is_none_or(|until| now < until)
+            && self.headers.iter().all(|header| header.matches(uri, headers))
+    }
+}
+
+/// Keeps the requests of one client at the endpoint that had its first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// Of the cookie or header that says which endpoint that is.
+    pub name: String,
+    pub by: SessionBy,
+    /// How long after its beginning it ends.
+    pub absolute: Option<Duration>,
+    /// How long after its last request it ends.
+    pub idle: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionBy {
+    Cookie {
+        /// Browsers keep it when they end.
+        permanent: bool,
+    },
+    Header,
+}
+
 /// Time limits of a request; `None` is unlimited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Timeouts {
@@ -224,4 +319,24 @@ pub enum Distribution<B> {
     FirstAvailable(Vec<Arc<B>>),
     /// At random by weight; at least one weight is > 0.
     Random(Vec<(Arc<B>, u32)>),
+}
+
+impl<B> Distribution<B> {
+    /// The backends, in their order.
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<B>> {
+        let (first, random) = match self {
+            Self::Empty => (&[][..], &[][..]),
+            Self::FirstAvailable(backends) => (backends.as_slice(), &[][..]),
+            Self::Random(backends) => (&[][..], backends.as_slice()),
+        };
+        first.iter().chain(random.iter().map(|(backend, _)| backend))
+    }
+
+    pub fn backend_mut(&mut self, index: usize) -> Option<&mut Arc<B>> {
+        match self {
+            Self::Empty => None,
+            Self::FirstAvailable(backends) => backends.get_mut(index),
+            Self::Random(backends) => backends.get_mut(index).map(|(backend, _)| backend),
+        }
+    }
 }

@@ -9,7 +9,7 @@ mod tests;
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use mesh_model::Meta;
 use mesh_model::authz::{AuthorizationRule, PortAuthz, Probe};
@@ -22,8 +22,9 @@ use mesh_model::outbound::{
     TcpRoute,
 };
 use mesh_model::route::{
-    Backoff, Distribution, Filter, GrpcMatch, HeaderMatch, HeaderModifier, HostMatch, HttpMatch,
-    InjectedFailure, PathMatch, PathModifier, Retry, Route, Rule, ValueMatch,
+    Backoff, Distribution, FaultKind, Filter, GrpcMatch, HeaderMatch, HeaderModifier, HostMatch,
+    HttpMatch, InjectedFailure, PathMatch, PathModifier, Ratio, Retry, Route, Rule, Session,
+    SessionBy, ValueMatch,
 };
 use serde_json::{Map, Value, json};
 
@@ -166,6 +167,7 @@ fn forward(forward: &Forward) -> Map<String, Value> {
         ("backends", distribution(&forward.backends, route_backend)),
         ("timeouts", Some(timeouts).filter(|of| *of != json!({})).unwrap_or_default()),
         ("retry", forward.retry.as_ref().map_or(Value::Null, retry)),
+        ("session", forward.session.as_ref().map_or(Value::Null, session)),
         ("allow_request_headers", json!(allow)),
     ])
 }
@@ -227,6 +229,18 @@ fn breaker(breaker: &Breaker) -> Value {
         ("success_rate", json!(rate)),
         ("backoff", backoff(&breaker.backoff)),
         ("min_ready", json!(breaker.min_ready)),
+    ])
+}
+
+fn session(session: &Session) -> Value {
+    let by = match session.by {
+        SessionBy::Cookie { .. } => "cookie",
+        SessionBy::Header => "header",
+    };
+    object([
+        (by, json!(session.name)),
+        ("absolute_timeout", session.absolute.map_or(Value::Null, duration)),
+        ("idle_timeout", session.idle.map_or(Value::Null, duration)),
     ])
 }
 
@@ -295,26 +309,64 @@ fn filter(filter: &Filter) -> Value {
                 InjectedFailure::Http(status) => ("status", status.as_u16()),
                 InjectedFailure::Grpc(code) => ("grpc_code", code),
             };
-            let ratio = format!("{}/{}", fail.ratio.numerator, fail.ratio.denominator);
+            let ratio = ratio(fail.ratio);
             json!({ "fail": { kind: code, "message": fail.message, "ratio": ratio } })
         }
         Filter::RequestHeaders(change) => json!({ "request_headers": headers(change) }),
         Filter::ResponseHeaders(change) => json!({ "response_headers": headers(change) }),
         Filter::Redirect(to) => {
-            let path = to.path.as_ref().map(|path| match path {
-                PathModifier::Full(path) => format!("full {path}"),
-                PathModifier::Prefix(path) => format!("prefix {path}"),
-            });
             let redirect = object([
                 ("status", json!(to.status.as_u16())),
                 ("scheme", json!(to.scheme)),
                 ("host", json!(to.host)),
                 ("port", json!(to.port)),
-                ("path", json!(path)),
+                ("path", path_modifier(to.path.as_ref())),
             ]);
             json!({ "redirect": redirect })
         }
+        Filter::Rewrite(to) => {
+            let host = to.host.as_ref().map(|host| String::from_utf8_lossy(host.as_bytes()));
+            let rewrite =
+                object([("host", json!(host)), ("path", path_modifier(to.path.as_ref()))]);
+            json!({ "rewrite": rewrite })
+        }
+        Filter::Mirror(mirror) => {
+            json!({ "mirror": { "backend": name(&mirror.backend.meta), "ratio": ratio(mirror.ratio) } })
+        }
+        Filter::Cors(cors) => {
+            let origins: Vec<String> = cors.origins.iter().map(ToString::to_string).collect();
+            json!({ "cors": { "origins": origins, "credentials": cors.credentials } })
+        }
+        Filter::Fault(fault) => {
+            let (kind, value) = match fault.kind {
+                FaultKind::Abort(InjectedFailure::Http(status)) => {
+                    ("status", json!(status.as_u16()))
+                }
+                FaultKind::Abort(InjectedFailure::Grpc(code)) => ("grpc_code", json!(code)),
+                FaultKind::Delay(delay) => ("delay_ms", json!(delay.as_millis())),
+            };
+            let until = fault.until.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+            let described = object([
+                ("policy", name(&fault.meta)),
+                (kind, value),
+                ("ratio", json!(ratio(fault.ratio))),
+                ("headers", list(&fault.headers, header)),
+                ("until_unix_seconds", json!(until.map(|at| at.as_secs()))),
+            ]);
+            json!({ "fault": described })
+        }
     }
+}
+
+fn ratio(ratio: Ratio) -> String {
+    format!("{}/{}", ratio.numerator, ratio.denominator)
+}
+
+fn path_modifier(path: Option<&PathModifier>) -> Value {
+    json!(path.map(|path| match path {
+        PathModifier::Full(path) => format!("full {path}"),
+        PathModifier::Prefix(path) => format!("prefix {path}"),
+    }))
 }
 
 fn headers(change: &HeaderModifier) -> Value {

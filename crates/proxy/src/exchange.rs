@@ -198,6 +198,11 @@ impl Exchange {
         self.decided.lock().route = Some(Arc::clone(route));
     }
 
+    /// Where its latest try went.
+    pub(crate) fn endpoint(&self) -> Option<SocketAddr> {
+        self.decided.lock().endpoint
+    }
+
     pub(crate) fn route(&self) -> Option<Arc<RouteInfo>> {
         self.decided.lock().route.clone()
     }

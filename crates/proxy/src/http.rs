@@ -5,6 +5,7 @@ pub(crate) mod activity;
 pub(crate) mod client;
 pub(crate) mod filters;
 pub(crate) mod forward;
+pub(crate) mod mirror;
 pub(crate) mod pool;
 pub(crate) mod server;
 pub(crate) mod upgrade;

@@ -13,6 +13,7 @@ mod control_port;
 mod describe;
 mod detect;
 mod discovery;
+mod draws;
 mod error;
 mod exchange;
 mod hooks;

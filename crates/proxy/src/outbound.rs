@@ -8,6 +8,7 @@ mod backend;
 mod endpoint;
 mod retry;
 mod route;
+mod session;
 mod target;
 mod tcp;
 

@@ -69,7 +69,8 @@ pub fn retried(name: &str, try_timeout: &str) -> Value {
     route(name, rule)
 }
 
-fn route(name: &str, rule: Value) -> Value {
+/// The HTTPRoute of a service, with this rule.
+pub fn route(name: &str, rule: Value) -> Value {
     json!({
         "apiVersion": "gateway.networking.k8s.io/v1",
         "kind": "HTTPRoute",

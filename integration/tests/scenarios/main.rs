@@ -15,6 +15,7 @@ mod http;
 mod identity;
 mod local_mesh;
 mod rolling;
+mod routing;
 mod tcp;
 mod tools;
 mod workspace;

@@ -98,7 +98,7 @@ fn write_rule(rule: &AuthorizationRule) -> Result<ext::AuthorizationRule> {
     })
 }
 
-fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta> {
+pub(super) fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta> {
     let proto = required(proto, field)?;
     if !proto.default_name.is_empty() {
         return Ok(Meta::Default(proto.default_name));
@@ -108,7 +108,7 @@ fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta>
     read_resource(resource, field).map(Meta::Resource)
 }
 
-fn write_policy_meta(meta: &Meta) -> ext::PolicyMeta {
+pub(super) fn write_policy_meta(meta: &Meta) -> ext::PolicyMeta {
     match meta {
         Meta::Default(name) => {
             ext::PolicyMeta { default_name: name.clone(), ..ext::PolicyMeta::default() }
@@ -269,13 +269,13 @@ fn write_default(default: &DefaultRule) -> ext::DefaultAuthorization {
     }
 }
 
-fn read_header(proto: ext::ValueCondition) -> Result<HeaderMatch> {
+pub(super) fn read_header(proto: ext::ValueCondition) -> Result<HeaderMatch> {
     let name = HeaderName::try_from(&proto.name)
         .map_err(|_| ConversionError::invalid("name", format!("`{}` is no header", proto.name)))?;
     Ok(HeaderMatch { name, value: read_value(proto.value)? })
 }
 
-fn write_header(header: &HeaderMatch) -> ext::ValueCondition {
+pub(super) fn write_header(header: &HeaderMatch) -> ext::ValueCondition {
     let name = header.name.to_string();
     ext::ValueCondition { name, value: Some(write_value(&header.value)) }
 }

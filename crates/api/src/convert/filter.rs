@@ -35,6 +35,7 @@ pub(super) fn write_outbound_http(filter: &Filter) -> Result<outbound::http_rout
             remove: write_names(&m.remove),
         }),
         Filter::Redirect(r) => Kind::Redirect(write_redirect(r)),
+        _ => return Err(no_words(filter)),
     };
     Ok(outbound::http_route::Filter { kind: Some(kind) })
 }
@@ -54,7 +55,7 @@ pub(super) fn write_outbound_grpc(filter: &Filter) -> Result<outbound::grpc_rout
     let kind = match filter {
         Filter::Fail(f) => Kind::FailureInjector(write_grpc_failure(f)?),
         Filter::RequestHeaders(m) => Kind::RequestHeaderModifier(write_request_headers(m)),
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) => return Err(no_words(filter)),
+        _ => return Err(no_words(filter)),
     };
     Ok(outbound::grpc_route::Filter { kind: Some(kind) })
 }
@@ -76,7 +77,7 @@ pub(super) fn write_inbound_http(filter: &Filter) -> Result<inbound::http_route:
         Filter::Fail(f) => Kind::FailureInjector(write_http_failure(f)?),
         Filter::RequestHeaders(m) => Kind::RequestHeaderModifier(write_request_headers(m)),
         Filter::Redirect(r) => Kind::Redirect(write_redirect(r)),
-        Filter::ResponseHeaders(_) => return Err(no_words(filter)),
+        _ => return Err(no_words(filter)),
     };
     Ok(inbound::http_route::Filter { kind: Some(kind) })
 }
@@ -96,7 +97,7 @@ pub(super) fn write_inbound_grpc(filter: &Filter) -> Result<inbound::grpc_route:
     let kind = match filter {
         Filter::Fail(f) => Kind::FailureInjector(write_grpc_failure(f)?),
         Filter::RequestHeaders(m) => Kind::RequestHeaderModifier(write_request_headers(m)),
-        Filter::ResponseHeaders(_) | Filter::Redirect(_) => return Err(no_words(filter)),
+        _ => return Err(no_words(filter)),
     };
     Ok(inbound::grpc_route::Filter { kind: Some(kind) })
 }
@@ -109,6 +110,10 @@ fn no_words(filter: &Filter) -> ConversionError {
         Filter::RequestHeaders(_) => "changes to request headers",
         Filter::ResponseHeaders(_) => "changes to response headers",
         Filter::Redirect(_) => "redirects",
+        Filter::Rewrite(_) => "rewrites",
+        Filter::Mirror(_) => "mirrors",
+        Filter::Cors(_) => "answers for CORS",
+        Filter::Fault(_) => "faults",
     };
     ConversionError::unsupported("", format!("routes of this kind cannot carry {what}"))
 }
@@ -186,15 +191,17 @@ fn read_redirect(proto: pb::RequestRedirect) -> Result<Filter> {
 }
 
 fn read_path(replace: pb::path_modifier::Replace) -> Result<PathModifier> {
-    let (pb::path_modifier::Replace::Full(path) | pb::path_modifier::Replace::Prefix(path)) =
-        &replace;
+    Ok(match replace {
+        pb::path_modifier::Replace::Full(path) => PathModifier::Full(check_path(path)?),
+        pb::path_modifier::Replace::Prefix(prefix) => PathModifier::Prefix(check_path(prefix)?),
+    })
+}
+
+pub(super) fn check_path(path: String) -> Result<String> {
     if !path.starts_with('/') {
         return Err(ConversionError::invalid("path", format!("`{path}` does not start with /")));
     }
-    Ok(match replace {
-        pb::path_modifier::Replace::Full(path) => PathModifier::Full(path),
-        pb::path_modifier::Replace::Prefix(prefix) => PathModifier::Prefix(prefix),
-    })
+    Ok(path)
 }
 
 fn write_redirect(redirect: &Redirect) -> pb::RequestRedirect {
@@ -211,7 +218,7 @@ fn write_redirect(redirect: &Redirect) -> pb::RequestRedirect {
     }
 }
 
-fn read_status(status: u32, field: &str) -> Result<StatusCode> {
+pub(super) fn read_status(status: u32, field: &str) -> Result<StatusCode> {
     u16::try_from(status)
         .ok()
         .and_then(|status| StatusCode::from_u16(status).ok())

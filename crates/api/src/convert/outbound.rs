@@ -28,17 +28,23 @@ impl Wire for OutboundPolicy {
         })
     }
 
+    /// Without what this API has no words for: our own proxies get a
+    /// [`WholePolicy`](crate::WholePolicy).
     fn to_proto(&self) -> Result<pb::OutboundPolicy> {
-        let kind = write_protocol(&self.protocol).at("protocol")?;
-        Ok(pb::OutboundPolicy {
-            protocol: Some(pb::ProxyProtocol { kind: Some(kind) }),
-            metadata: Some(write_meta(&self.meta)),
-        })
+        write(&super::additions::lower(self)?)
     }
 
     fn validate(proto: &pb::OutboundPolicy) -> std::result::Result<(), Violation> {
         validate::outbound(proto)
     }
+}
+
+pub(super) fn write(policy: &OutboundPolicy) -> Result<pb::OutboundPolicy> {
+    let kind = write_protocol(&policy.protocol).at("protocol")?;
+    Ok(pb::OutboundPolicy {
+        protocol: Some(pb::ProxyProtocol { kind: Some(kind) }),
+        metadata: Some(write_meta(&policy.meta)),
+    })
 }
 
 fn read_protocol(kind: Kind) -> Result<Protocol> {

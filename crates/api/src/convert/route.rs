@@ -74,6 +74,7 @@ fn read_http_rule(rule: http_route::Rule) -> Result<Rule<HttpMatch, Forward>> {
             timeouts: read_timeouts(rule.timeouts, rule.request_timeout)?,
             retry: rule.retry.map(read_http_retry).transpose().at("retry")?,
             allow_request_headers: rule.allow_l5d_request_headers,
+            session: None,
         },
     })
 }
@@ -111,6 +112,7 @@ fn read_grpc_rule(rule: grpc_route::Rule) -> Result<Rule<GrpcMatch, Forward>> {
             timeouts: read_timeouts(rule.timeouts, rule.request_timeout)?,
             retry: rule.retry.map(read_grpc_retry).transpose().at("retry")?,
             allow_request_headers: rule.allow_l5d_request_headers,
+            session: None,
         },
     })
 }

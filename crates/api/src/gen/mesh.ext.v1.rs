@@ -299,6 +299,267 @@ pub struct HealthProbe {
     #[prost(string, tag = "2")]
     pub path: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct OutboundKey {
+    /// As in `io.linkerd.proxy.outbound.TrafficSpec`.
+    #[prost(string, tag = "1")]
+    pub workload: ::prost::alloc::string::String,
+    /// `IP:PORT`, or `NAME:PORT`.
+    #[prost(string, tag = "2")]
+    pub target: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct OutboundPolicy {
+    /// An encoded `io.linkerd.proxy.outbound.OutboundPolicy`.
+    #[prost(bytes = "vec", tag = "1")]
+    pub policy: ::prost::alloc::vec::Vec<u8>,
+    /// In the order in which they are to be put in.
+    #[prost(message, repeated, tag = "2")]
+    pub additions: ::prost::alloc::vec::Vec<Addition>,
+}
+/// Something that a rule, or one of its backends, has besides.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Addition {
+    #[prost(enumeration = "addition::Table", tag = "1")]
+    pub table: i32,
+    /// Indices of the route, its rule and, if it belongs there, the rule's backend.
+    #[prost(uint32, tag = "2")]
+    pub route: u32,
+    #[prost(uint32, tag = "3")]
+    pub rule: u32,
+    #[prost(uint32, optional, tag = "4")]
+    pub backend: ::core::option::Option<u32>,
+    /// Of a filter: its index among the filters.
+    #[prost(uint32, tag = "5")]
+    pub position: u32,
+    #[prost(oneof = "addition::What", tags = "6, 7, 8, 9, 10, 11")]
+    pub what: ::core::option::Option<addition::What>,
+}
+/// Nested message and enum types in `Addition`.
+pub mod addition {
+    /// Which list of routes.
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Table {
+        UnknownTable = 0,
+        /// The only one; of a policy that detects, that of HTTP/1.
+        Routes = 1,
+        /// Of a policy that detects, that of HTTP/2.
+        Http2 = 2,
+    }
+    impl Table {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::UnknownTable => "UNKNOWN_TABLE",
+                Self::Routes => "ROUTES",
+                Self::Http2 => "HTTP2",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "UNKNOWN_TABLE" => Some(Self::UnknownTable),
+                "ROUTES" => Some(Self::Routes),
+                "HTTP2" => Some(Self::Http2),
+                _ => None,
+            }
+        }
+    }
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum What {
+        #[prost(message, tag = "6")]
+        Rewrite(super::UrlRewrite),
+        #[prost(message, tag = "7")]
+        Mirror(super::RequestMirror),
+        #[prost(message, tag = "8")]
+        Cors(super::Cors),
+        #[prost(message, tag = "9")]
+        Fault(super::Fault),
+        #[prost(message, tag = "10")]
+        ResponseHeaders(super::HeaderModifier),
+        #[prost(message, tag = "11")]
+        Session(super::Session),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct UrlRewrite {
+    /// Empty: as it is.
+    #[prost(bytes = "vec", tag = "1")]
+    pub host: ::prost::alloc::vec::Vec<u8>,
+    #[prost(oneof = "url_rewrite::Path", tags = "2, 3")]
+    pub path: ::core::option::Option<url_rewrite::Path>,
+}
+/// Nested message and enum types in `UrlRewrite`.
+pub mod url_rewrite {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Path {
+        #[prost(string, tag = "2")]
+        Full(::prost::alloc::string::String),
+        /// Instead of the prefix that the rule matched.
+        #[prost(string, tag = "3")]
+        Prefix(::prost::alloc::string::String),
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RequestMirror {
+    /// An encoded `io.linkerd.proxy.outbound.Backend`.
+    #[prost(bytes = "vec", tag = "1")]
+    pub backend: ::prost::alloc::vec::Vec<u8>,
+    #[prost(message, optional, tag = "2")]
+    pub share: ::core::option::Option<Share>,
+}
+/// `numerator / denominator`, the latter above 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    #[prost(uint32, tag = "1")]
+    pub numerator: u32,
+    #[prost(uint32, tag = "2")]
+    pub denominator: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Cors {
+    /// `*`, or `<https://*.example`>
+    #[prost(string, repeated, tag = "1")]
+    pub origins: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, optional, tag = "2")]
+    pub methods: ::core::option::Option<cors::Names>,
+    #[prost(message, optional, tag = "3")]
+    pub headers: ::core::option::Option<cors::Names>,
+    #[prost(message, optional, tag = "4")]
+    pub expose: ::core::option::Option<cors::Names>,
+    #[prost(bool, tag = "5")]
+    pub credentials: bool,
+    #[prost(uint32, tag = "6")]
+    pub max_age_seconds: u32,
+}
+/// Nested message and enum types in `Cors`.
+pub mod cors {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Names {
+        #[prost(bool, tag = "1")]
+        pub any: bool,
+        /// `a, b`
+        #[prost(string, tag = "2")]
+        pub list: ::prost::alloc::string::String,
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Fault {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<PolicyMeta>,
+    /// All of these.
+    #[prost(message, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<ValueCondition>,
+    #[prost(message, optional, tag = "3")]
+    pub share: ::core::option::Option<Share>,
+    /// Milliseconds since the Unix epoch; 0 is for ever.
+    #[prost(uint64, tag = "7")]
+    pub until: u64,
+    #[prost(oneof = "fault::Kind", tags = "4, 5, 6")]
+    pub kind: ::core::option::Option<fault::Kind>,
+}
+/// Nested message and enum types in `Fault`.
+pub mod fault {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(uint32, tag = "4")]
+        HttpStatus(u32),
+        #[prost(uint32, tag = "5")]
+        GrpcCode(u32),
+        #[prost(uint64, tag = "6")]
+        DelayMilliseconds(u64),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct HeaderModifier {
+    #[prost(message, repeated, tag = "1")]
+    pub add: ::prost::alloc::vec::Vec<header_modifier::Header>,
+    #[prost(message, repeated, tag = "2")]
+    pub set: ::prost::alloc::vec::Vec<header_modifier::Header>,
+    #[prost(string, repeated, tag = "3")]
+    pub remove: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+/// Nested message and enum types in `HeaderModifier`.
+pub mod header_modifier {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+    pub struct Header {
+        #[prost(string, tag = "1")]
+        pub name: ::prost::alloc::string::String,
+        #[prost(bytes = "vec", tag = "2")]
+        pub value: ::prost::alloc::vec::Vec<u8>,
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Session {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(enumeration = "session::By", tag = "2")]
+    pub by: i32,
+    /// 0: without end.
+    #[prost(uint64, tag = "3")]
+    pub absolute_milliseconds: u64,
+    #[prost(uint64, tag = "4")]
+    pub idle_milliseconds: u64,
+}
+/// Nested message and enum types in `Session`.
+pub mod session {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum By {
+        UnknownBy = 0,
+        Cookie = 1,
+        PermanentCookie = 2,
+        Header = 3,
+    }
+    impl By {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::UnknownBy => "UNKNOWN_BY",
+                Self::Cookie => "COOKIE",
+                Self::PermanentCookie => "PERMANENT_COOKIE",
+                Self::Header => "HEADER",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "UNKNOWN_BY" => Some(Self::UnknownBy),
+                "COOKIE" => Some(Self::Cookie),
+                "PERMANENT_COOKIE" => Some(Self::PermanentCookie),
+                "HEADER" => Some(Self::Header),
+                _ => None,
+            }
+        }
+    }
+}
 /// As `io.linkerd.proxy.meta.Resource`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResourceKey {
@@ -552,6 +813,31 @@ pub mod extensions_client {
                 );
             self.inner.server_streaming(req, path, codec).await
         }
+        /// All that applies to traffic to a target. A proxy that is told this asks nothing else about it.
+        pub async fn watch_outbound(
+            &mut self,
+            request: impl tonic::IntoRequest<super::OutboundKey>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::OutboundPolicy>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Extensions/WatchOutbound",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchOutbound"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -607,6 +893,20 @@ pub mod extensions_server {
             request: tonic::Request<super::PortKey>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchPortAuthorizationStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchOutbound method.
+        type WatchOutboundStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::OutboundPolicy, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// All that applies to traffic to a target. A proxy that is told this asks nothing else about it.
+        async fn watch_outbound(
+            &self,
+            request: tonic::Request<super::OutboundKey>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchOutboundStream>,
             tonic::Status,
         >;
     }
@@ -810,6 +1110,52 @@ pub mod extensions_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchPortAuthorizationSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Extensions/WatchOutbound" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchOutboundSvc<T: Extensions>(pub Arc<T>);
+                    impl<
+                        T: Extensions,
+                    > tonic::server::ServerStreamingService<super::OutboundKey>
+                    for WatchOutboundSvc<T> {
+                        type Response = super::OutboundPolicy;
+                        type ResponseStream = T::WatchOutboundStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::OutboundKey>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Extensions>::watch_outbound(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchOutboundSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

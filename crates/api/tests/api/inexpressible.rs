@@ -3,11 +3,12 @@
 
 use http::StatusCode;
 use linkerd2_proxy_api::inbound::proxy_protocol::Kind as ServerKind;
-use mesh_api::{EncodeError, Wire};
+use mesh_api::{EncodeError, WholePolicy, Wire};
 use mesh_model::inbound::{ServerPolicy, ServerProtocol};
 use mesh_model::outbound::{Forward, Protocol, TcpPolicy};
 use mesh_model::route::{
-    Filter, GrpcCodes, HeaderModifier, InjectedFailure, QueryMatch, Ratio, Route, ValueMatch,
+    Filter, GrpcCodes, InjectedFailure, Mirror, PathModifier, QueryMatch, Ratio, Rewrite, Route,
+    ValueMatch,
 };
 use mesh_model::{Endpoint, OutboundPolicy, Profile};
 
@@ -17,9 +18,6 @@ use crate::values;
 fn what_cannot_be_said_is_named() {
     type Spoil = fn(&mut OutboundPolicy);
     let table: &[(&str, &str, Spoil)] = &[
-        ("unsupported", "grpc.routes[0].rules[0].filters[0]", |p| {
-            *grpc_filter(p) = Filter::ResponseHeaders(HeaderModifier::default());
-        }),
         ("unsupported", "grpc.routes[0].rules[0].filters[0]", |p| {
             *grpc_filter(p) = values::redirect();
         }),
@@ -166,4 +164,51 @@ fn grpc_rule(
     let Protocol::Grpc(grpc) = &mut policy.protocol else { unreachable!() };
     let routes = std::sync::Arc::get_mut(&mut grpc.routes).expect("nobody shares them");
     &mut routes[0].rules[0]
+}
+
+#[test]
+fn a_policy_is_lowered_without_letting_requests_go_astray() {
+    let mut policy = values::outbound_http();
+    let Protocol::Http1(http) = &mut policy.protocol else { unreachable!() };
+    let mut route = http.routes[0].clone();
+    let ratio = Ratio { numerator: 1, denominator: 2 };
+    let backend = route.rules[0].action.backends.backends().next().unwrap().backend.clone();
+    route.rules[0].filters = vec![
+        Filter::Mirror(Mirror { backend, ratio }),
+        Filter::Rewrite(Rewrite { path: Some(PathModifier::Full("/v2".into())), host: None }),
+    ];
+    http.routes = [route].into();
+    let read = OutboundPolicy::from_proto(policy.encode().unwrap()).unwrap();
+    let Protocol::Http1(http) = &read.protocol else { unreachable!() };
+    let [Filter::Fail(fail)] = &http.routes[0].rules[0].filters[..] else { panic!("{http:?}") };
+    assert_eq!(fail.failure, InjectedFailure::Http(StatusCode::INTERNAL_SERVER_ERROR));
+}
+
+#[test]
+fn additions_out_of_place_are_refused() {
+    let mut policy = values::outbound_http();
+    let Protocol::Http1(http) = &mut policy.protocol else { unreachable!() };
+    let mut route = http.routes[0].clone();
+    route.rules[0].filters = vec![Filter::Rewrite(Rewrite::default())];
+    http.routes = [route].into();
+    let sound = WholePolicy(policy).encode().unwrap();
+    type Spoil = fn(&mut mesh_api::ext::Addition);
+    let table: &[(&str, Spoil)] = &[
+        ("table", |addition| addition.table = 7),
+        ("table", |addition| addition.table = 2),
+        ("route", |addition| addition.route = 1),
+        ("rule", |addition| addition.rule = u32::MAX),
+        ("backend", |addition| addition.backend = Some(9)),
+        ("position", |addition| addition.position = 1),
+        ("what", |addition| addition.what = None),
+    ];
+    for (field, spoil) in table {
+        let mut spoilt = sound.clone();
+        spoil(&mut spoilt.additions[0]);
+        let error = WholePolicy::from_proto(spoilt).expect_err(field);
+        assert_eq!(error.field(), format!("additions[0].{field}"), "{error}");
+    }
+    let mut garbled = sound;
+    garbled.policy = vec![0xff];
+    assert_eq!(WholePolicy::from_proto(garbled).unwrap_err().field(), "policy");
 }

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use mesh_api::{BackendExtension, Wire, ext, stats};
+use mesh_api::{BackendExtension, WholePolicy, Wire, ext, stats};
 use mesh_model::outbound::Strategy as Balancing;
 use mesh_model::stats::{Histogram, SeriesKey, StatProtocol, Totals};
 use mesh_model::tap::{Record, StatusFilter, TapFilter};
-use mesh_model::{Direction, Reason};
+use mesh_model::{Direction, OutboundPolicy, Reason};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
@@ -33,6 +33,18 @@ proptest! {
     #[test]
     fn an_outbound_policy_comes_back(policy in strategies::outbound()) {
         comes_back(&policy)?;
+    }
+
+    #[test]
+    fn a_whole_policy_comes_back(policy in strategies::whole_outbound()) {
+        comes_back(&WholePolicy(policy))?;
+    }
+
+    #[test]
+    fn readers_of_the_linkerd2_api_get_what_it_can_say(policy in strategies::whole_outbound()) {
+        let proto = policy.encode().map_err(|error| TestCaseError::fail(error.to_string()))?;
+        let read = OutboundPolicy::from_proto(proto);
+        prop_assert!(read.is_ok(), "{read:?}");
     }
 
     #[test]

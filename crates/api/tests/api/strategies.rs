@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
@@ -21,15 +21,16 @@ use mesh_model::outbound::{
     Penalty, Protocol, Queue, Refuse, RouteBackend, SuccessRate, TcpPolicy, TcpRoute,
 };
 use mesh_model::route::{
-    Backoff, Distribution, FailureInjector, Filter, GrpcCodes, GrpcMatch, HeaderMatch,
-    HeaderModifier, HostMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier, QueryMatch,
-    Ratio, Redirect, Retry, Route, Rule, Timeouts, ValueMatch,
+    Backoff, Cors, Distribution, FailureInjector, Fault, FaultKind, Filter, GrpcCodes, GrpcMatch,
+    HeaderMatch, HeaderModifier, HostMatch, HttpMatch, InjectedFailure, Listed, Mirror, Origin,
+    PathMatch, PathModifier, QueryMatch, Ratio, Redirect, Retry, Rewrite, Route, Rule, Session,
+    SessionBy, Timeouts, ValueMatch,
 };
 use mesh_model::{Destination, Meta, ResourceRef, TlsIdentity};
 use proptest::collection::{btree_map, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{select, subsequence};
+use proptest::sample::{Index, select, subsequence};
 
 pub(crate) fn name() -> impl Strategy<Value = String> + Clone {
     "[a-z][a-z0-9-]{0,8}"
@@ -256,6 +257,103 @@ fn grpc_filter() -> BoxedStrategy<Filter> {
     .boxed()
 }
 
+/// What the linkerd2 API has no words for.
+fn extension() -> BoxedStrategy<Filter> {
+    let ratio = || {
+        (0u32..100, 1u32..100).prop_map(|(numerator, denominator)| Ratio { numerator, denominator })
+    };
+    let path = prop_oneof![
+        name().prop_map(|path| PathModifier::Full(format!("/{path}"))),
+        name().prop_map(|path| PathModifier::Prefix(format!("/{path}"))),
+    ];
+    let host = name().prop_map(|host| HeaderValue::from_str(&host).unwrap());
+    let rewrite = (option::of(host), option::of(path))
+        .prop_map(|(host, path)| Filter::Rewrite(Rewrite { host, path }));
+    let mirror =
+        (backend(), ratio()).prop_map(|(backend, ratio)| Filter::Mirror(Mirror { backend, ratio }));
+    let listed = || prop_oneof![Just(Listed::Any), name().prop_map(Listed::These)];
+    let origin = select(vec!["*", "https://*.example", "http://a.example:8080"]);
+    let cors = (vec(origin, 0..3), listed(), listed(), listed(), any::<bool>(), any::<u32>())
+        .prop_map(|(origins, methods, headers, expose, credentials, max_age)| {
+            let origins = origins.into_iter().map(|origin| Origin::new(origin).unwrap()).collect();
+            Filter::Cors(Cors { origins, methods, headers, expose, credentials, max_age })
+        });
+    let kind = prop_oneof![
+        http_failure().prop_map(FaultKind::Abort),
+        (0u16..17).prop_map(|code| FaultKind::Abort(InjectedFailure::Grpc(code))),
+        (0u64..1 << 40).prop_map(|delay| FaultKind::Delay(Duration::from_millis(delay))),
+    ];
+    let until = option::of(
+        (1u64..1 << 45).prop_map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
+    );
+    let fault = (meta(), vec(header_match(), 0..2), ratio(), kind, until).prop_map(
+        |(meta, headers, ratio, kind, until)| {
+            Filter::Fault(Fault { meta, headers, ratio, kind, until })
+        },
+    );
+    prop_oneof![rewrite, mirror, cors, fault].boxed()
+}
+
+fn session() -> impl Strategy<Value = Session> {
+    let by = select(vec![
+        SessionBy::Header,
+        SessionBy::Cookie { permanent: true },
+        SessionBy::Cookie { permanent: false },
+    ]);
+    let limit = || option::of((1u64..1 << 40).prop_map(Duration::from_millis));
+    (select(vec!["shop", "x-session"]), by, limit(), limit())
+        .prop_map(|(name, by, absolute, idle)| Session { name: name.into(), by, absolute, idle })
+}
+
+/// Any outbound policy, with extensions put into some of its rules and backends.
+pub(crate) fn whole_outbound() -> BoxedStrategy<OutboundPolicy> {
+    let extensions = vec((extension(), any::<Index>(), any::<bool>()), 0..6);
+    let headers = header_modifier().prop_map(Filter::ResponseHeaders);
+    (outbound(), extensions, option::of(session()), option::of((headers, any::<Index>())))
+        .prop_map(|(mut policy, extensions, session, headers)| {
+            match &mut policy.protocol {
+                Protocol::Detect { http1, http2, .. } => {
+                    let (first, second) = extensions.split_at(extensions.len() / 2);
+                    extend(&mut http1.routes, first, session.as_ref());
+                    extend(&mut http2.routes, second, None);
+                }
+                Protocol::Http1(http) | Protocol::Http2(http) => {
+                    extend(&mut http.routes, &extensions, session.as_ref());
+                }
+                Protocol::Grpc(grpc) => {
+                    let mut extensions = extensions;
+                    extensions.extend(headers.map(|(headers, at)| (headers, at, true)));
+                    extend(&mut grpc.routes, &extensions, session.as_ref());
+                }
+                Protocol::Opaque(_) | Protocol::Tls(_) => {}
+            }
+            policy
+        })
+        .boxed()
+}
+
+fn extend<M: Clone>(
+    routes: &mut Arc<[Route<M, Forward>]>,
+    extensions: &[(Filter, Index, bool)],
+    session: Option<&Session>,
+) {
+    if routes.is_empty() {
+        return;
+    }
+    let mut all = routes.to_vec();
+    for (filter, index, to_rule) in extensions {
+        let count = all.len();
+        let rule = all[index.index(count)].rules.first_mut().unwrap();
+        rule.action.session = session.cloned();
+        let filters = match rule.action.backends.backend_mut(0) {
+            Some(backend) if !to_rule => &mut Arc::make_mut(backend).filters,
+            _ => &mut rule.filters,
+        };
+        filters.insert(index.index(filters.len() + 1), filter.clone());
+    }
+    *routes = all.into();
+}
+
 fn backend() -> BoxedStrategy<Backend> {
     let penalty = (duration(), duration(), duration()).prop_map(|(penalty, max, decay)| Penalty {
         penalty,
@@ -344,6 +442,7 @@ fn forward(
             timeouts,
             retry,
             allow_request_headers,
+            session: None,
         })
         .boxed()
 }

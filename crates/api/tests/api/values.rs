@@ -89,6 +89,7 @@ pub(crate) fn forward() -> Forward {
             timeout: None,
             backoff: Some(backoff()),
         }),
+        session: None,
         allow_request_headers: false,
     }
 }

@@ -13,7 +13,7 @@ use http::HeaderName;
 use mesh_model::authz::DefaultAccess;
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, Strategy};
-use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Retry, Timeouts};
+use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Ratio, Retry, Session, Timeouts};
 
 pub use self::policy::{
     AuthorizationPolicy, POLICY_GROUP, PolicyTarget, PortPolicy, PortProbe, PortRef, policy_ref,
@@ -64,6 +64,8 @@ pub enum Kind {
     HttpRoute,
     GrpcRoute,
     TcpRoute,
+    TlsRoute,
+    ReferenceGrant,
     AuthorizationPolicy,
     ServerPolicy,
 }
@@ -85,6 +87,8 @@ impl Kind {
             Self::HttpRoute => "HTTPRoute",
             Self::GrpcRoute => "GRPCRoute",
             Self::TcpRoute => "TCPRoute",
+            Self::TlsRoute => "TLSRoute",
+            Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServerPolicy => "ServerPolicy",
         }
@@ -134,6 +138,8 @@ pub enum Object {
     HttpRoute(HttpRoute),
     GrpcRoute(GrpcRoute),
     TcpRoute(TcpRoute),
+    TlsRoute(TlsRoute),
+    ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     PortPolicy(PortPolicy),
 }
@@ -149,6 +155,8 @@ impl Object {
             Self::HttpRoute(o) => (Kind::HttpRoute, o.head.name.clone()),
             Self::GrpcRoute(o) => (Kind::GrpcRoute, o.head.name.clone()),
             Self::TcpRoute(o) => (Kind::TcpRoute, o.head.name.clone()),
+            Self::TlsRoute(o) => (Kind::TlsRoute, o.head.name.clone()),
+            Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
             Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
         };
@@ -356,20 +364,54 @@ pub struct TcpRoute {
     pub backends: Vec<BackendRef>,
 }
 
+/// Bytes by the server name that a TLS client asks for.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct TlsRoute {
+    pub head: RouteHead,
+    /// Empty: any.
+    pub snis: Vec<HostMatch>,
+    pub backends: Vec<BackendRef>,
+}
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct RouteRule<M> {
+    /// Empty when it has none.
+    pub name: String,
     pub matches: Vec<M>,
-    pub filters: Vec<Filter>,
+    pub filters: Vec<RouteFilter>,
     pub backends: Vec<BackendRef>,
     pub timeouts: Timeouts,
     pub retry: Option<Retry>,
+    pub session: Option<Session>,
+}
+
+/// A filter of a rule or a backend.
+#[derive(Clone, Debug, PartialEq)]
+#[expect(clippy::large_enum_variant, reason = "routes are few, and most of their filters are this")]
+pub enum RouteFilter {
+    Is(Filter),
+    /// The backend is still to be looked up; one that is not there hears nothing.
+    Mirror {
+        target: BackendTarget,
+        ratio: Ratio,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct BackendRef {
     pub target: BackendTarget,
     pub weight: u32,
-    pub filters: Vec<Filter>,
+    pub filters: Vec<RouteFilter>,
+}
+
+/// Lets routes of other namespaces send to Services of its own.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ReferenceGrant {
+    pub name: Name,
+    /// Kinds of routes, and the namespaces they are in.
+    pub from: Vec<(Kind, String)>,
+    /// Names of Services; `None` is all of them.
+    pub to: Vec<Option<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

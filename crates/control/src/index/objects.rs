@@ -9,8 +9,8 @@ use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
-    Name, Namespace, Object, ObjectKey, Pod, PortPolicy, PortSet, RouteHead, Service, TcpRoute,
-    Workload,
+    Name, Namespace, Object, ObjectKey, Pod, PortPolicy, PortSet, ReferenceGrant, RouteFilter,
+    RouteHead, RouteRule, Service, TcpRoute, TlsRoute, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -27,6 +27,8 @@ pub struct Objects {
     pub(super) http_routes: BTreeMap<Name, Arc<HttpRoute>>,
     pub(super) grpc_routes: BTreeMap<Name, Arc<GrpcRoute>>,
     pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
+    pub(super) tls_routes: BTreeMap<Name, Arc<TlsRoute>>,
+    pub(super) grants: BTreeMap<Name, Arc<ReferenceGrant>>,
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
     pub(super) defaults: Defaults,
@@ -101,6 +103,8 @@ impl Objects {
             Kind::HttpRoute => self.http_routes.keys().cloned().collect(),
             Kind::GrpcRoute => self.grpc_routes.keys().cloned().collect(),
             Kind::TcpRoute => self.tcp_routes.keys().cloned().collect(),
+            Kind::TlsRoute => self.tls_routes.keys().cloned().collect(),
+            Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
             Kind::Deployment
@@ -141,6 +145,18 @@ impl Objects {
 
     pub fn tcp_routes(&self) -> impl Iterator<Item = &Arc<TcpRoute>> {
         self.tcp_routes.values()
+    }
+
+    pub fn tcp_route(&self, name: &Name) -> Option<&Arc<TcpRoute>> {
+        self.tcp_routes.get(name)
+    }
+
+    pub fn tls_routes(&self) -> impl Iterator<Item = &Arc<TlsRoute>> {
+        self.tls_routes.values()
+    }
+
+    pub fn tls_route(&self, name: &Name) -> Option<&Arc<TlsRoute>> {
+        self.tls_routes.get(name)
     }
 
     /// The service with this cluster address.
@@ -213,6 +229,8 @@ impl Objects {
                 self.put_grpc_route(&o.head.name.clone(), Some(o), &mut touched)
             }
             Object::TcpRoute(o) => self.put_tcp_route(&o.head.name.clone(), Some(o), &mut touched),
+            Object::TlsRoute(o) => self.put_tls_route(&o.head.name.clone(), Some(o), &mut touched),
+            Object::ReferenceGrant(o) => self.put_grant(&o.name.clone(), Some(o), &mut touched),
             Object::AuthorizationPolicy(o) => {
                 let name = o.name.clone();
                 touched.policy(
@@ -239,6 +257,8 @@ impl Objects {
             Kind::HttpRoute => self.put_http_route(name, None, &mut touched),
             Kind::GrpcRoute => self.put_grpc_route(name, None, &mut touched),
             Kind::TcpRoute => self.put_tcp_route(name, None, &mut touched),
+            Kind::TlsRoute => self.put_tls_route(name, None, &mut touched),
+            Kind::ReferenceGrant => self.put_grant(name, None, &mut touched),
             Kind::AuthorizationPolicy => {
                 let gone = replace(&mut self.authorization_policies, name.clone(), None);
                 touched.policy(name, gone);
@@ -358,32 +378,42 @@ impl Objects {
     }
 
     fn put_http_route(&mut self, name: &Name, new: Option<HttpRoute>, touched: &mut Touched) {
-        let refs = new.as_ref().map(|route| {
-            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
-        });
+        let refs = new.as_ref().map(|route| Refs::new(&route.head, targets(&route.rules)));
         let Some(old) = replace(&mut self.http_routes, name.clone(), new) else { return };
-        let old = old.map(|route| {
-            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
-        });
+        let old = old.map(|route| Refs::new(&route.head, targets(&route.rules)));
         self.put_route_refs((Kind::HttpRoute, name.clone()), old, refs, touched);
     }
 
     fn put_grpc_route(&mut self, name: &Name, new: Option<GrpcRoute>, touched: &mut Touched) {
-        let refs = new.as_ref().map(|route| {
-            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
-        });
+        let refs = new.as_ref().map(|route| Refs::new(&route.head, targets(&route.rules)));
         let Some(old) = replace(&mut self.grpc_routes, name.clone(), new) else { return };
-        let old = old.map(|route| {
-            Refs::new(&route.head, route.rules.iter().flat_map(|rule| &rule.backends))
-        });
+        let old = old.map(|route| Refs::new(&route.head, targets(&route.rules)));
         self.put_route_refs((Kind::GrpcRoute, name.clone()), old, refs, touched);
     }
 
     fn put_tcp_route(&mut self, name: &Name, new: Option<TcpRoute>, touched: &mut Touched) {
-        let refs = new.as_ref().map(|route| Refs::new(&route.head, route.backends.iter()));
+        let refs = new.as_ref().map(|route| Refs::new(&route.head, of(&route.backends)));
         let Some(old) = replace(&mut self.tcp_routes, name.clone(), new) else { return };
-        let old = old.map(|route| Refs::new(&route.head, route.backends.iter()));
+        let old = old.map(|route| Refs::new(&route.head, of(&route.backends)));
         self.put_route_refs((Kind::TcpRoute, name.clone()), old, refs, touched);
+    }
+
+    fn put_tls_route(&mut self, name: &Name, new: Option<TlsRoute>, touched: &mut Touched) {
+        let refs = new.as_ref().map(|route| Refs::new(&route.head, of(&route.backends)));
+        let Some(old) = replace(&mut self.tls_routes, name.clone(), new) else { return };
+        let old = old.map(|route| Refs::new(&route.head, of(&route.backends)));
+        self.put_route_refs((Kind::TlsRoute, name.clone()), old, refs, touched);
+    }
+
+    /// It decides about routes that send to Services of its namespace.
+    fn put_grant(&mut self, name: &Name, new: Option<ReferenceGrant>, touched: &mut Touched) {
+        if replace(&mut self.grants, name.clone(), new).is_none() {
+            return;
+        }
+        touched.changed = true;
+        let granted = self.parents_by_backend.iter();
+        let granted = granted.filter(|(backend, _)| backend.namespace == name.namespace);
+        touched.policies.extend(granted.flat_map(|(_, parents)| parents.keys().cloned()));
     }
 
     fn put_route_refs(
@@ -457,17 +487,33 @@ struct Refs {
 }
 
 impl Refs {
-    fn new<'a>(head: &RouteHead, backends: impl Iterator<Item = &'a BackendRef>) -> Self {
+    fn new<'a>(head: &RouteHead, targets: impl Iterator<Item = &'a BackendTarget>) -> Self {
         Self {
             parents: head.parents.iter().map(|parent| parent.service.clone()).collect(),
-            backends: backends
-                .filter_map(|backend| match &backend.target {
+            backends: targets
+                .filter_map(|target| match target {
                     BackendTarget::Service { service, .. } => Some(service.clone()),
                     BackendTarget::Unusable(_) => None,
                 })
                 .collect(),
         }
     }
+}
+
+/// All that rules send to, mirrored requests included.
+fn targets<M>(rules: &[RouteRule<M>]) -> impl Iterator<Item = &BackendTarget> {
+    let mirrored = |filter| match filter {
+        &RouteFilter::Mirror { ref target, .. } => Some(target),
+        RouteFilter::Is(_) => None,
+    };
+    rules.iter().flat_map(move |rule| {
+        let filters = rule.backends.iter().flat_map(|backend| &backend.filters);
+        of(&rule.backends).chain(rule.filters.iter().chain(filters).filter_map(mirrored))
+    })
+}
+
+fn of(backends: &[BackendRef]) -> impl Iterator<Item = &BackendTarget> {
+    backends.iter().map(|backend| &backend.target)
 }
 
 fn pods_in(slice: &EndpointSlice) -> BTreeSet<Name> {

@@ -53,8 +53,12 @@ impl Objects {
         let http = || HttpPolicy { routes: self.http_policy(service, port, client), breaker };
         let grpc = || GrpcPolicy { routes: self.grpc_policy(service, port, client), breaker };
         let opaque = || TcpPolicy { routes: self.tcp_policy(service, port, client) };
+        let tls = self.tls_policy(service, port, client);
         let protocol = if self.service_port_is_opaque(object, port) {
             Protocol::Opaque(opaque())
+        } else if !tls.is_empty() && !self.has_http_route(service, port, client) {
+            // Of kinds of routes at one port Gateway API prefers the one that says most.
+            Protocol::Tls(TcpPolicy { routes: tls })
         } else {
             let has_grpc_route = self.has_grpc_route(service, port, client);
             match app_protocol {

@@ -16,13 +16,13 @@ use mesh_model::outbound::{
     HttpRoute as ModelHttpRoute, Queue, RouteBackend, TcpRoute as ModelTcpRoute,
 };
 use mesh_model::route::{
-    Distribution, FailureInjector, Filter, InjectedFailure, Ratio, Route, Rule, Timeouts,
+    Distribution, FailureInjector, Filter, InjectedFailure, Mirror, Ratio, Route, Rule, Timeouts,
 };
 
 use super::Objects;
 use super::lookup;
 use super::object::{
-    BackendRef, BackendTarget, Kind, Name, RouteHead, RouteRule, ServiceRef, route_ref,
+    BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, ServiceRef, route_ref,
 };
 
 /// How many requests may wait for an endpoint of a backend, and how long the first of them may.
@@ -45,7 +45,7 @@ impl Objects {
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: route.rules.iter().map(|rule| self.rule(rule)).collect(),
+            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules),
         };
         routes.into_iter().map(of).collect()
     }
@@ -64,7 +64,7 @@ impl Objects {
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: route.rules.iter().map(|rule| self.rule(rule)).collect(),
+            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules),
         };
         routes.into_iter().map(of).collect()
     }
@@ -84,16 +84,47 @@ impl Objects {
                 (Meta::Default("opaque".into()), Distribution::FirstAvailable(vec![only]))
             }
             Some(route) => {
-                let usable = route.backends.iter().filter_map(|reference| {
-                    let (service, port) = self.usable(&reference.target).ok()?;
-                    (reference.weight > 0)
-                        .then(|| (Arc::new(backend(service, port)), reference.weight))
-                });
                 let meta = route_ref(Kind::TcpRoute, &route.head.name);
-                (Meta::Resource(meta), distribution(usable.collect()))
+                let from = route_from(Kind::TcpRoute, &route.head);
+                (Meta::Resource(meta), self.connections(from, &route.backends))
             }
         };
         Arc::new([ModelTcpRoute { meta, snis: Vec::new(), backends, refuse: None }])
+    }
+
+    /// The TLS routes of a service's port; none is no policy of TLS.
+    pub(super) fn tls_policy(
+        &self,
+        service: &Name,
+        port: u16,
+        client: &str,
+    ) -> Arc<[ModelTcpRoute]> {
+        let routes =
+            self.effective(&self.tls_routes, Kind::TlsRoute, |r| &r.head, service, port, client);
+        let of = |route: &super::object::TlsRoute| ModelTcpRoute {
+            meta: Meta::Resource(route_ref(Kind::TlsRoute, &route.head.name)),
+            snis: route.snis.clone(),
+            backends: self.connections(route_from(Kind::TlsRoute, &route.head), &route.backends),
+            refuse: None,
+        };
+        routes.into_iter().map(of).collect()
+    }
+
+    /// Backends for bytes. One that cannot be used has no share: there is no way to say so.
+    fn connections(&self, from: RouteFrom<'_>, backends: &[BackendRef]) -> Distribution<Backend> {
+        let usable = backends.iter().filter_map(|reference| {
+            let (service, port) = self.usable(from, &reference.target).ok()?;
+            (reference.weight > 0).then(|| (Arc::new(backend(service, port)), reference.weight))
+        });
+        distribution(usable.collect())
+    }
+
+    /// Whether requests at a port are governed by routes.
+    pub(super) fn has_http_route(&self, service: &Name, port: u16, client: &str) -> bool {
+        self.has_grpc_route(service, port, client)
+            || !self
+                .effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client)
+                .is_empty()
     }
 
     pub(super) fn has_grpc_route(&self, service: &Name, port: u16, client: &str) -> bool {
@@ -143,63 +174,164 @@ impl Objects {
         parent.service == *service && parent.port.is_none_or(|p| p == port) && section_fits
     }
 
-    fn rule<M: Clone>(&self, rule: &RouteRule<M>) -> Rule<M, Forward> {
-        let backends = rule
-            .backends
-            .iter()
-            .filter(|reference| reference.weight > 0)
-            .map(|reference| (Arc::new(self.route_backend(reference)), reference.weight))
-            .collect();
-        Rule {
+    fn rules<M: Clone>(
+        &self,
+        from: RouteFrom<'_>,
+        rules: &[RouteRule<M>],
+    ) -> Vec<Rule<M, Forward>> {
+        let of = |rule: &RouteRule<M>| Rule {
             matches: rule.matches.clone(),
-            filters: rule.filters.clone(),
+            filters: self.filters(from, &rule.filters),
             action: Forward {
-                backends: distribution(backends),
+                backends: self.backends(from, rule),
                 timeouts: rule.timeouts,
                 retry: rule.retry.clone(),
                 allow_request_headers: false,
+                session: rule.session.clone(),
             },
-        }
+        };
+        rules.iter().map(of).collect()
+    }
+
+    /// Where a rule sends. One whose backends have no weight at all, or are none of use, answers 500,
+    /// as Gateway API wants it.
+    fn backends<M>(&self, from: RouteFrom<'_>, rule: &RouteRule<M>) -> Distribution<RouteBackend> {
+        let weighty = rule.backends.iter().filter(|reference| reference.weight > 0);
+        let backends: Vec<_> = weighty
+            .map(|reference| (Arc::new(self.route_backend(from, reference)), reference.weight))
+            .collect();
+        let Some(parent) = from.head.parents.first().filter(|_| backends.is_empty()) else {
+            return distribution(backends);
+        };
+        let why = "the rule has no backend with a weight above 0";
+        let port = parent.port.unwrap_or(1);
+        distribution(vec![(Arc::new(failing(from.kind, &parent.service, port, why.into())), 1)])
     }
 
     /// A backend that cannot be used keeps its share of the requests, which fail with 500, as
     /// Gateway API wants it.
-    fn route_backend(&self, reference: &BackendRef) -> RouteBackend {
-        match self.usable(&reference.target) {
-            Ok((service, port)) => {
-                RouteBackend { filters: reference.filters.clone(), backend: backend(service, port) }
-            }
-            Err(message) => {
-                let (service, port) = match &reference.target {
-                    BackendTarget::Service { service, port } => (service.clone(), *port),
-                    BackendTarget::Unusable(_) => (Name::new("invalid", "invalid"), 1),
-                };
-                let fail = Filter::Fail(FailureInjector {
-                    failure: InjectedFailure::Http(StatusCode::INTERNAL_SERVER_ERROR),
-                    message,
-                    ratio: Ratio { numerator: 1, denominator: 1 },
-                });
-                RouteBackend { filters: vec![fail], backend: backend(&service, port) }
-            }
+    fn route_backend(&self, from: RouteFrom<'_>, reference: &BackendRef) -> RouteBackend {
+        match self.usable(from, &reference.target) {
+            Ok((service, port)) => RouteBackend {
+                filters: self.filters(from, &reference.filters),
+                backend: backend(service, port),
+            },
+            Err(unusable) => match &reference.target {
+                BackendTarget::Service { service, port } => {
+                    failing(from.kind, service, *port, unusable.to_string())
+                }
+                BackendTarget::Unusable(_) => {
+                    failing(from.kind, &Name::new("invalid", "invalid"), 1, unusable.to_string())
+                }
+            },
         }
+    }
+
+    fn filters(&self, from: RouteFrom<'_>, filters: &[RouteFilter]) -> Vec<Filter> {
+        let of = |filter: &RouteFilter| match filter {
+            RouteFilter::Is(filter) => Some(filter.clone()),
+            RouteFilter::Mirror { target, ratio } => {
+                let (service, port) = self.usable(from, target).ok()?;
+                Some(Filter::Mirror(Mirror { backend: backend(service, port), ratio: *ratio }))
+            }
+        };
+        filters.iter().filter_map(of).collect()
     }
 
     /// The service and port a route sends to.
     ///
     /// # Errors
     /// Says why they cannot be sent to.
-    pub fn usable<'a>(&self, target: &'a BackendTarget) -> Result<(&'a Name, u16), String> {
-        match target {
-            BackendTarget::Unusable(why) => Err(why.clone()),
-            BackendTarget::Service { service, port } => match self.services.get(service) {
-                None => Err(format!("Service {service} does not exist")),
-                Some(object) if object.port(*port).is_none() => {
-                    Err(format!("Service {service} has no port {port}"))
-                }
-                Some(_) => Ok((service, *port)),
-            },
+    pub fn usable<'a>(
+        &self,
+        from: RouteFrom<'_>,
+        target: &'a BackendTarget,
+    ) -> Result<(&'a Name, u16), Unusable> {
+        let (service, port) = match target {
+            BackendTarget::Unusable(why) => return Err(Unusable::Kind(why.clone())),
+            BackendTarget::Service { service, port } => (service, *port),
+        };
+        if !self.is_granted(from, service) {
+            let message = format!(
+                "no ReferenceGrant in namespace {} lets {}s of namespace {} send to Service {}",
+                service.namespace,
+                from.kind.as_str(),
+                from.head.name.namespace,
+                service.name,
+            );
+            return Err(Unusable::NotPermitted(message));
+        }
+        match self.services.get(service) {
+            None => Err(Unusable::Missing(format!("Service {service} does not exist"))),
+            Some(object) if object.port(port).is_none() => {
+                Err(Unusable::Missing(format!("Service {service} has no port {port}")))
+            }
+            Some(_) => Ok((service, port)),
         }
     }
+
+    /// Whether a route may send to a service: one of its own namespace, its own parent (whose
+    /// traffic it has anyway), or one whose namespace lets it.
+    fn is_granted(&self, from: RouteFrom<'_>, service: &Name) -> bool {
+        let namespace = &from.head.name.namespace;
+        if service.namespace == *namespace
+            || from.head.parents.iter().any(|parent| parent.service == *service)
+        {
+            return true;
+        }
+        let grants = self.grants.range(Name::new(&service.namespace, "")..);
+        let mut grants = grants.take_while(|(name, _)| name.namespace == service.namespace);
+        grants.any(|(_, grant)| {
+            grant.from.iter().any(|(kind, of)| *kind == from.kind && of == namespace)
+                && grant.to.iter().any(|to| to.as_ref().is_none_or(|to| *to == service.name))
+        })
+    }
+}
+
+/// Which route refers to something.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteFrom<'a> {
+    pub kind: Kind,
+    pub head: &'a RouteHead,
+}
+
+pub fn route_from(kind: Kind, head: &RouteHead) -> RouteFrom<'_> {
+    RouteFrom { kind, head }
+}
+
+/// Why a route cannot send to what it names.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// Nothing that a mesh can send requests to.
+    #[error("{0}")]
+    Kind(String),
+    #[error("{0}")]
+    Missing(String),
+    #[error("{0}")]
+    NotPermitted(String),
+}
+
+impl Unusable {
+    /// The reason of the route's condition `ResolvedRefs`.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Kind(_) => "InvalidKind",
+            Self::Missing(_) => "BackendNotFound",
+            Self::NotPermitted(_) => "RefNotPermitted",
+        }
+    }
+}
+
+/// A backend whose requests fail: with 500, or UNAVAILABLE.
+fn failing(kind: Kind, service: &Name, port: u16, message: String) -> RouteBackend {
+    const UNAVAILABLE: u16 = 14;
+    let failure = match kind {
+        Kind::GrpcRoute => InjectedFailure::Grpc(UNAVAILABLE),
+        _ => InjectedFailure::Http(StatusCode::INTERNAL_SERVER_ERROR),
+    };
+    let ratio = Ratio { numerator: 1, denominator: 1 };
+    let fail = Filter::Fail(FailureInjector { failure, message, ratio });
+    RouteBackend { filters: vec![fail], backend: backend(service, port) }
 }
 
 fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
@@ -214,6 +346,7 @@ fn default_route<M>(name: &str, service: &Name, port: u16) -> Route<M, Forward> 
         timeouts: Timeouts::default(),
         retry: None,
         allow_request_headers: false,
+        session: None,
     };
     Route {
         meta: Meta::Default(name.into()),

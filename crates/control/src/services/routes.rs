@@ -6,14 +6,19 @@ use std::fmt::Write;
 use mesh_api::ext::{RouteRow, RoutesReply, Selector};
 use mesh_model::matching::Pattern;
 use mesh_model::meta::ResourceRef;
-use mesh_model::route::{Filter, GrpcMatch, HeaderMatch, HttpMatch, PathMatch, Retry, ValueMatch};
+use mesh_model::route::{
+    FaultKind, Filter, GrpcMatch, HeaderMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier,
+    Retry, Rewrite, SessionBy, ValueMatch,
+};
 
 use super::mesh::{Failure, must_exist};
 use super::select::select;
 use crate::index::Objects;
 use crate::index::object::{
-    AppProtocol, BackendRef, BackendTarget, Kind, Name, RouteHead, RouteRule, Service, route_ref,
+    AppProtocol, BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, Service,
+    route_ref,
 };
+use crate::index::routes::{RouteFrom, route_from};
 use crate::state::Shared;
 
 /// The routes of the services that are selected, or that the selected pods are behind.
@@ -58,7 +63,7 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
             matches.extend(of.iter().map(|found| (http_rank(found), http_match(found), rule)));
         }
-        push(objects, rows, Kind::HttpRoute, &route.head.name, &parent, &status, matches);
+        push(objects, rows, route_from(Kind::HttpRoute, &route.head), &parent, &status, matches);
     }
     for route in objects.grpc_routes().filter(|route| attached(&route.head)) {
         let status = status(objects, service, port, Kind::GrpcRoute, &route.head, &route.rules);
@@ -68,17 +73,25 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
             matches.extend(of.iter().map(|found| (grpc_rank(found), grpc_match(found), rule)));
         }
-        push(objects, rows, Kind::GrpcRoute, &route.head.name, &parent, &status, matches);
+        push(objects, rows, route_from(Kind::GrpcRoute, &route.head), &parent, &status, matches);
+    }
+    let connections = |from: RouteFrom<'_>, found: String, refs: &[BackendRef]| RouteRow {
+        route: route_ref(from.kind, &from.head.name).to_string(),
+        parent: parent.clone(),
+        r#match: found,
+        backends: backends(objects, from, refs),
+        policy: String::new(),
+        status: backend_status(objects, from, refs).unwrap_or(ACCEPTED.into()),
+    };
+    for route in objects.tls_routes().filter(|route| attached(&route.head)) {
+        let names: Vec<_> = route.snis.iter().map(ToString::to_string).collect();
+        let found =
+            if names.is_empty() { "any TLS".into() } else { format!("TLS {}", names.join(", ")) };
+        rows.push(connections(route_from(Kind::TlsRoute, &route.head), found, &route.backends));
     }
     for route in objects.tcp_routes().filter(|route| attached(&route.head)) {
-        rows.push(RouteRow {
-            route: route_ref(Kind::TcpRoute, &route.head.name).to_string(),
-            parent: parent.clone(),
-            r#match: "any connection".into(),
-            backends: backends(objects, &route.backends),
-            policy: String::new(),
-            status: backend_status(objects, &route.backends).unwrap_or(ACCEPTED.into()),
-        });
+        let from = route_from(Kind::TcpRoute, &route.head);
+        rows.push(connections(from, "any connection".into(), &route.backends));
     }
     if rows.len() == before {
         rows.push(default_row(objects, service, port, parent));
@@ -107,24 +120,23 @@ fn default_row(objects: &Objects, service: &Service, port: u16, parent: String) 
 }
 
 /// Specificity as in `mesh_model::matching`, greater first.
-type Rank = ((u8, usize), usize, usize, bool);
+type Rank = ((u8, usize), usize, usize, usize);
 
 /// Adds a route's matches, in the order in which they win.
 fn push<M>(
     objects: &Objects,
     rows: &mut Vec<RouteRow>,
-    kind: Kind,
-    name: &Name,
+    from: RouteFrom<'_>,
     parent: &str,
     status: &str,
     mut matches: Vec<(Rank, String, &RouteRule<M>)>,
 ) {
     matches.sort_by(|(a, ..), (b, ..)| b.cmp(a));
     rows.extend(matches.into_iter().map(|(_, text, rule)| RouteRow {
-        route: route_ref(kind, name).to_string(),
+        route: route_ref(from.kind, &from.head.name).to_string(),
         parent: parent.to_owned(),
         r#match: text,
-        backends: backends(objects, &rule.backends),
+        backends: backends(objects, from, &rule.backends),
         policy: policy(rule),
         status: status.to_owned(),
     }));
@@ -160,7 +172,8 @@ fn status<M>(
         }
         _ => {}
     }
-    let all = rules.iter().find_map(|rule| backend_status(objects, &rule.backends));
+    let from = route_from(kind, head);
+    let all = rules.iter().find_map(|rule| backend_status(objects, from, &rule.backends));
     all.unwrap_or_else(|| {
         if head.name.namespace == service.name.namespace {
             ACCEPTED.into()
@@ -170,13 +183,17 @@ fn status<M>(
     })
 }
 
-fn backend_status(objects: &Objects, backends: &[BackendRef]) -> Option<String> {
-    let unusable = |backend: &BackendRef| objects.usable(&backend.target).err();
+fn backend_status(
+    objects: &Objects,
+    from: RouteFrom<'_>,
+    backends: &[BackendRef],
+) -> Option<String> {
+    let unusable = |backend: &BackendRef| objects.usable(from, &backend.target).err();
     backends.iter().find_map(unusable).map(|why| format!("ResolvedRefs is false: {why}"))
 }
 
 /// `checkout-v1:8080 75%, checkout-v2:8080 25%`
-fn backends(objects: &Objects, backends: &[BackendRef]) -> String {
+fn backends(objects: &Objects, from: RouteFrom<'_>, backends: &[BackendRef]) -> String {
     let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
     let one = |backend: &BackendRef| {
         let share = match total {
@@ -187,7 +204,10 @@ fn backends(objects: &Objects, backends: &[BackendRef]) -> String {
             BackendTarget::Service { service, port } => format!("{}:{port}", service.name),
             BackendTarget::Unusable(why) => format!("({why})"),
         };
-        let broken = if objects.usable(&backend.target).is_ok() { "" } else { " (fails with 500)" };
+        let broken = match objects.usable(from, &backend.target) {
+            Ok(_) => "",
+            Err(_) => " (fails with 500)",
+        };
         // At most one decimal, and none where it says nothing.
         let share = (share * 10.0).round() / 10.0;
         format!("{name} {share}%{broken}")
@@ -206,6 +226,13 @@ fn policy<M>(rule: &RouteRule<M>) -> String {
     }
     if let Some(timeout) = rule.retry.as_ref().and_then(|retry| retry.timeout) {
         parts.push(format!("each try {timeout:?}"));
+    }
+    if let Some(session) = &rule.session {
+        let by = match session.by {
+            SessionBy::Cookie { .. } => "cookie",
+            SessionBy::Header => "header",
+        };
+        parts.push(format!("session by {by} {}", session.name));
     }
     let filters = rule.filters.iter().chain(rule.backends.iter().flat_map(|b| &b.filters));
     parts.extend(filters.map(filter));
@@ -233,13 +260,43 @@ fn retry_text(retry: &Retry) -> String {
     text
 }
 
-fn filter(filter: &Filter) -> String {
+fn filter(filter: &RouteFilter) -> String {
+    let filter = match filter {
+        RouteFilter::Is(filter) => filter,
+        RouteFilter::Mirror { target, ratio } => {
+            let share = f64::from(ratio.numerator) * 100.0 / f64::from(ratio.denominator);
+            let to = match target {
+                BackendTarget::Service { service, port } => format!("{}:{port}", service.name),
+                BackendTarget::Unusable(_) => "nobody".into(),
+            };
+            return format!("mirrors {}% to {to}", (share * 10.0).round() / 10.0);
+        }
+    };
     match filter {
+        Filter::Rewrite(rewrite) => rewritten(rewrite),
+        Filter::Mirror(mirror) => format!("mirrors to {}", mirror.backend.meta.name()),
+        Filter::Cors(_) => "answers for CORS".into(),
+        Filter::Fault(fault) => match fault.kind {
+            FaultKind::Abort(InjectedFailure::Http(status)) => format!("fails with {status}"),
+            FaultKind::Abort(InjectedFailure::Grpc(code)) => format!("fails with gRPC code {code}"),
+            FaultKind::Delay(delay) => format!("delays by {delay:?}"),
+        },
         Filter::Fail(fail) => fail.message.clone(),
         Filter::RequestHeaders(_) => "changes request headers".into(),
         Filter::ResponseHeaders(_) => "changes response headers".into(),
         Filter::Redirect(redirect) => format!("redirects with {}", redirect.status.as_u16()),
     }
+}
+
+/// `rewrites to other.example, path /v2`
+fn rewritten(rewrite: &Rewrite) -> String {
+    let host = rewrite.host.as_ref().and_then(|host| host.to_str().ok()).map(str::to_owned);
+    let path = rewrite.path.as_ref().map(|path| match path {
+        PathModifier::Full(path) => format!("path {path}"),
+        PathModifier::Prefix(prefix) => format!("prefix {prefix}"),
+    });
+    let parts: Vec<String> = host.into_iter().chain(path).collect();
+    format!("rewrites to {}", parts.join(", "))
 }
 
 /// `PathPrefix /a GET header x=1 query q=2`
@@ -283,15 +340,15 @@ fn value(found: &ValueMatch) -> String {
 
 fn http_rank(found: &HttpMatch) -> Rank {
     let path = match &found.path {
-        None => (0, 0),
+        None => (2, 0),
         Some(PathMatch::Exact(path)) => (3, path.len()),
         Some(PathMatch::Prefix(path)) => (2, path.trim_end_matches('/').len()),
         Some(PathMatch::Regex(pattern)) => (1, pattern.as_str().len()),
     };
-    (path, found.headers.len(), found.query.len(), found.method.is_some())
+    (path, usize::from(found.method.is_some()), found.headers.len(), found.query.len())
 }
 
 fn grpc_rank(found: &GrpcMatch) -> Rank {
     let length = |part: &Option<String>| part.as_ref().map_or(0, String::len);
-    ((0, length(&found.service) + length(&found.method)), found.headers.len(), 0, false)
+    ((2, length(&found.service)), length(&found.method), found.headers.len(), 0)
 }

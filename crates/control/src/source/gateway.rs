@@ -12,18 +12,19 @@ mod shape;
 use std::str::FromStr;
 use std::time::Duration;
 
-use gateway_api::experimental::{grpcroutes, httproutes, tcproutes};
+use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
 use kube::core::ObjectMeta;
-use mesh_model::route::{Backoff, GrpcCodes, HostMatch, Retry, Timeouts};
+use mesh_model::route::{Backoff, GrpcCodes, HostMatch, Retry, Session, SessionBy, Timeouts};
 
 use self::shape::{Backend, Parent, Rule, reshape};
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
 use crate::index::object::{
-    BackendRef, BackendTarget, GrpcRoute, HttpRoute, Name, RouteHead, RouteRule, ServiceRef,
-    TcpRoute,
+    BackendRef, BackendTarget, GrpcRoute, HttpRoute, Kind, Name, ReferenceGrant, RouteHead,
+    RouteRule, ServiceRef, TcpRoute, TlsRoute,
 };
 
+const GROUP: &str = "gateway.networking.k8s.io";
 /// Backoff between tries when a route does not say; ten times as long at most.
 const RETRY_BACKOFF: Duration = Duration::from_millis(25);
 /// Larger request bodies are not kept for another try. Bytes.
@@ -79,6 +80,43 @@ pub fn tcp_route(object: &tcproutes::TcpRoute) -> Converted<TcpRoute> {
     (TcpRoute { head, backends }, findings)
 }
 
+pub fn tls_route(object: &tlsroutes::TlsRoute) -> Converted<TlsRoute> {
+    let mut findings = Vec::new();
+    let head = head(&object.metadata, object.spec.parent_refs.as_ref(), &mut findings);
+    let snis = hosts(&object.spec.hostnames, &mut findings);
+    let mut backends = Vec::new();
+    for (index, rule) in object.spec.rules.iter().enumerate() {
+        let at = format!("spec.rules[{index}]");
+        if index > 0 {
+            findings.push(Finding::warning(at, "only a TLSRoute's first rule has any effect"));
+            break;
+        }
+        let rule: Rule = reshape(rule, &at, &mut findings);
+        backends = convert_backends(&rule, &head.name, &at, &mut findings);
+    }
+    (TlsRoute { head, snis, backends }, findings)
+}
+
+/// Entries about other kinds are other controllers' business.
+pub fn reference_grant(object: &referencegrants::ReferenceGrant) -> Converted<ReferenceGrant> {
+    let kinds = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute];
+    let from = object.spec.from.iter().filter_map(|from| {
+        let kind = kinds.into_iter().find(|kind| kind.as_str() == from.kind)?;
+        (from.group == GROUP).then(|| (kind, from.namespace.clone()))
+    });
+    let to = object.spec.to.iter().filter(|to| is_service(Some(&to.group), &to.kind));
+    let grant = ReferenceGrant {
+        name: name_of(&object.metadata),
+        from: from.collect(),
+        to: to.map(|to| to.name.clone()).collect(),
+    };
+    (grant, Vec::new())
+}
+
+fn is_service(group: Option<&str>, kind: &str) -> bool {
+    kind == "Service" && matches!(group, Some("" | "core"))
+}
+
 fn head<P: serde::Serialize>(
     meta: &ObjectMeta,
     parents: Option<&Vec<P>>,
@@ -89,9 +127,9 @@ fn head<P: serde::Serialize>(
     for (index, parent) in parents.into_iter().flatten().enumerate() {
         let at = format!("spec.parentRefs[{index}]");
         let parent: Parent = reshape(parent, &at, findings);
-        let group = parent.group.as_deref().unwrap_or("gateway.networking.k8s.io");
+        let group = parent.group.as_deref().unwrap_or(GROUP);
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
-        if kind != "Service" || !matches!(group, "" | "core") {
+        if !is_service(Some(group), kind) {
             findings.push(Finding::warning(
                 at,
                 format!("{kind}s as parents are not supported; routes attach to kind Service, group \"\""),
@@ -143,17 +181,69 @@ fn common<M>(rule: &Rule, route: &Name, at: &str, findings: &mut Vec<Finding>) -
     if backends.is_empty() && !answers_itself {
         findings.push(Finding::warning(
             format!("{at}.backendRefs"),
-            "a rule without backends answers 503; name the parent itself to keep its endpoints",
+            "a rule without backends answers 500; name the parent itself to keep its endpoints",
         ));
     }
     let (timeouts, retry) = limits(rule, at, findings);
     RouteRule {
+        name: rule.name.clone().unwrap_or_default(),
         matches: Vec::new(),
-        filters: filters::convert(&rule.filters, &format!("{at}.filters"), findings),
+        filters: filters::convert(&rule.filters, route, &format!("{at}.filters"), findings),
         backends,
         timeouts,
         retry,
+        session: rule
+            .session_persistence
+            .as_ref()
+            .map(|persistence| session(persistence, &format!("{at}.sessionPersistence"), findings)),
     }
+}
+
+/// Sessions that nobody named are called this.
+const SESSION_NAME: &str = "mesh-session";
+
+fn session(
+    persistence: &shape::SessionPersistence,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Session {
+    let name = persistence.session_name.clone().unwrap_or_else(|| SESSION_NAME.to_owned());
+    // What is the name of a header is one of a cookie, too.
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+        let message = format!("`{name}` cannot be the name of a cookie or header");
+        findings.push(Finding::error(format!("{at}.sessionName"), message));
+    }
+    let absolute =
+        duration(persistence.absolute_timeout.as_deref(), at, "absoluteTimeout", findings);
+    let idle = duration(persistence.idle_timeout.as_deref(), at, "idleTimeout", findings);
+    let lifetime = persistence.cookie_config.as_ref().and_then(|c| c.lifetime_type.as_deref());
+    let permanent = lifetime == Some("Permanent");
+    if permanent && absolute.is_none() {
+        let message = "a permanent cookie needs the time that it lasts";
+        findings.push(Finding::error(format!("{at}.absoluteTimeout"), message));
+    }
+    let by = match persistence.r#type.as_deref() {
+        Some("Header") => SessionBy::Header,
+        _ => SessionBy::Cookie { permanent },
+    };
+    Session { name, by, absolute, idle }
+}
+
+/// A duration of Gateway API; zero is how it says "no limit".
+fn duration(
+    text: Option<&str>,
+    at: &str,
+    field: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<Duration> {
+    let text = text?;
+    let parsed = gateway_api::Duration::from_str(text).ok();
+    let millis = parsed.and_then(|parsed| u64::try_from(parsed.as_millis()).ok());
+    if millis.is_none() {
+        let message = format!("`{text}` is not a duration such as `500ms` or `1m30s`");
+        findings.push(Finding::error(format!("{at}.{field}"), message));
+    }
+    millis.filter(|millis| *millis > 0).map(Duration::from_millis)
 }
 
 fn convert_backends(
@@ -178,36 +268,37 @@ fn backend_ref(
         findings.push(Finding::error(format!("{at}.weight"), "is less than 0"));
         return None;
     };
-    let kind = backend.kind.as_deref().unwrap_or("Service");
-    let group = backend.group.as_deref().unwrap_or_default();
-    let port = backend.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
-    let target = if kind != "Service" || !matches!(group, "" | "core") {
-        let why = format!("backends of kind {kind} are not supported");
-        findings.push(Finding::warning(format!("{at}.kind"), format!("{why}; its share fails")));
-        BackendTarget::Unusable(why)
-    } else if let Some(port) = port {
-        let namespace = backend.namespace.as_deref().unwrap_or(&route.namespace);
-        BackendTarget::Service { service: Name::new(namespace, &backend.name), port }
-    } else {
-        findings.push(Finding::error(format!("{at}.port"), "a Service needs a port, 1 to 65535"));
-        return None;
-    };
-    let filters = filters::convert(&backend.filters, &format!("{at}.filters"), findings);
+    let target = target(backend, route, at, findings)?;
+    let filters = filters::convert(&backend.filters, route, &format!("{at}.filters"), findings);
     Some(BackendRef { target, weight, filters })
 }
 
-fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> (Timeouts, Option<Retry>) {
-    let mut duration = |text: &Option<String>, field: &str| {
-        let text = text.as_deref()?;
-        let parsed = gateway_api::Duration::from_str(text).ok();
-        let millis = parsed.and_then(|parsed| u64::try_from(parsed.as_millis()).ok());
-        if millis.is_none() {
-            let message = format!("`{text}` is not a duration such as `500ms` or `1m30s`");
-            findings.push(Finding::error(format!("{at}.{field}"), message));
-        }
-        // Zero is how Gateway API says "no limit".
-        millis.filter(|millis| *millis > 0).map(Duration::from_millis)
+/// What a reference of a route stands for.
+fn target(
+    backend: &Backend,
+    route: &Name,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<BackendTarget> {
+    let kind = backend.kind.as_deref().unwrap_or("Service");
+    let group = backend.group.as_deref().unwrap_or_default();
+    let port = backend.port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0);
+    if !is_service(Some(group), kind) {
+        let why = format!("backends of kind {kind} are not supported");
+        findings.push(Finding::warning(format!("{at}.kind"), format!("{why}; its share fails")));
+        return Some(BackendTarget::Unusable(why));
+    }
+    let Some(port) = port else {
+        findings.push(Finding::error(format!("{at}.port"), "a Service needs a port, 1 to 65535"));
+        return None;
     };
+    let namespace = backend.namespace.as_deref().unwrap_or(&route.namespace);
+    Some(BackendTarget::Service { service: Name::new(namespace, &backend.name), port })
+}
+
+fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> (Timeouts, Option<Retry>) {
+    let mut duration =
+        |text: &Option<String>, field: &str| duration(text.as_deref(), at, field, findings);
     let timeouts = rule.timeouts.clone().unwrap_or_default();
     let request = duration(&timeouts.request, "timeouts.request");
     let per_try = duration(&timeouts.backend_request, "timeouts.backendRequest");

@@ -18,8 +18,8 @@
 //! | `discovery.k8s.io` | `endpointslices` | `list`, `watch` |
 //! | `apps` | `deployments`, `statefulsets`, `daemonsets`, `replicasets` | `list`, `watch` (metadata only) |
 //! | `batch` | `jobs`, `cronjobs` | `list`, `watch` (metadata only) |
-//! | `gateway.networking.k8s.io` | `httproutes`, `grpcroutes` | `list`, `watch` |
-//! | `gateway.networking.k8s.io` | `httproutes/status`, `grpcroutes/status` | `patch` |
+//! | `gateway.networking.k8s.io` | `httproutes`, `grpcroutes`, `tcproutes`, `tlsroutes`, `referencegrants` | `list`, `watch` |
+//! | `gateway.networking.k8s.io` | `httproutes/status`, `grpcroutes/status`, `tcproutes/status`, `tlsroutes/status` | `patch` |
 //! | `policy.meshctl.dev` | `authorizationpolicies`, `serverpolicies` | `list`, `watch` |
 //! | `policy.meshctl.dev` | `authorizationpolicies/status`, `serverpolicies/status` | `patch` |
 //! | `authentication.k8s.io` | `tokenreviews` | `create` |

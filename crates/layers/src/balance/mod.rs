@@ -42,6 +42,8 @@ pub use state::EndpointSet;
 
 use state::{Blocked, State};
 
+use crate::Affinity;
+
 /// How a balancer picks, waits and ejects.
 #[derive(Clone)]
 pub struct BalanceConfig {
@@ -89,7 +91,7 @@ pub enum Strategy {
     LeastRequest,
     /// In turn.
     RoundRobin,
-    /// By [`crate::HashKey`]: equal keys go to the same endpoint as long as it is there. Without a
+    /// By [`crate::Affinity::Hash`]: equal keys go to the same endpoint as long as it is there. Without a
     /// key, at random.
     RingHash,
 }
@@ -237,31 +239,40 @@ impl<S> Balancer<S> {
         self.0.state.lock().status(Instant::now())
     }
 
+    /// The endpoint whose address is the one meant, in service or not.
+    pub fn find(&self, is_meant: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
+        self.0.state.lock().addrs().find(|addr| is_meant(*addr))
+    }
+
     /// Requests that wait for an endpoint.
     pub fn waiting(&self) -> usize {
         self.0.waiting.load(Ordering::Relaxed)
     }
 
-    /// An endpoint, waiting for one if need be. `hash` is of the ring-hash strategy; endpoints in
-    /// `exclude` are only taken if there are no others.
+    /// An endpoint, waiting for one if need be. Endpoints in `exclude` are only taken if there are no
+    /// others.
     pub async fn acquire(
         &self,
-        hash: Option<u64>,
+        affinity: Option<Affinity>,
         exclude: &[SocketAddr],
     ) -> Result<Lease<S>, Unavailable> {
-        match self.try_acquire(hash, exclude) {
+        match self.try_acquire(affinity, exclude) {
             Ok(lease) => Ok(lease),
-            Err(blocked) => self.wait(blocked, hash, exclude).await,
+            Err(blocked) => self.wait(blocked, affinity, exclude).await,
         }
     }
 
     /// An endpoint, if one is available now.
-    fn try_acquire(&self, hash: Option<u64>, exclude: &[SocketAddr]) -> Result<Lease<S>, Blocked> {
+    fn try_acquire(
+        &self,
+        affinity: Option<Affinity>,
+        exclude: &[SocketAddr],
+    ) -> Result<Lease<S>, Blocked> {
         let now = Instant::now();
         let (picked, transitions) = {
             let mut state = self.0.state.lock();
             let mut transitions = Vec::new();
-            let picked = state.pick(&self.0.config, hash, exclude, now, &mut transitions);
+            let picked = state.pick(&self.0.config, affinity, exclude, now, &mut transitions);
             (picked, transitions)
         };
         self.0.tell(&transitions);
@@ -271,7 +282,7 @@ impl<S> Balancer<S> {
     async fn wait(
         &self,
         mut blocked: Blocked,
-        hash: Option<u64>,
+        affinity: Option<Affinity>,
         exclude: &[SocketAddr],
     ) -> Result<Lease<S>, Unavailable> {
         let after = self.0.config.failfast_timeout;
@@ -283,7 +294,7 @@ impl<S> Balancer<S> {
         loop {
             // Made before the set is looked at, so that no change goes unnoticed.
             let changed = self.0.changed.notified();
-            match self.try_acquire(hash, exclude) {
+            match self.try_acquire(affinity, exclude) {
                 Ok(lease) => return Ok(lease),
                 Err(still) => blocked = still,
             }

@@ -18,7 +18,7 @@ use super::retry_after::retry_after;
 use super::upload::Starved;
 use super::{Balancer, Lease};
 use crate::{
-    BoxError, End, HashKey, Outcome, Request, RequestDeadline, Response, ResponseFuture, Track,
+    Affinity, BoxError, End, Outcome, Request, RequestDeadline, Response, ResponseFuture, Track,
     Tried, TryDeadline, is_request_body_error, response_outcome, track, trailers_outcome,
 };
 
@@ -36,14 +36,16 @@ where
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        let hash = request.extensions().get::<HashKey>().map(|key| key.0);
+        let affinity = request.extensions().get::<Affinity>().copied();
         let acquired = match request.extensions().get::<Tried>() {
-            Some(tried) => self.try_acquire(hash, &tried.0.lock()),
-            None => self.try_acquire(hash, &[]),
+            Some(tried) => self.try_acquire(affinity, &tried.0.lock()),
+            None => self.try_acquire(affinity, &[]),
         };
         let state = match acquired {
             Ok(lease) => State::Calling { exchange: Exchange::begin(lease, request) },
-            Err(_) => State::Waiting { rest: Box::pin(wait_and_call(self.clone(), hash, request)) },
+            Err(_) => {
+                State::Waiting { rest: Box::pin(wait_and_call(self.clone(), affinity, request)) }
+            }
         };
         BalancerFuture { state }
     }
@@ -52,14 +54,14 @@ where
 /// The path of a request that finds no endpoint available at once.
 async fn wait_and_call<S>(
     balancer: Balancer<S>,
-    hash: Option<u64>,
+    affinity: Option<Affinity>,
     request: Request,
 ) -> Result<Response, BoxError>
 where
     S: Service<Request, Response = Response, Error = BoxError> + Clone + Send + Sync + 'static,
 {
     let tried = request.extensions().get::<Tried>().map(Tried::addrs).unwrap_or_default();
-    let lease = balancer.acquire(hash, &tried).await?;
+    let lease = balancer.acquire(affinity, &tried).await?;
     Exchange::begin(lease, request).await
 }
 

@@ -20,6 +20,7 @@ use super::load::Load;
 use super::pick::Picker;
 use super::ring::Ring;
 use super::{BalanceConfig, EndpointStatus, Health, Missing, Reason, Strategy};
+use crate::Affinity;
 
 /// One endpoint, shared with the requests that are at it.
 pub(super) struct Endpoint<S> {
@@ -120,7 +121,7 @@ impl<S> State<S> {
     pub(super) fn pick(
         &mut self,
         config: &BalanceConfig,
-        hash: Option<u64>,
+        affinity: Option<Affinity>,
         exclude: &[SocketAddr],
         now: Instant,
         transitions: &mut Transitions,
@@ -128,8 +129,13 @@ impl<S> State<S> {
         if self.next_probe.is_some_and(|at| at <= now) {
             self.settle(config, now, transitions);
         }
+        let meant = match affinity {
+            Some(Affinity::Endpoint(addr)) => self.pick_meant(addr, exclude),
+            _ => None,
+        };
         let picked = match config.strategy {
-            Strategy::RingHash => self.pick_by_hash(hash, exclude),
+            _ if meant.is_some() => meant,
+            Strategy::RingHash => self.pick_by_hash(affinity, exclude),
             _ => self.pick_probe(exclude).or_else(|| self.pick_by_load(config, exclude, now)),
         };
         let Some(index) = picked else {
@@ -180,8 +186,21 @@ impl<S> State<S> {
         }
     }
 
-    fn pick_by_hash(&mut self, hash: Option<u64>, exclude: &[SocketAddr]) -> Option<usize> {
-        let key = hash.unwrap_or_else(|| rand::Rng::next_u64(&mut self.rng));
+    fn pick_meant(&self, addr: SocketAddr, exclude: &[SocketAddr]) -> Option<usize> {
+        let index = *self.by_addr.get(&addr)?;
+        let serves = self.slots[index].standing != Standing::Out;
+        (serves && !exclude.contains(&addr)).then_some(index)
+    }
+
+    fn pick_by_hash(
+        &mut self,
+        affinity: Option<Affinity>,
+        exclude: &[SocketAddr],
+    ) -> Option<usize> {
+        let key = match affinity {
+            Some(Affinity::Hash(key)) => key,
+            _ => rand::Rng::next_u64(&mut self.rng),
+        };
         let usable = |index: &usize| self.slots[*index].standing != Standing::Out;
         let untried =
             |index: &usize| usable(index) && !exclude.contains(&self.slots[*index].endpoint.addr);
@@ -319,6 +338,10 @@ impl<S> State<S> {
     fn holds(&self, endpoint: &Arc<Endpoint<S>>) -> bool {
         let index = self.by_addr.get(&endpoint.addr);
         index.is_some_and(|index| Arc::ptr_eq(&self.slots[*index].endpoint, endpoint))
+    }
+
+    pub(super) fn addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.by_addr.keys().copied()
     }
 
     pub(super) fn status(&self, now: Instant) -> Vec<EndpointStatus> {

@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::advance;
 
 use super::*;
-use crate::Backoff;
+use crate::{Affinity, Backoff};
 
 const SECOND: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
@@ -167,11 +167,12 @@ async fn every_strategy_avoids_what_was_tried_and_prefers_it_to_nothing() {
     ] {
         let balancer = balancer(with_strategy(strategy), 3);
         for _ in 0..20 {
-            let lease = balancer.acquire(Some(1), &[addr(1), addr(3)]).await.unwrap();
+            let lease =
+                balancer.acquire(Some(Affinity::Hash(1)), &[addr(1), addr(3)]).await.unwrap();
             assert_eq!(lease.addr(), addr(2), "{strategy:?}");
         }
         let all = [addr(1), addr(2), addr(3)];
-        balancer.acquire(Some(1), &all).await.unwrap();
+        balancer.acquire(Some(Affinity::Hash(1)), &all).await.unwrap();
     }
 }
 
@@ -201,7 +202,9 @@ async fn turns_follow_weights() {
 async fn equal_keys_meet_at_one_endpoint_and_only_its_keys_move_when_it_is_ejected() {
     let config = BalanceConfig { strategy: Strategy::RingHash, ..with_breaker(breaking(1)) };
     let balancer = balancer(config, 5);
-    let owner = |key: u64| balancer.acquire(Some(key), &[]).now_or_never().unwrap().unwrap().addr();
+    let owner = |key: u64| {
+        balancer.acquire(Some(Affinity::Hash(key)), &[]).now_or_never().unwrap().unwrap().addr()
+    };
     let before: Vec<_> = (0..200).map(owner).collect();
     assert_eq!(before, (0..200).map(owner).collect::<Vec<_>>());
     fail(&balancer, 3);
@@ -423,7 +426,7 @@ mod set {
                             }
                         }
                         4 => drop(leases.pop()),
-                        _ => match balancer.acquire(Some(u64::from(n)), &[]).now_or_never() {
+                        _ => match balancer.acquire(Some(Affinity::Hash(u64::from(n))), &[]).now_or_never() {
                             Some(Ok(lease)) => {
                                 prop_assert!(model.contains_key(&lease.addr()));
                                 leases.push(lease);
@@ -448,4 +451,18 @@ mod set {
             })?;
         }
     }
+}
+
+#[tokio::test]
+async fn the_endpoint_that_is_meant_is_taken_while_it_serves() {
+    let balancer = balancer(with_strategy(Strategy::LeastRequest), 3);
+    let meant = Some(Affinity::Endpoint(addr(2)));
+    for _ in 0..20 {
+        assert_eq!(balancer.acquire(meant, &[]).await.unwrap().addr(), addr(2));
+    }
+    assert_ne!(balancer.acquire(meant, &[addr(2)]).await.unwrap().addr(), addr(2), "a retry");
+    assert_eq!(balancer.find(|have| have == addr(2)), Some(addr(2)));
+    balancer.remove(&addr(2));
+    assert_ne!(balancer.acquire(meant, &[]).await.unwrap().addr(), addr(2));
+    assert_eq!(balancer.find(|have| have == addr(2)), None);
 }

@@ -35,6 +35,7 @@ fn retrying() -> Forward {
             backoff: None,
         }),
         allow_request_headers: false,
+        session: None,
     }
 }
 

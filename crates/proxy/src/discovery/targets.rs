@@ -33,20 +33,46 @@ pub(super) async fn follow(
     };
     // Turns true when the control plane says it has no policy, and false when it has one.
     let (refused, mut is_refused) = watch::channel(false);
-    let policies = follower.follow(
+    let hear = |event| match event {
+        Followed::Opened | Followed::Unimplemented => {}
+        Followed::Update(policy) => {
+            refused.send_replace(false);
+            tx.send_replace(Some(Ok(Arc::new(policy))));
+        }
+        Followed::Refused => {
+            refused.send_replace(true);
+        }
+    };
+    // Turns true when the control plane has no extensions, so that the plain policy has to do. What
+    // was heard whole stays: somebody may answer in the control plane's place for a while.
+    let (plain, mut is_plain) = watch::channel(false);
+    let mut whole_once = false;
+    let whole = follower.follow(
         "outbound",
-        || client.watch_outbound(target),
-        |event| match event {
-            Followed::Opened | Followed::Unimplemented => {}
-            Followed::Update(policy) => {
-                refused.send_replace(false);
-                tx.send_replace(Some(Ok(Arc::new(policy))));
+        || client.watch_whole_outbound(target),
+        |event| {
+            match &event {
+                Followed::Opened => {}
+                Followed::Unimplemented => drop(plain.send_replace(!whole_once)),
+                Followed::Update(_) | Followed::Refused => {
+                    whole_once = true;
+                    plain.send_replace(false);
+                }
             }
-            Followed::Refused => {
-                refused.send_replace(true);
-            }
+            hear(event);
         },
     );
+    let policies = async {
+        loop {
+            if is_plain.wait_for(|plain| *plain).await.is_err() {
+                return;
+            }
+            tokio::select! {
+                () = follower.follow("plain outbound", || client.watch_outbound(target), hear) => {}
+                _ = is_plain.wait_for(|plain| !*plain) => {}
+            }
+        }
+    };
     let fallback = async {
         loop {
             if is_refused.wait_for(|refused| *refused).await.is_err() {
@@ -58,7 +84,12 @@ pub(super) async fn follow(
             }
         }
     };
-    tokio::select! { () = policies => {}, () = fallback => {}, () = tx.closed() => {} }
+    tokio::select! {
+        () = whole => {}
+        () = policies => {}
+        () = fallback => {}
+        () = tx.closed() => {}
+    }
 }
 
 async fn follow_fallback(
@@ -192,6 +223,7 @@ fn forward_to(endpoint: Endpoint, opaque: bool) -> OutboundPolicy {
                     timeouts: Timeouts::default(),
                     retry: None,
                     allow_request_headers: false,
+                    session: None,
                 },
             }],
         }]),

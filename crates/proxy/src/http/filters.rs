@@ -1,29 +1,48 @@
-//! Filters of a rule or backend: header changes, redirects, injected failures.
+//! Filters of a rule or backend: header changes, redirects, rewrites, copies, CORS, and faults.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::{Either, Ready, ready};
-use http::{HeaderValue, Uri, header};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use mesh_layers::{Body, BoxError, Request, Response, ResponseFuture};
 use mesh_model::Reason;
 use mesh_model::matching::request_host;
-use mesh_model::route::{FailureInjector, Filter, InjectedFailure, PathModifier, Redirect};
+use mesh_model::route::{
+    FailureInjector, Fault, FaultKind, Filter, InjectedFailure, Redirect, Rewrite,
+};
 use tower::{Layer, Service};
 
+use super::mirror::Mirror;
+use crate::draws::Draws;
 use crate::error::{Failure, MeshError};
 
 /// The path prefix that the matching rule matched, for filters that replace it.
 #[derive(Clone, Debug)]
 pub(crate) struct MatchedPrefix(pub(crate) Arc<str>);
 
+/// A filter, ready for use.
+#[derive(Debug)]
+pub(crate) enum Apply {
+    Filter(Filter, Draws),
+    Mirror(Mirror),
+}
+
+impl Apply {
+    pub(crate) fn filter(filter: Filter) -> Self {
+        Self::Filter(filter, Draws::default())
+    }
+}
+
 /// Applies filters in their order. Not to be used without any: it is then only a cost.
 #[derive(Clone, Debug)]
-pub(crate) struct FilterLayer(Arc<[Filter]>);
+pub(crate) struct FilterLayer(Arc<[Apply]>);
 
 impl FilterLayer {
     /// `None` without filters.
-    pub(crate) fn new(filters: &[Filter]) -> Option<Self> {
+    pub(crate) fn new(filters: Vec<Apply>) -> Option<Self> {
         (!filters.is_empty()).then(|| Self(filters.into()))
     }
 }
@@ -39,12 +58,12 @@ impl<S> Layer<S> for FilterLayer {
 #[derive(Clone, Debug)]
 pub(crate) struct Filtered<S> {
     inner: S,
-    filters: Arc<[Filter]>,
+    filters: Arc<[Apply]>,
 }
 
 impl<S> Service<Request> for Filtered<S>
 where
-    S: Service<Request, Response = Response, Error = BoxError>,
+    S: Service<Request, Response = Response, Error = BoxError> + Clone + Send + 'static,
     S::Future: Send + 'static,
 {
     type Response = Response;
@@ -56,41 +75,152 @@ where
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        match before(&self.filters, &mut request) {
-            Ok(None) => {}
-            Ok(Some(response)) => return Either::Left(ready(Ok(response))),
-            Err(error) => return Either::Left(ready(Err(error.into()))),
-        }
-        let (call, filters) = (self.inner.call(request), Arc::clone(&self.filters));
-        Either::Right(Box::pin(async move {
-            let mut response = call.await?;
-            for filter in &*filters {
-                if let Filter::ResponseHeaders(change) = filter {
-                    change.apply(response.headers_mut());
+        let mut delay = Duration::ZERO;
+        let mut origin = None;
+        for filter in &*self.filters {
+            let done = match filter {
+                Apply::Mirror(mirror) => {
+                    mirror.copy(&mut request);
+                    Ok(Done::Nothing)
                 }
+                Apply::Filter(filter, draws) => {
+                    if let Filter::Cors(_) = filter {
+                        origin = request.headers().get(header::ORIGIN).cloned();
+                    }
+                    apply(filter, &mut request, || draws.next())
+                }
+            };
+            match done {
+                Ok(Done::Nothing) => {}
+                Ok(Done::Delay(by)) => delay += by,
+                // The answer to a preflight has all that it needs.
+                Ok(Done::Answer(response))
+                    if matches!(filter, Apply::Filter(Filter::Cors(_), _)) =>
+                {
+                    return Either::Left(ready(Ok(response)));
+                }
+                Ok(Done::Answer(response)) => {
+                    return Either::Left(ready(Ok(after(
+                        &self.filters,
+                        origin.as_ref(),
+                        response,
+                    ))));
+                }
+                Err(error) => return Either::Left(ready(Err(error.into()))),
             }
-            Ok(response)
-        }))
+        }
+        let filters = Arc::clone(&self.filters);
+        if delay > Duration::ZERO {
+            let mut inner = self.inner.clone();
+            return Either::Right(Box::pin(async move {
+                tokio::time::sleep(delay).await;
+                Ok(after(&filters, origin.as_ref(), inner.call(request).await?))
+            }));
+        }
+        let call = self.inner.call(request);
+        Either::Right(Box::pin(async move { Ok(after(&filters, origin.as_ref(), call.await?)) }))
     }
 }
 
-/// What filters do before the request goes on; a response ends it here.
+/// What filters do to a response. `origin` is the request's.
+fn after(filters: &[Apply], origin: Option<&HeaderValue>, mut response: Response) -> Response {
+    for filter in filters {
+        match filter {
+            Apply::Filter(Filter::ResponseHeaders(change), _) => {
+                change.apply(response.headers_mut())
+            }
+            Apply::Filter(Filter::Cors(cors), _) => {
+                let request = origin.map(|origin| (header::ORIGIN, origin.clone()));
+                let request: HeaderMap = request.into_iter().collect();
+                cors.respond(&request, response.headers_mut());
+            }
+            _ => {}
+        }
+    }
+    response
+}
+
+/// What a filter did before a request goes on.
+enum Done {
+    Nothing,
+    Delay(Duration),
+    /// The request ends here.
+    Answer(Response),
+}
+
+/// What filters without delays do before a request goes on; a response ends it here.
 pub(crate) fn before(
     filters: &[Filter],
     request: &mut Request,
 ) -> Result<Option<Response>, MeshError> {
     for filter in filters {
-        match filter {
-            Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
-            Filter::ResponseHeaders(_) => {}
-            Filter::Redirect(redirect) => return redirect_to(redirect, request).map(Some),
-            Filter::Fail(fault) if fault.ratio.covers(rand::random()) => {
-                return Ok(Some(injected(fault, request)));
-            }
-            Filter::Fail(_) => {}
+        if let Done::Answer(response) = apply(filter, request, rand::random)? {
+            return Ok(Some(response));
         }
     }
     Ok(None)
+}
+
+fn apply(
+    filter: &Filter,
+    request: &mut Request,
+    draw: impl Fn() -> u32,
+) -> Result<Done, MeshError> {
+    match filter {
+        Filter::RequestHeaders(change) => change.apply(request.headers_mut()),
+        Filter::Redirect(redirect) => return redirect_to(redirect, request).map(Done::Answer),
+        Filter::Rewrite(rewrite) => rewrite_to(rewrite, request)?,
+        Filter::Fail(fault) if fault.ratio.covers(draw()) => {
+            return Ok(Done::Answer(injected(fault, request)));
+        }
+        Filter::Fault(fault) => return Ok(hit(fault, request, draw)),
+        Filter::Cors(cors) => {
+            if let Some(headers) = cors.preflight(request.method(), request.headers()) {
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::NO_CONTENT;
+                *response.headers_mut() = headers;
+                return Ok(Done::Answer(response));
+            }
+        }
+        Filter::Fail(_) | Filter::ResponseHeaders(_) | Filter::Mirror(_) => {}
+    }
+    Ok(Done::Nothing)
+}
+
+fn hit(fault: &Fault, request: &Request, draw: impl Fn() -> u32) -> Done {
+    let means = fault.means(request.uri(), request.headers(), SystemTime::now());
+    // Those that are not meant are no part of the share.
+    if !means || !fault.ratio.covers(draw()) {
+        return Done::Nothing;
+    }
+    match fault.kind {
+        FaultKind::Delay(delay) => Done::Delay(delay),
+        FaultKind::Abort(failure) => {
+            let message = format!("a fault injected by {}", fault.meta);
+            let ratio = fault.ratio;
+            Done::Answer(injected(&FailureInjector { failure, message, ratio }, request))
+        }
+    }
+}
+
+fn rewrite_to(rewrite: &Rewrite, request: &mut Request) -> Result<(), MeshError> {
+    if let Some(path) = &rewrite.path {
+        let matched = request.extensions().get::<MatchedPrefix>().map_or("/", |p| &p.0);
+        let path = path.replace(request.uri().path(), matched);
+        let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+        let path: PathAndQuery = format!("{path}{query}").parse().map_err(|_| {
+            MeshError::new(Reason::BadRequest, "cannot rewrite: the new path is not one")
+        })?;
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.path_and_query = Some(path);
+        *request.uri_mut() = Uri::from_parts(parts).map_err(|_| {
+            MeshError::new(Reason::BadRequest, "cannot rewrite: the new location is not a URI")
+        })?;
+    }
+    if let Some(host) = rewrite.host.as_ref().and_then(|host| host.to_str().ok()) {
+        super::forward::set_authority(request, host);
+    }
+    Ok(())
 }
 
 /// The injected failure: the rule's own status in either protocol, with our reason.
@@ -132,14 +262,9 @@ fn redirect_to(redirect: &Redirect, request: &Request) -> Result<Response, MeshE
     };
     let path = match &redirect.path {
         None => head.uri.path().to_owned(),
-        Some(PathModifier::Full(path)) => path.clone(),
-        Some(PathModifier::Prefix(new)) => {
+        Some(modifier) => {
             let matched = request.extensions().get::<MatchedPrefix>().map_or("/", |p| &p.0);
-            let rest = head.uri.path().strip_prefix(matched.trim_end_matches('/')).unwrap_or("");
-            match format!("{}{rest}", new.trim_end_matches('/')) {
-                empty if empty.is_empty() => "/".to_owned(),
-                path => path,
-            }
+            modifier.replace(head.uri.path(), matched)
         }
     };
     let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -156,8 +281,7 @@ fn redirect_to(redirect: &Redirect, request: &Request) -> Result<Response, MeshE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use http::StatusCode;
-    use mesh_model::route::Ratio;
+    use mesh_model::route::{PathModifier, Ratio};
 
     fn request(uri: &str) -> Request {
         let request = http::Request::builder().uri(uri).header("host", "shop.example:8080");

@@ -111,6 +111,19 @@ pub(crate) fn authority_of<B>(request: &http::Request<B>) -> Option<Authority> {
     }
 }
 
+/// Has a request be for another authority.
+pub(crate) fn set_authority(request: &mut Request, authority: &str) {
+    let Ok(value) = HeaderValue::from_str(authority) else { return };
+    if request.uri().authority().is_some() {
+        let mut parts = std::mem::take(request.uri_mut()).into_parts();
+        parts.authority = authority.parse().ok();
+        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
+    }
+    if request.version() != Version::HTTP_2 || request.headers().contains_key(HOST) {
+        request.headers_mut().insert(HOST, value);
+    }
+}
+
 /// Turns a request into HTTP/1.1 origin form for an endpoint. `fallback` serves requests that name
 /// no host (HTTP/1.0).
 pub(crate) fn to_http1(request: &mut Request, fallback: &str) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use mesh_api::BackendExtension;
 use mesh_layers::{
-    BalanceConfig, Balancer, BoxError, BreakerConfig, EndpointStatus, HashKey, Health, Missing,
+    Affinity, BalanceConfig, Balancer, BoxError, BreakerConfig, EndpointStatus, Health, Missing,
     Penalty, Request, Response, Strategy, SuccessRate,
 };
 use mesh_model::Meta;
@@ -234,21 +234,25 @@ impl Service<Request> for BackendService {
             exchange.split(&self.0.info);
             client = Some(exchange.client());
         }
-        if extension.strategy == model::Strategy::RingHash {
+        let has_session = request.extensions().get::<Affinity>().is_some();
+        if extension.strategy == model::Strategy::RingHash && !has_session {
             let key = hash_key(&extension, &request, client);
-            request.extensions_mut().insert(HashKey(key));
+            request.extensions_mut().insert(Affinity::Hash(key));
         }
         balancer.call(request)
     }
 }
 
 fn hash_key(extension: &BackendExtension, request: &Request, client: Option<SocketAddr>) -> u64 {
-    // Fixed keys: every proxy, and the same one after a restart, sends a session to the same place.
-    let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
     match extension.hash_header.as_ref().and_then(|name| request.headers().get(name)) {
-        Some(value) => hasher.hash_one(value.as_bytes()),
-        None => hasher.hash_one(client.map(|addr| addr.ip())),
+        Some(value) => stable_hash(value.as_bytes()),
+        None => stable_hash(client.map(|addr| addr.ip())),
     }
+}
+
+/// With fixed keys: every proxy, and the same one after a restart, sends a session to the same place.
+pub(super) fn stable_hash(value: impl std::hash::Hash) -> u64 {
+    ahash::RandomState::with_seeds(1, 2, 3, 4).hash_one(value)
 }
 
 /// What the following task needs.

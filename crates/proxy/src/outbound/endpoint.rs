@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use http::{StatusCode, Uri};
+use http::StatusCode;
 use mesh_layers::{BoxError, Request, Response, ResponseFuture};
 use mesh_model::endpoint::{Endpoint, ProtocolHint};
 use mesh_model::stats::{SeriesKey, StatProtocol};
@@ -155,7 +155,7 @@ impl EndpointService {
     fn prepare(&self, request: &mut Request) {
         let Inner { endpoint, authority, .. } = &*self.inner;
         if let Some(authority) = &endpoint.authority_override {
-            override_authority(request, authority);
+            forward::set_authority(request, authority);
         }
         let as_http2 = endpoint.hint == ProtocolHint::H2 && !forward::wants_upgrade(request);
         if request.version() == http::Version::HTTP_2 {
@@ -214,16 +214,4 @@ fn refused_by_proxy(response: &mut Response) -> Option<Reason> {
     }
     let reason = told_reason(response.headers())?;
     matches!(reason, Reason::LocalRefused | Reason::Draining).then_some(reason)
-}
-
-fn override_authority(request: &mut Request, authority: &str) {
-    let Ok(value) = http::HeaderValue::from_str(authority) else { return };
-    if request.uri().authority().is_some() {
-        let mut parts = std::mem::take(request.uri_mut()).into_parts();
-        parts.authority = authority.parse().ok();
-        *request.uri_mut() = Uri::from_parts(parts).unwrap_or_default();
-    }
-    if request.version() != http::Version::HTTP_2 {
-        request.headers_mut().insert(http::header::HOST, value);
-    }
 }

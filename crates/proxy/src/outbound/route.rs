@@ -19,11 +19,14 @@ use tower::{Service, ServiceBuilder};
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
 
-use super::backend::{BackendService, BackendStack, Backends};
+use super::backend::{BackendService, BackendStack, Backends, stable_hash};
 use super::retry;
+use super::session::Sessions;
+use crate::draws::Draws;
 use crate::error::MeshError;
 use crate::exchange::{Exchange, RouteInfo};
-use crate::http::filters::{FilterLayer, MatchedPrefix};
+use crate::http::filters::{Apply, FilterLayer, MatchedPrefix};
+use crate::http::mirror::Mirror;
 use crate::telemetry::Telemetry;
 
 /// Retries per request, and a second on top of that.
@@ -175,7 +178,7 @@ impl Build<'_> {
             // Everything below is one type to everything above.
             .layer(HttpService::layer())
             // First, so that a redirect or an injected failure costs nothing further.
-            .option_layer(FilterLayer::new(&rule.filters))
+            .option_layer(self.filters(&rule.filters))
             // Above the retries: the request's time covers all of its tries.
             .layer(DeadlineLayer::new(Timeouts {
                 request: timeouts.request,
@@ -184,19 +187,20 @@ impl Build<'_> {
             }))
             // Above the split and the balancer: a retry may go to another backend and endpoint.
             .layer(RetryLayer::new(retry, budget))
-            .service(self.split(&forward.backends, breaker));
+            .service(self.split(forward, breaker));
         RuleStack {
             service: HttpService::new(service),
             route: Arc::clone(route),
-            wants_prefix: rule.filters.iter().any(wants_prefix),
+            wants_prefix: rule.filters.iter().any(wants_prefix)
+                || forward.backends.backends().any(|b| b.filters.iter().any(wants_prefix)),
         }
     }
 
-    fn split(&self, backends: &Distribution<RouteBackend>, breaker: Option<Breaker>) -> Split {
+    fn split(&self, forward: &Forward, breaker: Option<Breaker>) -> Split {
         let branch = |backend: &Arc<RouteBackend>| {
             let stack = self.backends.get(self.parent, &backend.backend, breaker);
             let service = BackendService(Arc::clone(&stack));
-            let service = match FilterLayer::new(&backend.filters) {
+            let service = match self.filters(&backend.filters) {
                 None => HttpService::new(service),
                 Some(filters) => {
                     HttpService::new(ServiceBuilder::new().layer(filters).service(service))
@@ -204,7 +208,21 @@ impl Build<'_> {
             };
             Branch { service, stack }
         };
-        Split(Arc::new(Spread::new(backends, branch)))
+        Split {
+            branches: Arc::new(Spread::new(&forward.backends, branch)),
+            sessions: forward.session.clone().map(Sessions::new).map(Arc::new),
+        }
+    }
+
+    fn filters(&self, filters: &[Filter]) -> Option<FilterLayer> {
+        let apply = |filter: &Filter| match filter {
+            Filter::Mirror(mirror) => {
+                let stack = self.backends.get(self.parent, &mirror.backend, None);
+                Apply::Mirror(Mirror::new(HttpService::new(BackendService(stack)), mirror.ratio))
+            }
+            filter => Apply::filter(filter.clone()),
+        };
+        FilterLayer::new(filters.iter().map(apply).collect())
     }
 
     fn tcp(&self, policy: &TcpPolicy) -> TcpRouter {
@@ -220,7 +238,12 @@ impl Build<'_> {
 }
 
 fn wants_prefix(filter: &Filter) -> bool {
-    matches!(filter, Filter::Redirect(r) if matches!(r.path, Some(PathModifier::Prefix(_))))
+    let path = match filter {
+        Filter::Redirect(redirect) => &redirect.path,
+        Filter::Rewrite(rewrite) => &rewrite.path,
+        _ => return false,
+    };
+    matches!(path, Some(PathModifier::Prefix(_)))
 }
 
 /// Whether a match names the request's method: it then knows what it lets be retried.
@@ -241,12 +264,12 @@ impl NamesMethod for GrpcMatch {
 }
 
 /// A distribution, ready to pick from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 enum Spread<B> {
     Empty,
     First(Vec<B>),
     /// Each with the sum of the weights up to and including its own.
-    Random(Vec<(B, u64)>),
+    Random(Vec<(B, u64)>, Draws),
 }
 
 /// What [`Spread`] needs to know of a backend.
@@ -268,7 +291,7 @@ impl<B: Available> Spread<B> {
                         sum += u64::from(*weight);
                         (make(b), sum)
                     });
-                Self::Random(weighed.collect())
+                Self::Random(weighed.collect(), Draws::default())
             }
         }
     }
@@ -280,11 +303,11 @@ impl<B: Available> Spread<B> {
                 [only] => Some(only),
                 all => all.iter().find(|b| b.is_available()).or(all.first()),
             },
-            Self::Random(backends) => match backends.as_slice() {
+            Self::Random(backends, draws) => match backends.as_slice() {
                 [] => None,
                 [(only, _)] => Some(only),
                 [.., (_, sum)] => {
-                    let draw = rand::random_range(0..*sum);
+                    let draw = draws.below(*sum);
                     let at = backends.partition_point(|(_, upto)| *upto <= draw);
                     backends.get(at).map(|(b, _)| b)
                 }
@@ -295,12 +318,27 @@ impl<B: Available> Spread<B> {
 
 /// Sends each try to one of a rule's backends.
 #[derive(Clone, Debug)]
-struct Split(Arc<Spread<Branch>>);
+struct Split {
+    branches: Arc<Spread<Branch>>,
+    sessions: Option<Arc<Sessions>>,
+}
 
 #[derive(Clone, Debug)]
 struct Branch {
     service: HttpService,
     stack: Arc<BackendStack>,
+}
+
+impl Spread<Branch> {
+    /// The branch to a backend, if it still gets traffic.
+    fn meant(&self, backend: u64) -> Option<&Branch> {
+        let is_meant = |branch: &&Branch| stable_hash(branch.stack.info.text.as_ref()) == backend;
+        match self {
+            Self::Empty => None,
+            Self::First(branches) => branches.iter().find(is_meant),
+            Self::Random(branches, _) => branches.iter().map(|(branch, _)| branch).find(is_meant),
+        }
+    }
 }
 
 impl Available for Branch {
@@ -325,12 +363,30 @@ impl Service<Request> for Split {
     }
 
     fn call(&mut self, request: Request) -> Self::Future {
-        match self.0.pick() {
-            Some(branch) => {
-                let span =
-                    tracing::debug_span!("outbound.try", backend = branch.stack.info.text.as_ref());
+        let found = match &self.sessions {
+            None => self.branches.pick().map(|branch| (branch, request, None)),
+            Some(sessions) => {
+                let (meant, request, answer) = sessions.begin(request);
+                let branch = meant.and_then(|meant| self.branches.meant(meant));
+                branch
+                    .or_else(|| self.branches.pick())
+                    .map(|branch| (branch, request, Some(answer)))
+            }
+        };
+        match found {
+            Some((branch, mut request, answer)) => {
+                let stack = &branch.stack;
+                let span = tracing::debug_span!("outbound.try", backend = stack.info.text.as_ref());
+                let answer = answer.map(|answer| answer.at(stack, &mut request));
                 let call = span.in_scope(|| branch.service.clone().call(request));
-                call.instrument(span)
+                match answer {
+                    None => call.instrument(span),
+                    Some(answer) => {
+                        let call: ResponseFuture =
+                            Box::pin(async move { Ok(answer.respond(call.await?)) });
+                        call.instrument(span)
+                    }
+                }
             }
             None => {
                 let nowhere: ResponseFuture =
@@ -407,7 +463,7 @@ mod tests {
         let spread = Spread::new(&Distribution::Random(backends), |b| **b);
         let draws = 40_000;
         let a = (0..draws).filter(|_| spread.pick().unwrap().0 == "a").count();
-        assert!((a as f64 / f64::from(draws) - 0.75).abs() < 0.02, "{a} of {draws}");
+        assert!((a as f64 / f64::from(draws) - 0.75).abs() < 0.001, "{a} of {draws}");
         assert!((0..1000).all(|_| spread.pick().unwrap().0 != "never"));
     }
 

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use http::StatusCode;
 use mesh_model::ProtocolHint;
 use mesh_model::inbound::ServerProtocol;
-use mesh_model::outbound::{Backend, BackendKind, Breaker, Protocol};
-use mesh_model::route::{Distribution, Filter};
+use mesh_model::outbound::{Backend, BackendKind, Breaker, Forward, Protocol};
+use mesh_model::route::{Distribution, Filter, HostMatch, HttpMatch, InjectedFailure, Ratio, Rule};
 
 use super::*;
 use crate::index::policy::DEFAULT_BREAKER;
@@ -130,6 +131,97 @@ fn routes_split_and_invalid_backends_fail_their_share() {
     assert!(good.filters.is_empty());
     let [Filter::Fail(fail)] = &bad.filters[..] else { panic!() };
     assert_eq!(fail.message, "Service shop/gone does not exist");
+}
+
+#[test]
+fn routes_send_to_other_namespaces_where_those_let_them() {
+    let there = Service { name: Name::new("bank", "ledger"), ..service("ledger", "10.0.0.3") };
+    let mut route = http_route(shop("r"), "tax", &[]);
+    let target = BackendTarget::Service { service: there.name.clone(), port: 8080 };
+    let ratio = Ratio { numerator: 1, denominator: 2 };
+    route.rules[0].filters = vec![RouteFilter::Mirror { target: target.clone(), ratio }];
+    route.rules[0].backends = vec![BackendRef { target, weight: 1, filters: Vec::new() }];
+    let mut index = index(vec![
+        Object::Service(service("tax", "10.0.0.1")),
+        Object::Service(there.clone()),
+        Object::HttpRoute(route),
+    ]);
+    let rule = |index: &Index| {
+        let Protocol::Detect { http1, .. } = policy(index, "tax").protocol else { panic!() };
+        http1.routes[0].rules[0].clone()
+    };
+    let refused = |rule: &Rule<HttpMatch, Forward>| {
+        let backend = rule.action.backends.backends().next().unwrap();
+        matches!(&backend.filters[..], [Filter::Fail(_)])
+    };
+    assert!(refused(&rule(&index)) && rule(&index).filters.is_empty());
+    let mut watched = index.watch_outbound(&shop("tax"), 8080, "shop").unwrap();
+    let grant = |from: Kind, to: Option<&str>| ReferenceGrant {
+        name: Name::new("bank", "grant"),
+        from: vec![(from, "shop".into())],
+        to: vec![to.map(str::to_owned)],
+    };
+    for (from, to, granted) in [
+        (Kind::HttpRoute, None, true),
+        (Kind::HttpRoute, Some("ledger"), true),
+        (Kind::HttpRoute, Some("vault"), false),
+        (Kind::GrpcRoute, None, false),
+    ] {
+        index.apply(Object::ReferenceGrant(grant(from, to)));
+        assert_eq!(!refused(&rule(&index)), granted, "{from:?} {to:?}");
+        assert_eq!(rule(&index).filters.len(), usize::from(granted));
+    }
+    assert!(watched.has_changed().unwrap());
+    watched.mark_unchanged();
+    index.apply(Object::ReferenceGrant(grant(Kind::HttpRoute, None)));
+    assert!(watched.has_changed().unwrap(), "proxies are told");
+}
+
+#[test]
+fn a_consumers_route_may_send_to_its_own_parent() {
+    let foreign = http_route(Name::new("bank", "z"), "tax", &[("tax", 1)]);
+    let index =
+        index(vec![Object::Service(service("tax", "10.0.0.1")), Object::HttpRoute(foreign)]);
+    let policy = index.objects().outbound_policy(&shop("tax"), 8080, "bank").unwrap();
+    let Protocol::Detect { http1, .. } = policy.protocol else { panic!() };
+    let backend = http1.routes[0].rules[0].action.backends.backends().next().unwrap();
+    assert!(backend.filters.is_empty());
+}
+
+#[test]
+fn rules_without_weight_answer_500() {
+    for backends in [&[][..], &[("tax", 0)]] {
+        let index = index(vec![
+            Object::Service(service("tax", "10.0.0.1")),
+            Object::HttpRoute(http_route(shop("r"), "tax", backends)),
+        ]);
+        let Protocol::Detect { http1, .. } = policy(&index, "tax").protocol else { panic!() };
+        let backend = http1.routes[0].rules[0].action.backends.backends().next().unwrap();
+        let [Filter::Fail(fail)] = &backend.filters[..] else { panic!() };
+        assert_eq!(fail.failure, InjectedFailure::Http(StatusCode::INTERNAL_SERVER_ERROR));
+    }
+}
+
+#[test]
+fn tls_is_routed_by_server_name_unless_requests_are() {
+    let parents = vec![ServiceRef { service: shop("tax"), port: None, section: None }];
+    let backend = BackendRef {
+        target: BackendTarget::Service { service: shop("tax"), port: 8080 },
+        weight: 1,
+        filters: Vec::new(),
+    };
+    let route = TlsRoute {
+        head: RouteHead { name: shop("t"), created: None, parents },
+        snis: vec![HostMatch::Exact("tax.example".into())],
+        backends: vec![backend],
+    };
+    let mut index =
+        index(vec![Object::Service(service("tax", "10.0.0.1")), Object::TlsRoute(route)]);
+    let Protocol::Tls(tls) = policy(&index, "tax").protocol else { panic!() };
+    assert_eq!(tls.routes[0].meta.to_string(), "TLSRoute/shop/t");
+    assert_eq!(tls.routes[0].snis, [HostMatch::Exact("tax.example".into())]);
+    index.apply(Object::HttpRoute(http_route(shop("r"), "tax", &[("tax", 1)])));
+    assert!(matches!(policy(&index, "tax").protocol, Protocol::Detect { .. }));
 }
 
 #[test]

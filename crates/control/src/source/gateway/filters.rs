@@ -2,19 +2,22 @@
 
 use http::{HeaderName, HeaderValue, StatusCode};
 use mesh_model::route::{
-    FailureInjector, Filter, HeaderModifier, InjectedFailure, PathModifier, Ratio, Redirect,
+    Cors, FailureInjector, Filter, HeaderModifier, InjectedFailure, Listed, Origin, PathModifier,
+    Ratio, Redirect, Rewrite,
 };
 
 use super::shape;
+use crate::index::object::{Name, RouteFilter};
 use crate::source::Finding;
 
 /// Converts filters. One that the mesh cannot do makes the requests it stands for fail with 500:
 /// they must not pass as if it had been done.
 pub(super) fn convert(
     filters: &[shape::Filter],
+    route: &Name,
     at: &str,
     findings: &mut Vec<Finding>,
-) -> Vec<Filter> {
+) -> Vec<RouteFilter> {
     let mut converted = Vec::with_capacity(filters.len());
     for (index, filter) in filters.iter().enumerate() {
         let at = format!("{at}[{index}]");
@@ -22,7 +25,7 @@ pub(super) fn convert(
             let modifier = modifier.as_ref();
             header_modifier(modifier.unwrap_or(&EMPTY), &format!("{at}.{field}"), findings)
         };
-        converted.push(match filter.r#type.as_str() {
+        let is = match filter.r#type.as_str() {
             "RequestHeaderModifier" => Filter::RequestHeaders(modifier(
                 &filter.request_header_modifier,
                 "requestHeaderModifier",
@@ -37,8 +40,24 @@ pub(super) fn convert(
                 Some(redirect) => Filter::Redirect(convert_redirect(redirect, &at, findings)),
                 None => unsupported(&filter.r#type, &at, findings),
             },
+            "URLRewrite" => match &filter.url_rewrite {
+                Some(rewrite) => Filter::Rewrite(convert_rewrite(rewrite, &at, findings)),
+                None => unsupported(&filter.r#type, &at, findings),
+            },
+            "CORS" => match &filter.cors {
+                Some(cors) => Filter::Cors(convert_cors(cors, &at, findings)),
+                None => unsupported(&filter.r#type, &at, findings),
+            },
+            "RequestMirror" => match &filter.request_mirror {
+                Some(mirror) => {
+                    converted.extend(convert_mirror(mirror, route, &at, findings));
+                    continue;
+                }
+                None => unsupported(&filter.r#type, &at, findings),
+            },
             _ => unsupported(&filter.r#type, &at, findings),
-        });
+        };
+        converted.push(RouteFilter::Is(is));
     }
     converted
 }
@@ -104,15 +123,119 @@ fn convert_redirect(redirect: &shape::Redirect, at: &str, findings: &mut Vec<Fin
     if redirect.port.is_some() && port.is_none() {
         findings.push(Finding::error(format!("{at}.requestRedirect.port"), "is not a port"));
     }
-    let path = redirect.path.as_ref().and_then(|path| {
-        let full = path.replace_full_path.clone().map(PathModifier::Full);
-        full.or_else(|| path.replace_prefix_match.clone().map(PathModifier::Prefix))
-    });
     Redirect {
         scheme: redirect.scheme.clone(),
         host: redirect.hostname.clone(),
         port,
-        path,
+        path: path_modifier(redirect.path.as_ref(), &format!("{at}.requestRedirect"), findings),
         status,
     }
+}
+
+fn path_modifier(
+    path: Option<&shape::PathModifier>,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<PathModifier> {
+    let path = path?;
+    let full = path.replace_full_path.clone().map(PathModifier::Full);
+    let modifier = full.or_else(|| path.replace_prefix_match.clone().map(PathModifier::Prefix))?;
+    let (PathModifier::Full(text) | PathModifier::Prefix(text)) = &modifier;
+    let sound = text.parse::<http::uri::PathAndQuery>().is_ok_and(|path| path.query().is_none());
+    // To replace a prefix by nothing is to take it away.
+    if text.is_empty() && matches!(modifier, PathModifier::Prefix(_)) {
+        return Some(PathModifier::Prefix("/".to_owned()));
+    }
+    if !(sound && text.starts_with('/')) {
+        findings.push(Finding::error(
+            format!("{at}.path"),
+            format!("`{text}` is not a path: it starts with `/` and has no query"),
+        ));
+        return None;
+    }
+    Some(modifier)
+}
+
+fn convert_rewrite(rewrite: &shape::Rewrite, at: &str, findings: &mut Vec<Finding>) -> Rewrite {
+    let host = rewrite.hostname.as_ref().and_then(|host| {
+        let authority = host.parse::<http::uri::Authority>().ok();
+        let value = authority.and_then(|_| HeaderValue::from_str(host).ok());
+        if value.is_none() {
+            let message = format!("`{host}` is not a host name");
+            findings.push(Finding::error(format!("{at}.urlRewrite.hostname"), message));
+        }
+        value
+    });
+    let path = path_modifier(rewrite.path.as_ref(), &format!("{at}.urlRewrite"), findings);
+    Rewrite { host, path }
+}
+
+fn convert_cors(cors: &shape::Cors, at: &str, findings: &mut Vec<Finding>) -> Cors {
+    let mut origins = Vec::with_capacity(cors.allow_origins.len());
+    for (index, text) in cors.allow_origins.iter().enumerate() {
+        match Origin::new(text) {
+            Some(origin) => origins.push(origin),
+            None => findings.push(Finding::error(
+                format!("{at}.cors.allowOrigins[{index}]"),
+                format!("`{text}` is not an origin such as https://shop.example, nor `*`"),
+            )),
+        }
+    }
+    let mut listed = |names: &[String], field: &str| {
+        if names.iter().any(|name| name == "*") {
+            return Listed::Any;
+        }
+        for (index, name) in names.iter().enumerate() {
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                let message = format!("`{name}` is not a name");
+                findings.push(Finding::error(format!("{at}.cors.{field}[{index}]"), message));
+            }
+        }
+        Listed::These(names.join(", "))
+    };
+    let (methods, headers, expose) = (
+        listed(&cors.allow_methods, "allowMethods"),
+        listed(&cors.allow_headers, "allowHeaders"),
+        listed(&cors.expose_headers, "exposeHeaders"),
+    );
+    let max_age = cors.max_age.unwrap_or(CORS_MAX_AGE);
+    let max_age = u32::try_from(max_age).unwrap_or_else(|_| {
+        let message = format!("{max_age} is not a number of seconds");
+        findings.push(Finding::error(format!("{at}.cors.maxAge"), message));
+        0
+    });
+    let credentials = cors.allow_credentials.unwrap_or(false);
+    Cors { origins, methods, headers, expose, credentials, max_age }
+}
+
+/// Seconds, as Gateway API has it.
+const CORS_MAX_AGE: i64 = 5;
+
+fn convert_mirror(
+    mirror: &shape::Mirror,
+    route: &Name,
+    at: &str,
+    findings: &mut Vec<Finding>,
+) -> Option<RouteFilter> {
+    let at = format!("{at}.requestMirror");
+    let ratio = match (&mirror.fraction, mirror.percent) {
+        (Some(_), Some(_)) => {
+            findings.push(Finding::error(at, "has both percent and fraction; give one of them"));
+            return None;
+        }
+        (Some(fraction), None) => (fraction.numerator, fraction.denominator.unwrap_or(100)),
+        (None, percent) => (percent.unwrap_or(100), 100),
+    };
+    let sound = |(numerator, denominator): (i64, i64)| {
+        let numerator = u32::try_from(numerator).ok()?;
+        let denominator = u32::try_from(denominator).ok().filter(|d| *d > 0 && *d >= numerator)?;
+        Some(Ratio { numerator, denominator })
+    };
+    let Some(ratio) = sound(ratio) else {
+        findings.push(Finding::error(at, "the share of the requests is not between none and all"));
+        return None;
+    };
+    let at = format!("{at}.backendRef");
+    let target = super::target(&mirror.backend_ref, route, &at, findings)?;
+    Some(RouteFilter::Mirror { target, ratio })
 }

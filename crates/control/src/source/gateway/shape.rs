@@ -33,11 +33,29 @@ pub(super) struct Parent {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Rule {
+    pub(super) name: Option<String>,
     pub(super) matches: Vec<Match>,
     pub(super) filters: Vec<Filter>,
     pub(super) backend_refs: Vec<Backend>,
     pub(super) timeouts: Option<Limits>,
     pub(super) retry: Option<Retry>,
+    pub(super) session_persistence: Option<SessionPersistence>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct SessionPersistence {
+    pub(super) session_name: Option<String>,
+    pub(super) r#type: Option<String>,
+    pub(super) absolute_timeout: Option<String>,
+    pub(super) idle_timeout: Option<String>,
+    pub(super) cookie_config: Option<CookieConfig>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct CookieConfig {
+    pub(super) lifetime_type: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -106,6 +124,42 @@ pub(super) struct Filter {
     pub(super) request_header_modifier: Option<HeaderModifier>,
     pub(super) response_header_modifier: Option<HeaderModifier>,
     pub(super) request_redirect: Option<Redirect>,
+    pub(super) request_mirror: Option<Mirror>,
+    pub(super) url_rewrite: Option<Rewrite>,
+    pub(super) cors: Option<Cors>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Mirror {
+    pub(super) backend_ref: Backend,
+    pub(super) percent: Option<i64>,
+    pub(super) fraction: Option<Fraction>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Fraction {
+    pub(super) numerator: i64,
+    pub(super) denominator: Option<i64>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Rewrite {
+    pub(super) hostname: Option<String>,
+    pub(super) path: Option<PathModifier>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Cors {
+    pub(super) allow_origins: Vec<String>,
+    pub(super) allow_methods: Vec<String>,
+    pub(super) allow_headers: Vec<String>,
+    pub(super) expose_headers: Vec<String>,
+    pub(super) allow_credentials: Option<bool>,
+    pub(super) max_age: Option<i64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -3,7 +3,7 @@
 //! What an API server has validated is not complained about again; findings are about our annotations,
 //! our kinds, and routes.
 
-use gateway_api::experimental::{grpcroutes, httproutes};
+use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::core::{DynamicObject, ObjectMeta};
@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::state::{Force, Item};
-use super::status::Subject;
+use super::status::{Subject, is_route};
 use crate::index::identity::MeshNames;
 use crate::index::object::{Kind, Name, Object, Workload};
 use crate::source::kubernetes::{self, Converted, controller, name_of, slice};
@@ -72,7 +72,7 @@ pub(super) fn workload(kind: Kind, meta: &ObjectMeta) -> Item {
 pub(super) fn custom(kind: Kind, names: &MeshNames, object: DynamicObject) -> Item {
     let name = name_of(&object.metadata);
     let mut subject = Subject::new(&object);
-    let is_route = matches!(kind, Kind::HttpRoute | Kind::GrpcRoute);
+    let is_route = is_route(kind);
     let (object, mut findings) = read(kind, names, object);
     if is_route {
         // What is for other controllers is nobody's mistake.
@@ -88,7 +88,8 @@ pub(super) fn custom(kind: Kind, names: &MeshNames, object: DynamicObject) -> It
         _ => Force::Keep,
     };
     subject.findings.clone_from(&findings);
-    Item { name, force, findings, controller: None, subject: Some(subject) }
+    let subject = (kind != Kind::ReferenceGrant).then_some(subject);
+    Item { name, force, findings, controller: None, subject }
 }
 
 fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<Option<Object>> {
@@ -104,6 +105,15 @@ fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<O
         }),
         Kind::GrpcRoute => parse(value, |route: &grpcroutes::GrpcRoute| {
             map(gateway::grpc_route(route), Object::GrpcRoute)
+        }),
+        Kind::TcpRoute => parse(value, |route: &tcproutes::TcpRoute| {
+            map(gateway::tcp_route(route), Object::TcpRoute)
+        }),
+        Kind::TlsRoute => parse(value, |route: &tlsroutes::TlsRoute| {
+            map(gateway::tls_route(route), Object::TlsRoute)
+        }),
+        Kind::ReferenceGrant => parse(value, |grant: &referencegrants::ReferenceGrant| {
+            map(gateway::reference_grant(grant), Object::ReferenceGrant)
         }),
         Kind::AuthorizationPolicy => parse(value, |policy: &policy::AuthorizationPolicyObject| {
             map(policy::authorization_policy(policy, names), Object::AuthorizationPolicy)

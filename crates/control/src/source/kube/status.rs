@@ -36,6 +36,7 @@ const RETRY: Duration = Duration::from_secs(30);
 /// An object that has a status of ours, as far as that needs it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Subject {
+    api_version: String,
     /// `resourceVersion`: which state of the object this is.
     version: String,
     generation: i64,
@@ -56,6 +57,7 @@ impl Subject {
         let mut have = list("/status/parents");
         have.extend(list("/status/conditions"));
         Self {
+            api_version: object.types.as_ref().map(|t| t.api_version.clone()).unwrap_or_default(),
             version: object.resource_version().unwrap_or_default(),
             generation: object.metadata.generation.unwrap_or_default(),
             parents: list("/spec/parentRefs"),
@@ -103,7 +105,8 @@ impl Board {
         let subjects = self.subjects.lock();
         let all = subjects.iter().filter_map(|(key, subject)| {
             let list = conditions::wanted(key, subject, objects, now)?;
-            Some(Write { key: key.clone(), version: subject.version.clone(), list })
+            let (api_version, version) = (subject.api_version.clone(), subject.version.clone());
+            Some(Write { key: key.clone(), api_version, version, list })
         });
         all.collect()
     }
@@ -113,6 +116,7 @@ impl Board {
 #[derive(Clone, Debug, PartialEq)]
 struct Write {
     key: ObjectKey,
+    api_version: String,
     version: String,
     /// `status.parents` or `status.conditions`.
     list: Vec<Value>,
@@ -165,8 +169,8 @@ pub(super) async fn run(
 }
 
 async fn send(client: &Client, write: Write) {
-    let Write { key, version, list } = write;
-    let resource = api_resource(key.kind);
+    let Write { key, api_version, version, list } = write;
+    let resource = api_resource(key.kind, &api_version);
     let api = Api::<DynamicObject>::namespaced_with(client.clone(), &key.name.namespace, &resource);
     let result = if is_route(key.kind) {
         // Parents are one list for all controllers: of two who write at a time one has to start over.
@@ -197,6 +201,6 @@ async fn send(client: &Client, write: Write) {
     }
 }
 
-fn is_route(kind: Kind) -> bool {
-    matches!(kind, Kind::HttpRoute | Kind::GrpcRoute)
+pub(super) fn is_route(kind: Kind) -> bool {
+    matches!(kind, Kind::HttpRoute | Kind::GrpcRoute | Kind::TcpRoute | Kind::TlsRoute)
 }

@@ -113,36 +113,55 @@ async fn optional(client: Client, kind: Kind, names: MeshNames, events: Events) 
     }
 }
 
-/// Where a kind is that a cluster may lack.
-pub(super) fn api_resource(kind: Kind) -> ApiResource {
-    let (group, version, plural) = match kind {
-        Kind::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
-        Kind::GrpcRoute => ("gateway.networking.k8s.io", "v1", "grpcroutes"),
-        Kind::AuthorizationPolicy => (POLICY_GROUP, "v1alpha1", "authorizationpolicies"),
+const GATEWAY: &str = "gateway.networking.k8s.io";
+
+/// Where a kind is that a cluster may lack: its group, the versions that are understood, best first,
+/// and its plural.
+fn place(kind: Kind) -> (&'static str, &'static [&'static str], &'static str) {
+    match kind {
+        Kind::HttpRoute => (GATEWAY, &["v1"], "httproutes"),
+        Kind::GrpcRoute => (GATEWAY, &["v1"], "grpcroutes"),
+        Kind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
+        Kind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
+        Kind::ReferenceGrant => (GATEWAY, &["v1", "v1beta1"], "referencegrants"),
+        Kind::AuthorizationPolicy => (POLICY_GROUP, &["v1alpha1"], "authorizationpolicies"),
         // The only one left of those that are optional.
-        _ => (POLICY_GROUP, "v1alpha1", "serverpolicies"),
-    };
+        _ => (POLICY_GROUP, &["v1alpha1"], "serverpolicies"),
+    }
+}
+
+/// A kind that a cluster may lack, in a version.
+pub(super) fn api_resource(kind: Kind, api_version: &str) -> ApiResource {
+    let (group, versions, plural) = place(kind);
+    let version = api_version.rsplit_once('/').map_or(versions[0], |(_, version)| version);
     let of = GroupVersionKind::gvk(group, version, kind.as_str());
     ApiResource::from_gvk_with_plural(&of, plural)
 }
 
 /// `None`: the cluster does not have the kind.
 async fn resource(client: &Client, kind: Kind) -> Result<Option<ApiResource>, kube::Error> {
-    let resource = api_resource(kind);
+    let (group, versions, plural) = place(kind);
     // What it does not have at all is asked for in a way that is no error.
     let groups = client.list_api_groups().await?;
-    let mut versions = groups.groups.iter().flat_map(|group| &group.versions);
-    if !versions.any(|version| version.group_version == resource.api_version) {
-        return Ok(None);
-    }
-    match client.list_api_group_resources(&resource.api_version).await {
-        Ok(list) => {
-            let served = list.resources.iter().any(|served| served.name == resource.plural);
-            Ok(served.then_some(resource))
+    let served = |api_version: &str| {
+        let mut versions = groups.groups.iter().flat_map(|group| &group.versions);
+        versions.any(|version| version.group_version == api_version)
+    };
+    for version in versions {
+        let api_version = format!("{group}/{version}");
+        if !served(&api_version) {
+            continue;
         }
-        Err(kube::Error::Api(status)) if status.is_not_found() || status.code == 404 => Ok(None),
-        Err(error) => Err(error),
+        match client.list_api_group_resources(&api_version).await {
+            Ok(list) if list.resources.iter().any(|served| served.name == plural) => {
+                return Ok(Some(api_resource(kind, &api_version)));
+            }
+            Ok(_) => {}
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.code == 404 => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(None)
 }
 
 /// Passes on what happens. Returns when nobody listens, or the cluster has no such kind any more, for

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use gateway_api::experimental::{grpcroutes, httproutes, tcproutes};
+use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -156,6 +156,14 @@ fn convert(document: &Document, names: &MeshNames) -> Converted<Option<Declared>
         ("gateway.networking.k8s.io", "TCPRoute") => parse(document, |o: &tcproutes::TcpRoute| {
             object(map(gateway::tcp_route(o), Object::TcpRoute))
         }),
+        ("gateway.networking.k8s.io", "TLSRoute") => parse(document, |o: &tlsroutes::TlsRoute| {
+            object(map(gateway::tls_route(o), Object::TlsRoute))
+        }),
+        ("gateway.networking.k8s.io", "ReferenceGrant") => {
+            parse(document, |o: &referencegrants::ReferenceGrant| {
+                object(map(gateway::reference_grant(o), Object::ReferenceGrant))
+            })
+        }
         (POLICY_GROUP, "AuthorizationPolicy") => {
             parse(document, |o: &policy::AuthorizationPolicyObject| {
                 object(map(policy::authorization_policy(o, names), Object::AuthorizationPolicy))

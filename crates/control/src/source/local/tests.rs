@@ -4,14 +4,16 @@ use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use mesh_model::route::{PathMatch, ValueMatch};
+use mesh_model::route::{Filter, Listed, PathMatch, PathModifier, SessionBy, ValueMatch};
 use tempfile::TempDir;
 
 use super::state::{Change, State};
 use crate::index::Index;
 use crate::index::identity::MeshNames;
-use crate::index::object::{AppProtocol, Kind, Name, Object};
+use crate::index::object::{AppProtocol, BackendTarget, Kind, Name, Object, RouteFilter};
+use crate::index::routes::route_from;
 use crate::source::{Problem, Severity};
 use crate::state::Shared;
 
@@ -296,14 +298,77 @@ fn what_means_nothing_here_is_named_and_the_rest_is_in_force() {
 #[test]
 fn what_the_mesh_cannot_do_fails_and_is_reported() {
     let mut local = Local::new();
-    let filter = "filters: [{type: URLRewrite, urlRewrite: {hostname: x}}]";
+    let filter =
+        "filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: x}}}]";
     local.write("r.yaml", &ROUTE.replace("timeouts:", &format!("{filter}\n      timeouts:")));
     local.scan();
     let [problem] = &local.problems()[..] else { panic!("{:?}", local.problems()) };
     assert_eq!(problem.severity, Severity::Warning);
     assert_eq!(problem.field, "spec.rules[0].filters[0].type");
     let route = local.index.objects().http_routes().next().unwrap();
-    assert!(matches!(route.rules[0].filters[0], mesh_model::route::Filter::Fail(_)));
+    assert!(matches!(route.rules[0].filters[0], RouteFilter::Is(Filter::Fail(_))));
+}
+
+#[test]
+fn every_filter_of_gateway_api_is_understood() {
+    let mut local = Local::new();
+    let filters = "filters:
+      - {type: URLRewrite, urlRewrite: {hostname: other.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: ''}}}
+      - {type: RequestMirror, requestMirror: {backendRef: {name: tax, port: 8080}, fraction: {numerator: 1, denominator: 1000}}}
+      - {type: CORS, cors: {allowOrigins: ['https://*.example'], allowMethods: ['*'], maxAge: 60}}
+      sessionPersistence: {sessionName: shop, absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}
+      name: the-rule";
+    local.write("r.yaml", &ROUTE.replace("timeouts:", &format!("{filters}\n      timeouts:")));
+    local.scan();
+    assert_eq!(local.problems(), []);
+    let route = local.index.objects().http_routes().next().unwrap();
+    let rule = &route.rules[0];
+    let [
+        RouteFilter::Is(Filter::Rewrite(rewrite)),
+        RouteFilter::Mirror { target, ratio },
+        RouteFilter::Is(Filter::Cors(cors)),
+    ] = &rule.filters[..]
+    else {
+        panic!("{:?}", rule.filters)
+    };
+    assert_eq!(rewrite.path, Some(PathModifier::Prefix("/".into())));
+    assert_eq!(*target, BackendTarget::Service { service: Name::new("shop", "tax"), port: 8080 });
+    assert_eq!((ratio.numerator, ratio.denominator), (1, 1000));
+    assert_eq!((&cors.methods, cors.max_age), (&Listed::Any, 60));
+    let session = rule.session.as_ref().unwrap();
+    assert_eq!(session.by, SessionBy::Cookie { permanent: true });
+    assert_eq!(session.absolute, Some(Duration::from_secs(3600)));
+    assert_eq!(rule.name, "the-rule");
+}
+
+#[test]
+fn mistakes_in_filters_name_their_field() {
+    let table = [
+        (
+            "URLRewrite, urlRewrite: {path: {type: ReplaceFullPath, replaceFullPath: 'v2'}}",
+            "urlRewrite.path",
+        ),
+        ("URLRewrite, urlRewrite: {hostname: 'a b'}", "urlRewrite.hostname"),
+        (
+            "RequestMirror, requestMirror: {backendRef: {name: tax, port: 1}, percent: 101}",
+            "requestMirror",
+        ),
+        (
+            "RequestMirror, requestMirror: {backendRef: {name: tax}}",
+            "requestMirror.backendRef.port",
+        ),
+        ("CORS, cors: {allowOrigins: ['shop.example']}", "cors.allowOrigins[0]"),
+        ("CORS, cors: {allowHeaders: ['a b']}", "cors.allowHeaders[0]"),
+    ];
+    for (filter, field) in table {
+        let mut local = Local::new();
+        let filter = format!("filters: [{{type: {filter}}}]\n      timeouts:");
+        local.write("r.yaml", &ROUTE.replace("timeouts:", &filter));
+        local.scan();
+        let [problem] = &local.problems()[..] else { panic!("{field}: {:?}", local.problems()) };
+        assert_eq!(problem.field, format!("spec.rules[0].filters[0].{field}"), "{problem}");
+        assert_eq!(problem.severity, Severity::Error);
+    }
 }
 
 #[test]
@@ -364,8 +429,9 @@ fn the_demo_is_without_problems() {
     assert!(objects.workloads().any(|w| w.kind == Kind::Deployment));
     assert!(objects.http_routes().count() > 0);
     for route in objects.http_routes() {
+        let from = route_from(Kind::HttpRoute, &route.head);
         for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-            assert!(objects.usable(&backend.target).is_ok(), "{backend:?}");
+            assert!(objects.usable(from, &backend.target).is_ok(), "{backend:?}");
         }
     }
 }

@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use super::{CONTROLLER, Subject, is_route};
 use crate::index::Objects;
 use crate::index::object::{
-    BackendRef, BackendTarget, Kind, Name, ObjectKey, PolicyTarget, PortRef, RouteRule, Service,
+    BackendRef, Kind, Name, ObjectKey, PolicyTarget, PortRef, RouteFilter, RouteRule, Service,
 };
+use crate::index::routes::{RouteFrom, Unusable, route_from};
 use crate::source::{Finding, Severity};
 
 /// Messages say all that is wrong, as far as one can read. Characters.
@@ -162,6 +163,8 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
     match key.kind {
         Kind::HttpRoute => objects.http_route(&key.name).is_some(),
         Kind::GrpcRoute => objects.grpc_route(&key.name).is_some(),
+        Kind::TcpRoute => objects.tcp_route(&key.name).is_some(),
+        Kind::TlsRoute => objects.tls_route(&key.name).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policy(&key.name).is_some(),
         _ => objects.port_policy(&key.name).is_some(),
     }
@@ -194,16 +197,20 @@ fn parent_is_there(parent: &Value, namespace: &str, objects: &Objects) -> Result
 
 /// Of the route as it is in force.
 fn backends_are_there(key: &ObjectKey, objects: &Objects) -> Verdict {
-    fn first<M>(rules: &[RouteRule<M>], objects: &Objects) -> Option<(bool, String)> {
-        let mut backends = rules.iter().flat_map(|rule| &rule.backends);
-        backends.find_map(|backend: &BackendRef| {
-            let why = objects.usable(&backend.target).err()?;
-            Some((matches!(backend.target, BackendTarget::Unusable(_)), why))
-        })
-    }
+    let name = &key.name;
     let missing = match key.kind {
-        Kind::HttpRoute => objects.http_route(&key.name).map(|route| first(&route.rules, objects)),
-        _ => objects.grpc_route(&key.name).map(|route| first(&route.rules, objects)),
+        Kind::HttpRoute => objects
+            .http_route(name)
+            .map(|route| first_of_rules(&route.rules, route_from(key.kind, &route.head), objects)),
+        Kind::GrpcRoute => objects
+            .grpc_route(name)
+            .map(|route| first_of_rules(&route.rules, route_from(key.kind, &route.head), objects)),
+        Kind::TcpRoute => objects.tcp_route(name).map(|route| {
+            first_unusable(&route.backends, route_from(key.kind, &route.head), objects)
+        }),
+        _ => objects.tls_route(name).map(|route| {
+            first_unusable(&route.backends, route_from(key.kind, &route.head), objects)
+        }),
     };
     match missing {
         None => Verdict {
@@ -212,9 +219,32 @@ fn backends_are_there(key: &ObjectKey, objects: &Objects) -> Verdict {
             message: "it is not in force".into(),
         },
         Some(None) => Verdict::yes("ResolvedRefs", "all backends are there"),
-        Some(Some((true, why))) => Verdict::no("InvalidKind", why),
-        Some(Some((false, why))) => Verdict::no("BackendNotFound", why),
+        Some(Some(why)) => Verdict::no(why.reason(), why.to_string()),
     }
+}
+
+fn first_of_rules<M>(
+    rules: &[RouteRule<M>],
+    from: RouteFrom<'_>,
+    objects: &Objects,
+) -> Option<Unusable> {
+    let mirrored = |filter: &RouteFilter| match filter {
+        RouteFilter::Mirror { target, .. } => objects.usable(from, target).err(),
+        RouteFilter::Is(_) => None,
+    };
+    rules.iter().find_map(|rule| {
+        let of_backends = rule.backends.iter().flat_map(|backend| &backend.filters);
+        first_unusable(&rule.backends, from, objects)
+            .or_else(|| rule.filters.iter().chain(of_backends).find_map(mirrored))
+    })
+}
+
+fn first_unusable(
+    backends: &[BackendRef],
+    from: RouteFrom<'_>,
+    objects: &Objects,
+) -> Option<Unusable> {
+    backends.iter().find_map(|backend| objects.usable(from, &backend.target).err())
 }
 
 /// Of the policy as it is in force.
