@@ -2,10 +2,10 @@
 //! world.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Write, stderr};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use mesh_redirect::Redirect;
@@ -16,8 +16,9 @@ pub(crate) const PROXY_UID: u32 = 2102;
 /// Of anything that should take no time.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Goes past the test runner's capturing of output.
 pub(crate) fn skipped(test: &str, why: &str) {
-    println!("SKIPPED: {test}: {why}");
+    let _ = writeln!(stderr(), "SKIPPED: {test}: {why}");
 }
 
 pub(crate) struct Pod {
@@ -32,14 +33,21 @@ impl Pod {
             skipped(test, "not root");
             return None;
         }
-        if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            skipped(test, "no ip");
+        let name = format!("redirect-{}-{test}", std::process::id());
+        // In a container even root often may not.
+        let why = match Command::new("ip").args(["netns", "add", &name]).output() {
+            Err(error) => Some(format!("ip: {error}")),
+            Ok(made) => (!made.status.success())
+                .then(|| String::from_utf8_lossy(&made.stderr).trim().to_owned()),
+        };
+        if let Some(why) = why {
+            // What has failed may have left its file.
+            let _ = Command::new("ip").args(["netns", "delete", &name]).output();
+            skipped(test, &why);
             return None;
         }
-        let name = format!("redirect-{}-{test}", std::process::id());
         let pod = Self { world: format!("{name}-world"), name };
         let (name, world) = (&pod.name, &pod.world);
-        ip(&["netns", "add", name]);
         ip(&["netns", "add", world]);
         ip(&[
             "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns",
