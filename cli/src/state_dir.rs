@@ -56,11 +56,15 @@ impl StateRoot {
                 "\"{name}\" can't be the name of a local mesh: 1 to 40 letters, digits, - and _"
             )));
         }
+        self.check()?;
         let path = self.path.join(name);
-        for dir in self.base.iter().chain([&self.path, &path]) {
-            reject_foreign(dir)?;
-        }
+        reject_foreign(&path)?;
         Ok(StateDir { name: name.to_owned(), path })
+    }
+
+    /// Refuses it if others made it or can write to it; that it is not there will do.
+    pub fn check(&self) -> Result<(), CliError> {
+        self.base.iter().chain([&self.path]).try_for_each(|dir| reject_foreign(dir))
     }
 
     /// The meshes whose supervisor lives, by name.

@@ -34,44 +34,34 @@ impl Pod {
             return None;
         }
         let name = format!("redirect-{}-{test}", std::process::id());
-        // In a container even root often may not.
-        let why = match Command::new("ip").args(["netns", "add", &name]).output() {
-            Err(error) => Some(format!("ip: {error}")),
-            Ok(made) => (!made.status.success())
-                .then(|| String::from_utf8_lossy(&made.stderr).trim().to_owned()),
-        };
-        if let Some(why) = why {
-            // What has failed may have left its file.
-            let _ = Command::new("ip").args(["netns", "delete", &name]).output();
+        // Taken apart by its end, however much of it there is.
+        let pod = Self { world: format!("{name}-world"), name };
+        if let Err(why) = pod.wire() {
+            // In a container even root often may not.
             skipped(test, &why);
             return None;
         }
-        let pod = Self { world: format!("{name}-world"), name };
-        let (name, world) = (&pod.name, &pod.world);
-        ip(&["netns", "add", world]);
-        ip(&[
-            "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns",
-            world,
-        ]);
-        for (netns, number) in [(name, 1), (world, 2)] {
-            ip(&["-n", netns, "link", "set", "lo", "up"]);
-            ip(&["-n", netns, "addr", "add", &format!("10.9.0.{number}/24"), "dev", "eth0"]);
-            ip(&[
-                "-n",
-                netns,
-                "addr",
-                "add",
-                &format!("fd09::{number}/64"),
-                "dev",
-                "eth0",
-                "nodad",
-            ]);
-            ip(&["-n", netns, "link", "set", "eth0", "up"]);
-        }
         for addr in ["127.0.0.1:4140", "[::1]:4140", "[::]:4143"] {
-            listen_in(name, addr.parse().unwrap());
+            listen_in(&pod.name, addr.parse().unwrap());
         }
         Some(pod)
+    }
+
+    fn wire(&self) -> Result<(), String> {
+        let (name, world) = (&self.name, &self.world);
+        let mut commands = format!(
+            "netns add {name}\nnetns add {world}\n\
+             -n {name} link add eth0 type veth peer name eth0 netns {world}\n"
+        );
+        for (netns, number) in [(name, 1), (world, 2)] {
+            commands += &format!(
+                "-n {netns} link set lo up\n\
+                 -n {netns} addr add 10.9.0.{number}/24 dev eth0\n\
+                 -n {netns} addr add fd09::{number}/64 dev eth0 nodad\n\
+                 -n {netns} link set eth0 up\n"
+            );
+        }
+        commands.lines().try_for_each(ip)
     }
 
     pub(crate) fn install(&self, redirect: &Redirect) {
@@ -119,14 +109,16 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         for netns in [&self.name, &self.world] {
-            let _ = Command::new("ip").args(["netns", "delete", netns]).status();
+            let _ = ip(&format!("netns delete {netns}"));
         }
     }
 }
 
-fn ip(args: &[&str]) {
-    let status = Command::new("ip").args(args).status().unwrap();
-    assert!(status.success(), "ip {}", args.join(" "));
+fn ip(command: &str) -> Result<(), String> {
+    let ran = Command::new("ip").args(command.split(' ')).output();
+    let ran = ran.map_err(|error| format!("ip: {error}"))?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    if ran.status.success() { Ok(()) } else { Err(format!("ip {command}: {}", said.trim())) }
 }
 
 /// Runs it on a thread of its own that is in the namespace, as that user.
