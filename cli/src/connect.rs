@@ -135,6 +135,8 @@ pub fn locate(global: &Global, state: &StateRoot) -> Result<StateDir, CliError> 
     let Some(name) = &global.local else {
         return match running.as_slice() {
             [] => {
+                // A mesh in a directory that is refused does not count as running.
+                state.check()?;
                 Err(CliError::unreachable("no local mesh is running, and no kube context is set")
                     .hint("meshctl demo; or --context NAME for a cluster"))
             }

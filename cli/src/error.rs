@@ -3,7 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use crate::output::Ui;
+use crate::output::{Ui, clean_lines};
 
 /// The kinds of failure a script can tell apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,9 +91,10 @@ impl CliError {
     pub fn report(&self, ui: &mut Ui) -> ExitCode {
         if !matches!(self.kind, Kind::OutputClosed | Kind::Interrupted) {
             let label = ui.err_style.red("error:");
-            ui.note(&format!("{label} {}", self.message));
+            // Both may hold words of a server or of a manifest.
+            ui.note(&format!("{label} {}", clean_lines(&self.message)));
             if let Some(hint) = &self.hint {
-                ui.note(&format!("  try: {hint}"));
+                ui.note(&format!("  try: {}", clean_lines(hint)));
             }
         }
         self.exit_code()
@@ -117,5 +118,19 @@ impl From<io::Error> for CliError {
             io::ErrorKind::BrokenPipe => Self::new(Kind::OutputClosed, "the output was closed"),
             _ => Self::failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Captured;
+
+    #[test]
+    fn words_of_others_do_not_steer_the_terminal() {
+        let err = Captured::default();
+        let mut ui = Ui::plain(io::sink(), err.clone());
+        CliError::failed("no\x1b[2J\n  line").hint("a\rb").report(&mut ui);
+        assert_eq!(err.text(), "error: no\\u{1b}[2J\n  line\n  try: a\\rb\n");
     }
 }

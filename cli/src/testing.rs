@@ -1,8 +1,11 @@
 //! A scripted control plane on a unix socket, and commands run against it as a user would: words in, text and exit
 //! code out. For unit tests only.
 
-use std::fs::File;
+pub(crate) mod objects;
+
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -80,7 +83,8 @@ impl FakeMesh {
     /// Stands in for a running mesh of the name `default`; the lock lasts as long as the file is open.
     pub(crate) fn serve(self, home: &TempDir) -> File {
         let dir = home.path().join("default");
-        std::fs::create_dir(&dir).unwrap();
+        // Whatever the umask is.
+        DirBuilder::new().mode(0o700).create(&dir).unwrap();
         let lock = File::create(dir.join("lock")).unwrap();
         lock.lock().unwrap();
         let socket = UnixListener::bind(dir.join("control.sock")).unwrap();

@@ -41,7 +41,8 @@ impl Python {
     pub fn script(&self, script: &str) -> Command {
         let scenarios = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scenarios");
         let mut command = Command::new(&self.interpreter);
-        command.arg("-u").arg(scenarios.join(script));
+        // Nothing is written beside the scripts.
+        command.args(["-u", "-B"]).arg(scenarios.join(script));
         // Nothing of the surroundings may decide where connections go.
         for name in ["http_proxy", "https_proxy", "grpc_proxy", "no_proxy", "no_grpc_proxy"] {
             command.env_remove(name).env_remove(name.to_uppercase());

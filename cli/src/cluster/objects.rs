@@ -6,6 +6,8 @@ use std::time::Duration;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::{Api, ResourceExt};
+use serde::Serialize;
+use serde_json::Value;
 
 use super::{Asked, Cluster, refusal};
 use crate::error::CliError;
@@ -61,6 +63,20 @@ pub const KINDS: [Kind; 12] = [
 /// Secrets and leases are the control plane's own and are only ever removed by name.
 pub const SECRET: Kind = kind("Secret", "", "secrets", true);
 pub const LEASE: Kind = kind("Lease", "coordination.k8s.io", "leases", true);
+
+/// What people keep in a namespace and would miss. Workloads come before their pods, as they are the better examples.
+pub const KEPT: [Kind; 10] = [
+    kind("Deployment", "apps", "deployments", true),
+    kind("StatefulSet", "apps", "statefulsets", true),
+    kind("DaemonSet", "apps", "daemonsets", true),
+    kind("CronJob", "batch", "cronjobs", true),
+    kind("Job", "batch", "jobs", true),
+    kind("Pod", "", "pods", true),
+    kind("Service", "", "services", true),
+    kind("ConfigMap", "", "configmaps", true),
+    SECRET,
+    kind("PersistentVolumeClaim", "", "persistentvolumeclaims", true),
+];
 
 impl Kind {
     /// That of a manifest.
@@ -193,6 +209,13 @@ fn conflict(doing: &str, status: &kube::core::Status) -> CliError {
         causes.map(|cause| format!("{} ({})", cause.field, cause.message)).collect();
     CliError::failed(format!("can't {doing}: others have set {}", fields.join(", ")))
         .hint("set it in your values, or --force-conflicts to take it over")
+}
+
+/// Whether a condition of this type is true.
+pub fn has_condition(object: &impl Serialize, wanted: &str) -> bool {
+    let value = serde_json::to_value(object).unwrap_or_default();
+    let conditions = value.pointer("/status/conditions").and_then(Value::as_array);
+    conditions.into_iter().flatten().any(|c| c["type"] == wanted && c["status"] == "True")
 }
 
 /// `Deployment/mesh-control`

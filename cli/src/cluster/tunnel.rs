@@ -7,6 +7,7 @@ use kube::api::ListParams;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::objects::has_condition;
 use super::refusal::{self, carried};
 use super::{CONTROL_PLANE, Cluster};
 use crate::error::{CliError, innermost};
@@ -44,13 +45,18 @@ impl Cluster {
         }
     }
 
+    /// The control plane's pods, ready or not.
+    pub async fn control_pods(&self) -> Result<Vec<Pod>, CliError> {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &self.mesh_namespace);
+        let ours = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROL_PLANE}"));
+        let doing = format!("list pods in the namespace {}", self.mesh_namespace);
+        Ok(self.ask(&doing, api.list(&ours)).await?.items)
+    }
+
     /// The name of a control-plane pod that is ready.
     pub async fn control_pod(&self) -> Result<String, CliError> {
         let namespace = &self.mesh_namespace;
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
-        let ours = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROL_PLANE}"));
-        let doing = format!("list pods in the namespace {namespace}");
-        let found = self.ask(&doing, pods.list(&ours)).await?.items;
+        let found = self.control_pods().await?;
         if found.is_empty() {
             return Err(CliError::unreachable(format!(
                 "there is no mesh in the namespace {namespace} of the kube context \"{}\"",
@@ -61,7 +67,7 @@ impl Cluster {
         let count = found.len();
         let ready = found
             .into_iter()
-            .find(|pod| is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
+            .find(|pod| has_condition(pod, "Ready") && pod.metadata.deletion_timestamp.is_none());
         ready.and_then(|pod| pod.metadata.name).ok_or_else(|| {
             CliError::unreachable(format!(
                 "none of the {count} control-plane pods in {namespace} is ready"
@@ -84,10 +90,4 @@ impl Cluster {
         let stream = forwarder.take_stream(port);
         stream.ok_or_else(|| CliError::failed(format!("the port-forward to {pod} has no stream")))
     }
-}
-
-/// Whether the kubelet says so.
-pub fn is_ready(pod: &Pod) -> bool {
-    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
-    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

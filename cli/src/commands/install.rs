@@ -95,7 +95,7 @@ pub struct UpgradeArgs {
     pub values: ValueArgs,
     #[command(flatten)]
     pub apply: ApplyArgs,
-    /// Forget the values of before
+    /// Forget the values of before; the profile stays
     #[arg(long)]
     pub reset_values: bool,
 }
@@ -107,7 +107,7 @@ pub struct UpgradeArgs {
 pub struct DiffArgs {
     #[command(flatten)]
     pub values: ValueArgs,
-    /// Forget the values of before
+    /// Forget the values of before; the profile stays
     #[arg(long)]
     pub reset_values: bool,
     /// Show what taking over the fields of others would change, too
@@ -137,7 +137,7 @@ pub(super) async fn upgrade(args: UpgradeArgs, cx: &mut Context) -> Result<ExitC
         ))
         .hint("meshctl install")
     })?;
-    let before = if args.reset_values { Record::default() } else { before };
+    let before = if args.reset_values { before.without_values() } else { before };
     let installation = args.values.installation(before, cx)?;
     bring(&installation, &args.apply, None, "Upgrade", cx).await
 }
@@ -145,8 +145,9 @@ pub(super) async fn upgrade(args: UpgradeArgs, cx: &mut Context) -> Result<ExitC
 pub(super) async fn diff(args: DiffArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let differing = async {
         let cluster = cx.cluster().await?;
-        let before = record::read(&cluster).await?.filter(|_| !args.reset_values);
-        let installation = args.values.installation(before.unwrap_or_default(), cx)?;
+        let before = record::read(&cluster).await?.unwrap_or_default();
+        let before = if args.reset_values { before.without_values() } else { before };
+        let installation = args.values.installation(before, cx)?;
         let plan = Plan::of(&cluster, &installation.render()?, args.force_conflicts).await?;
         cx.ui.print(&plan.diff())?;
         Ok(!plan.is_empty())

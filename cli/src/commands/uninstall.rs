@@ -59,7 +59,7 @@ pub(super) async fn run(args: UninstallArgs, cx: &mut Context) -> Result<ExitCod
     for definition in removal.objects.iter().filter(|object| {
         object.types.as_ref().is_some_and(|types| types.kind == "CustomResourceDefinition")
     }) {
-        let count = instances(&cluster, definition).await?;
+        let count = instances(&cluster, definition, None).await?.len();
         if count > 0 {
             cx.ui.note(&format!("    with {} of them: {count}", definition.name_any()));
         }

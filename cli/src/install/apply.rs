@@ -5,12 +5,10 @@ use std::time::Duration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::Api;
-use kube::api::{DynamicObject, ListParams};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::plan::Plan;
-use crate::cluster::objects::{Applying, Kind};
+use crate::cluster::objects::{Applying, Kind, has_condition};
 use crate::cluster::{CONTROL_PLANE, Cluster};
 use crate::error::CliError;
 use crate::manifests::Manifest;
@@ -75,12 +73,6 @@ async fn established(cluster: &Cluster, manifest: &Manifest, ui: &Ui) -> Result<
     }
 }
 
-/// Whether a condition of this type is true.
-pub fn has_condition(object: &DynamicObject, wanted: &str) -> bool {
-    let conditions = object.data.pointer("/status/conditions").and_then(Value::as_array);
-    conditions.into_iter().flatten().any(|c| c["type"] == wanted && c["status"] == "True")
-}
-
 /// Waits until all replicas of the control plane are of this version and ready.
 pub async fn wait_ready(cluster: &Cluster, limit: Duration, ui: &Ui) -> Result<(), CliError> {
     let until = Instant::now() + limit;
@@ -119,18 +111,10 @@ async fn lacking(cluster: &Cluster) -> Result<Option<String>, CliError> {
     if seen && updated == wanted && available == wanted && all == wanted {
         return Ok(None);
     }
-    let why = pods(cluster).await?.iter().find_map(trouble);
+    let why = cluster.control_pods().await?.iter().find_map(trouble);
     let why = why.map(|why| format!("; {why}")).unwrap_or_default();
     let ready = available.min(updated);
     Ok(Some(format!("{ready} of {wanted} replicas are new and ready{why}")))
-}
-
-/// The control plane's pods.
-pub async fn pods(cluster: &Cluster) -> Result<Vec<Pod>, CliError> {
-    let api: Api<Pod> = Api::namespaced(cluster.client.clone(), &cluster.mesh_namespace);
-    let ours = ListParams::default().labels(&format!("app.kubernetes.io/name={CONTROL_PLANE}"));
-    let doing = format!("list pods in the namespace {}", cluster.mesh_namespace);
-    Ok(cluster.ask(&doing, api.list(&ours)).await?.items)
 }
 
 /// What keeps a pod from running, in Kubernetes' words.

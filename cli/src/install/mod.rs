@@ -6,3 +6,5 @@ pub mod ask;
 pub mod plan;
 pub mod record;
 pub mod remove;
+#[cfg(test)]
+mod tests;

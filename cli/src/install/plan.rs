@@ -49,7 +49,12 @@ impl Plan {
         manifests: &[Manifest],
         force: bool,
     ) -> Result<Self, CliError> {
-        refuse_second_mesh(cluster).await?;
+        if let Some(there) = mesh_elsewhere(cluster).await? {
+            return Err(CliError::failed(format!(
+                "this cluster has a mesh already, in the namespace {there}"
+            ))
+            .hint(format!("--mesh-namespace {there}; or meshctl uninstall it first")));
+        }
         let mut planned = Vec::new();
         for manifest in manifests {
             let change = match cluster.live(manifest).await? {
@@ -118,18 +123,14 @@ impl Plan {
     }
 }
 
-/// Roles, webhooks and definitions are of the whole cluster: two meshes would take them from each other.
-async fn refuse_second_mesh(cluster: &Cluster) -> Result<(), CliError> {
-    for binding in cluster.installed(Kind::of("ClusterRoleBinding")?).await? {
-        let there = binding.data.pointer("/subjects/0/namespace").and_then(Value::as_str);
-        if let Some(there) = there.filter(|there| *there != cluster.mesh_namespace) {
-            return Err(CliError::failed(format!(
-                "this cluster has a mesh already, in the namespace {there}"
-            ))
-            .hint(format!("--mesh-namespace {there}; or meshctl uninstall it first")));
-        }
-    }
-    Ok(())
+/// The namespace of the cluster's mesh, if it is not the one that is meant. Roles, webhooks and definitions are of the
+/// whole cluster: two meshes would take them from each other.
+pub async fn mesh_elsewhere(cluster: &Cluster) -> Result<Option<String>, CliError> {
+    let bindings = cluster.installed(Kind::of("ClusterRoleBinding")?).await?;
+    let mut namespaces = bindings.iter().filter_map(|binding| {
+        binding.data.pointer("/subjects/0/namespace").and_then(Value::as_str)
+    });
+    Ok(namespaces.find(|there| *there != cluster.mesh_namespace).map(str::to_owned))
 }
 
 /// Objects of an earlier installation that are not among the manifests any more.

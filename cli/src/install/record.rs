@@ -15,6 +15,13 @@ pub struct Record {
     pub overrides: Overrides,
 }
 
+impl Record {
+    /// Nothing but the profile: without values of its own, a mesh is still what it was installed as.
+    pub fn without_values(self) -> Self {
+        Self { overrides: Overrides::default(), ..self }
+    }
+}
+
 /// Reads it; none if there is no mesh.
 pub async fn read(cluster: &Cluster) -> Result<Option<Record>, CliError> {
     let api: Api<ConfigMap> = Api::namespaced(cluster.client.clone(), &cluster.mesh_namespace);

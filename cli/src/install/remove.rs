@@ -2,28 +2,22 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DynamicObject, ListParams};
 use kube::{Api, ResourceExt};
+use mesh_control::inject::settings::ROOTS_CONFIG_MAP;
+use mesh_control::source::kubernetes::PROXY_VERSION_ANNOTATION;
+use mesh_control::{identity, source, webhook};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::plan::named;
+use super::plan::{mesh_elsewhere, named};
 use crate::cluster::Cluster;
-use crate::cluster::objects::{KINDS, Kind, LEASE, SECRET, title};
+use crate::cluster::objects::{KEPT, KINDS, Kind, LEASE, SECRET, title};
 use crate::error::CliError;
 use crate::manifests::PART_OF;
 use crate::output::Ui;
 
-/// Pods with it have a proxy.
-const PROXY_VERSION: &str = "meshctl.dev/proxy-version";
-/// Objects that the control plane makes for itself.
-const ITS_OWN: [(&Kind, &str); 4] = [
-    (&SECRET, "mesh-identity-issuer"),
-    (&SECRET, "mesh-webhook-cert"),
-    (&LEASE, "mesh-control"),
-    (&KINDS[4], "mesh-trust-roots"),
-];
 /// Pods are looked through in pages of this many.
 const PAGE: u32 = 500;
 const LOOK: Duration = Duration::from_millis(500);
@@ -39,12 +33,26 @@ pub struct Removal {
     pub namespace: Option<String>,
     /// What keeps the namespace.
     pub others: Vec<String>,
+    /// What the control plane has made for itself.
+    pub its_own: Vec<(&'static Kind, &'static str)>,
 }
 
 impl Removal {
     pub async fn of(cluster: &Cluster, purge_crds: bool) -> Result<Self, CliError> {
-        let mut removal =
-            Self { objects: Vec::new(), kept: Vec::new(), namespace: None, others: Vec::new() };
+        if let Some(there) = mesh_elsewhere(cluster).await? {
+            return Err(CliError::failed(format!(
+                "the mesh of this cluster is in the namespace {there}, not in {}",
+                cluster.mesh_namespace
+            ))
+            .hint(format!("meshctl uninstall --mesh-namespace {there}")));
+        }
+        let mut removal = Self {
+            objects: Vec::new(),
+            kept: Vec::new(),
+            namespace: None,
+            others: Vec::new(),
+            its_own: Vec::new(),
+        };
         for kind in &KINDS {
             let found =
                 cluster.installed(kind).await?.into_iter().map(|object| named(kind, object));
@@ -58,16 +66,21 @@ impl Removal {
             }
         }
         if removal.namespace.is_some() {
-            removal.others = foreign(cluster).await?;
+            removal.others = foreign(cluster, &removal.kept).await?;
             if !removal.others.is_empty() {
                 removal.namespace = None;
+            }
+        }
+        for (kind, name) in its_own()? {
+            if cluster.exists(kind, name).await? {
+                removal.its_own.push((kind, name));
             }
         }
         Ok(removal)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.objects.is_empty() && self.namespace.is_none()
+        self.objects.is_empty() && self.namespace.is_none() && self.its_own.is_empty()
     }
 
     pub fn summary(&self, cluster: &Cluster) -> String {
@@ -78,14 +91,17 @@ impl Removal {
                 text +=
                     &format!("  - remove Namespace/{name}, the issuer's key and all else in it\n")
             }
-            None if !self.others.is_empty() => {
-                text += &format!(
-                    "  - remove the control plane's Secrets; Namespace/{} stays: {} is in it\n",
-                    cluster.mesh_namespace,
-                    self.others.join(", ")
-                );
+            None => {
+                let own = self.its_own.iter();
+                text.extend(own.map(|(kind, name)| format!("  - remove {}/{name}\n", kind.kind)));
             }
-            None => {}
+        }
+        if !self.others.is_empty() {
+            text += &format!(
+                "    keep Namespace/{} with what is in it, such as {}\n",
+                cluster.mesh_namespace,
+                self.others.join(", ")
+            );
         }
         if !self.kept.is_empty() {
             let names: Vec<String> = self.kept.iter().map(ResourceExt::name_any).collect();
@@ -111,8 +127,11 @@ impl Removal {
             cluster.delete(kind, &object.name_any()).await?;
             going.push((kind, object.name_any()));
         }
-        for (kind, name) in ITS_OWN {
+        // Those too that have come into being since.
+        for (kind, name) in its_own()? {
+            let _line = ui.progress(&format!("removing {}/{name}", kind.kind));
             cluster.delete(kind, name).await?;
+            going.push((kind, name.to_owned()));
         }
         if let Some(name) = &self.namespace {
             cluster.delete(Kind::of("Namespace")?, name).await?;
@@ -138,29 +157,44 @@ impl Removal {
     }
 }
 
-/// What else is in the namespace, a few examples.
-async fn foreign(cluster: &Cluster) -> Result<Vec<String>, CliError> {
+/// Objects that the control plane makes for itself.
+fn its_own() -> Result<[(&'static Kind, &'static str); 4], CliError> {
+    Ok([
+        (&SECRET, identity::secret::NAME),
+        (&SECRET, webhook::certificate::SECRET),
+        (&LEASE, source::kube::LEASE),
+        (Kind::of("ConfigMap")?, ROOTS_CONFIG_MAP),
+    ])
+}
+
+/// What else is in the namespace, a few examples; objects of the kinds that are kept are among it.
+async fn foreign(cluster: &Cluster, kept: &[DynamicObject]) -> Result<Vec<String>, CliError> {
     const EXAMPLES: usize = 3;
-    let (client, namespace) = (cluster.client.clone(), &cluster.mesh_namespace);
     let (part, mesh) = PART_OF;
     let others = ListParams::default().labels(&format!("{part}!={mesh}")).limit(PAGE);
-    let pods: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    let maps: Api<ConfigMap> = Api::namespaced(client, namespace);
-    let pods = cluster.ask("list pods", pods.list_metadata(&others)).await?;
-    let services = cluster.ask("list services", services.list_metadata(&others)).await?;
-    let maps = cluster.ask("list configmaps", maps.list_metadata(&others)).await?;
-    // Kubernetes and its vendors put their roots into every namespace.
-    let own = |name: &str| name == "mesh-trust-roots" || name.ends_with("ca.crt");
+    let own = its_own()?;
     let mut found: Vec<String> = Vec::new();
-    found.extend(pods.iter().map(|pod| format!("Pod/{}", pod.name_any())));
-    found.extend(services.iter().map(|service| format!("Service/{}", service.name_any())));
-    found.extend(
-        maps.iter()
-            .map(ResourceExt::name_any)
-            .filter(|name| !own(name))
-            .map(|name| format!("ConfigMap/{name}")),
-    );
+    for kind in &KEPT {
+        // Tokens belong to service accounts.
+        let others = match kind.kind {
+            "Secret" => others.clone().fields("type!=kubernetes.io/service-account-token"),
+            _ => others.clone(),
+        };
+        let (_, plural) = kind.resource();
+        let api = cluster.api(kind, &cluster.mesh_namespace);
+        let there = cluster.ask(&format!("list {plural}"), api.list_metadata(&others)).await?;
+        let names = there.iter().map(ResourceExt::name_any).filter(|name| {
+            // Kubernetes and its vendors put their roots into every namespace.
+            let vendors = kind.kind == "ConfigMap" && name.ends_with("ca.crt");
+            !vendors && !own.iter().any(|(of, own)| of.kind == kind.kind && name == own)
+        });
+        found.extend(names.map(|name| format!("{}/{name}", kind.kind)));
+    }
+    for definition in kept {
+        let names = instances(cluster, definition, Some(&cluster.mesh_namespace)).await?;
+        let kind = definition.data.pointer("/spec/names/kind").and_then(Value::as_str);
+        found.extend(names.iter().map(|name| format!("{}/{name}", kind.unwrap_or_default())));
+    }
     found.truncate(EXAMPLES);
     Ok(found)
 }
@@ -173,8 +207,10 @@ pub async fn meshed_pods(cluster: &Cluster) -> Result<Vec<String>, CliError> {
         ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed").limit(PAGE);
     loop {
         let found = cluster.ask("list pods", pods.list_metadata(&page)).await?;
-        let with_proxy =
-            found.items.iter().filter(|pod| pod.annotations().contains_key(PROXY_VERSION));
+        let with_proxy = found
+            .items
+            .iter()
+            .filter(|pod| pod.annotations().contains_key(PROXY_VERSION_ANNOTATION));
         meshed.extend(
             with_proxy
                 .map(|pod| format!("{}/{}", pod.namespace().unwrap_or_default(), pod.name_any())),
@@ -186,8 +222,12 @@ pub async fn meshed_pods(cluster: &Cluster) -> Result<Vec<String>, CliError> {
     }
 }
 
-/// How many objects of our kinds a definition's removal takes along.
-pub async fn instances(cluster: &Cluster, definition: &DynamicObject) -> Result<usize, CliError> {
+/// The objects of a kind of ours, everywhere or in this namespace, by name.
+pub async fn instances(
+    cluster: &Cluster,
+    definition: &DynamicObject,
+    namespace: Option<&str>,
+) -> Result<Vec<String>, CliError> {
     let text = |pointer: &str| {
         definition.data.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
     };
@@ -197,7 +237,12 @@ pub async fn instances(cluster: &Cluster, definition: &DynamicObject) -> Result<
         text("/spec/names/kind"),
     );
     let resource = kube::api::ApiResource::from_gvk_with_plural(&gvk, text("/spec/names/plural"));
-    let api: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &resource);
+    let client = cluster.client.clone();
+    let api: Api<DynamicObject> = match namespace {
+        Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+        None => Api::all_with(client, &resource),
+    };
     let doing = format!("list {}", text("/spec/names/plural"));
-    Ok(cluster.ask(&doing, api.list_metadata(&ListParams::default())).await?.items.len())
+    let found = cluster.ask(&doing, api.list_metadata(&ListParams::default())).await?;
+    Ok(found.iter().map(ResourceExt::name_any).collect())
 }

@@ -7,6 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
+use mesh_control::source::kubernetes::{
+    OWNER_KIND_LABEL, OWNER_NAME_LABEL, PROXY_VERSION_ANNOTATION,
+};
 use serde_json::{Value, json};
 
 use super::environment::Wiring;
@@ -14,21 +17,19 @@ use super::keeper::State;
 use super::pod::{Phase, PodSpec, PodStatus};
 use super::workload::Check;
 
-const OWNER_KIND: &str = "meshctl.dev/owner-kind";
-const OWNER_NAME: &str = "meshctl.dev/owner-name";
-const PROXY_VERSION: &str = "meshctl.dev/proxy-version";
 const TEMPLATE_HASH: &str = "meshctl.dev/template-hash";
 
 /// The object of a pod that is not gone.
 pub fn pod(spec: &PodSpec, status: &PodStatus) -> Value {
     let Wiring { template, .. } = &spec.wiring;
     let mut labels = template.labels.clone();
-    labels.insert(OWNER_KIND.to_owned(), spec.owner.kind.to_owned());
-    labels.insert(OWNER_NAME.to_owned(), spec.owner.name.clone());
+    labels.insert(OWNER_KIND_LABEL.to_owned(), spec.owner.kind.to_owned());
+    labels.insert(OWNER_NAME_LABEL.to_owned(), spec.owner.name.clone());
     let mut annotations = template.annotations.clone();
     annotations.insert(TEMPLATE_HASH.to_owned(), spec.hash.clone());
     if template.meshed {
-        annotations.insert(PROXY_VERSION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
+        annotations
+            .insert(PROXY_VERSION_ANNOTATION.to_owned(), env!("CARGO_PKG_VERSION").to_owned());
     }
     let mut metadata = json!({
         "name": spec.key.name,
@@ -175,9 +176,9 @@ mod tests {
     fn it_is_a_pod_of_its_owner_with_an_address() {
         let pod = read(&PodStatus { ready: true, ..PodStatus::new(1, true) });
         let labels = pod.metadata.labels.as_ref().unwrap();
-        assert_eq!((labels["app"].as_str(), labels[OWNER_NAME].as_str()), ("web", "web"));
-        assert_eq!(labels[OWNER_KIND], "Deployment");
-        assert!(pod.metadata.annotations.as_ref().unwrap().contains_key(PROXY_VERSION));
+        assert_eq!((labels["app"].as_str(), labels[OWNER_NAME_LABEL].as_str()), ("web", "web"));
+        assert_eq!(labels[OWNER_KIND_LABEL], "Deployment");
+        assert!(pod.metadata.annotations.as_ref().unwrap().contains_key(PROXY_VERSION_ANNOTATION));
         assert_eq!(pod.status.as_ref().unwrap().pod_ip.as_deref(), Some("127.1.1.1"));
         assert_eq!(condition(&pod, "Ready"), "True");
         assert!(pod.metadata.deletion_timestamp.is_none());

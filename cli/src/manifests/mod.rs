@@ -18,6 +18,8 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Resource;
+use mesh_control::inject::options::Options;
+use mesh_control::inject::settings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -129,27 +131,20 @@ impl Installation {
 
     /// What the injector and `meshctl inject` read: the names of annotations, and the names of the mesh.
     fn config(&self) -> Result<ConfigMap, CliError> {
-        let Values { proxy, identity, image, cluster_domain, .. } = &self.values;
-        let switch = |on: bool| if on { "enabled" } else { "disabled" }.to_owned();
-        let all = [
-            ("control-namespace", self.namespace.clone()),
-            ("trust-domain", identity.trust_domain.clone()),
-            ("cluster-domain", cluster_domain.clone()),
-            ("identity", switch(identity.enabled)),
-            ("proxy-image", self.values.image("mesh-proxy")),
-            ("proxy-image-pull-policy", text_of(image.pull_policy)),
-            ("proxy-log-level", proxy.log.clone()),
-            ("proxy-log-format", text_of(proxy.log_format)),
-            ("proxy-cpu-request", proxy.cpu_request.clone()),
-            ("proxy-cpu-limit", proxy.cpu_limit.clone()),
-            ("proxy-memory-request", proxy.memory_request.clone()),
-            ("proxy-memory-limit", proxy.memory_limit.clone()),
-            ("native-sidecar", switch(proxy.native_sidecar)),
-            ("skip-inbound-ports", proxy.skip_inbound_ports.clone()),
-            ("skip-outbound-ports", proxy.skip_outbound_ports.clone()),
-            ("skip-subnets", proxy.skip_subnets.clone()),
+        let Values { identity, cluster_domain, .. } = &self.values;
+        let switch = if identity.enabled { "enabled" } else { "disabled" };
+        let mesh = [
+            (settings::CONTROL_NAMESPACE, self.namespace.clone()),
+            (settings::TRUST_DOMAIN, identity.trust_domain.clone()),
+            (settings::CLUSTER_DOMAIN, cluster_domain.clone()),
+            (settings::IDENTITY, switch.to_owned()),
         ];
-        let set = all.into_iter().filter(|(_, value)| !value.is_empty());
+        let defaults = Options::default();
+        let proxies = self.values.proxy_options().map(|(_, option, value)| (option, value));
+        let set = mesh.into_iter().chain(proxies).filter(|(option, value)| {
+            // An empty one takes the injector's default away.
+            !value.is_empty() || defaults.get(option).is_some()
+        });
         let mut config: ConfigMap = read(CONFIG, 0)?;
         config.data = Some(set.map(|(key, value)| (key.to_owned(), value)).collect());
         Ok(config)

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ResourceRequirements, Toleration};
+use mesh_control::inject::options;
 use mesh_model::authz::DefaultAccess;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::text_of;
 use crate::error::CliError;
 use crate::selector;
 
@@ -255,8 +257,14 @@ impl Overrides {
             // A tag `1.10` is no number.
             _ => Value::String(text.to_owned()),
         };
+        // Labels of nodes have dots themselves.
+        let (label, path) =
+            match path.strip_prefix(NODE_SELECTOR).and_then(|of| of.strip_prefix('.')) {
+                Some(label) => (Some(label), NODE_SELECTOR),
+                None => (None, path),
+            };
         let mut nested = value;
-        for key in path.rsplit('.') {
+        for key in label.into_iter().chain(path.rsplit('.')) {
             nested = Value::Object(Map::from_iter([(key.to_owned(), nested)]));
         }
         if let Value::Object(map) = nested {
@@ -277,6 +285,7 @@ impl Overrides {
         };
         known_keys(&all, &self.0, "")?;
         merge(&mut all, self.0.clone());
+        quantities_as_text(&mut all);
         let values: Values =
             serde_path_to_error::deserialize(Value::Object(all.clone())).map_err(|error| {
                 let path = error.path().to_string();
@@ -297,14 +306,27 @@ impl Overrides {
     }
 }
 
+const NODE_SELECTOR: &str = "controlPlane.nodeSelector";
 /// Keys below these are the user's own, or those of Kubernetes.
-const FREE: [&str; 2] = ["controlPlane.nodeSelector", "controlPlane.resources"];
+const FREE: [&str; 2] = [NODE_SELECTOR, "controlPlane.resources"];
+
+/// `cpu: 2` means the same as `cpu: "2"`, which is how it is kept.
+fn quantities_as_text(all: &mut Map<String, Value>) {
+    let resources = all.get_mut("controlPlane").and_then(|of| of.get_mut("resources"));
+    for of in resources.and_then(Value::as_object_mut).into_iter().flat_map(Map::values_mut) {
+        for quantity in of.as_object_mut().into_iter().flat_map(Map::values_mut) {
+            if let Value::Number(number) = quantity {
+                *quantity = Value::String(number.to_string());
+            }
+        }
+    }
+}
 
 /// Whether what is at this path is text.
 fn is_text(path: &str) -> bool {
     let all = serde_json::to_value(Profile::Default.values()).unwrap_or_default();
     let known = path.split('.').try_fold(&all, |at, key| at.get(key));
-    path.starts_with("controlPlane.nodeSelector.") || known.is_some_and(Value::is_string)
+    path.starts_with(&format!("{NODE_SELECTOR}.")) || known.is_some_and(Value::is_string)
 }
 
 fn known_keys(
@@ -369,7 +391,7 @@ impl Values {
         if !(1..=50).contains(&self.control_plane.replicas) {
             return wrong("controlPlane.replicas", "write a number from 1 to 50");
         }
-        if self.image.tag.is_empty() || self.image.tag.contains(char::is_whitespace) {
+        if !is_tag(&self.image.tag) {
             return wrong("image.tag", "write a tag, such as 0.1.0");
         }
         if self.image.registry.contains(char::is_whitespace) || self.image.registry.ends_with('/') {
@@ -405,7 +427,55 @@ impl Values {
                 );
             }
         }
+        let priority = &self.control_plane.priority_class_name;
+        if !priority.is_empty() && !is_object_name(priority) {
+            return wrong(
+                "controlPlane.priorityClassName",
+                "write the name of a PriorityClass, such as system-cluster-critical",
+            );
+        }
+        let wanted = &self.control_plane.resources;
+        for (of, quantities) in [("requests", &wanted.requests), ("limits", &wanted.limits)] {
+            for (resource, quantity) in quantities.iter().flatten() {
+                if !is_quantity(&quantity.0) {
+                    return wrong(
+                        &format!("controlPlane.resources.{of}.{resource}"),
+                        &format!("`{}` is no quantity such as 50m or 64Mi", quantity.0),
+                    );
+                }
+            }
+        }
+        // The injector's own parser also says what a filter of logs is.
+        let control_log = ("controlPlane.log", options::LOG_LEVEL, self.control_plane.log.clone());
+        for (key, option, value) in self.proxy_options().into_iter().chain([control_log]) {
+            let mut findings = Vec::new();
+            options::Options::default()
+                .take_plain(&[(option.to_owned(), value)].into(), &mut findings);
+            if let Some(finding) = findings.first() {
+                return wrong(key, finding.message.trim_end_matches(" and is left out"));
+            }
+        }
         Ok(())
+    }
+
+    /// What the injector is told about proxies: the key of each value, and the option's name and value.
+    pub fn proxy_options(&self) -> [(&'static str, &'static str, String); 12] {
+        let Self { proxy, image, .. } = self;
+        let native = if proxy.native_sidecar { "enabled" } else { "disabled" };
+        [
+            ("image.registry", options::IMAGE, self.image("mesh-proxy")),
+            ("image.pullPolicy", options::PULL_POLICY, text_of(image.pull_policy)),
+            ("proxy.log", options::LOG_LEVEL, proxy.log.clone()),
+            ("proxy.logFormat", options::LOG_FORMAT, text_of(proxy.log_format)),
+            ("proxy.cpuRequest", options::CPU_REQUEST, proxy.cpu_request.clone()),
+            ("proxy.cpuLimit", options::CPU_LIMIT, proxy.cpu_limit.clone()),
+            ("proxy.memoryRequest", options::MEMORY_REQUEST, proxy.memory_request.clone()),
+            ("proxy.memoryLimit", options::MEMORY_LIMIT, proxy.memory_limit.clone()),
+            ("proxy.nativeSidecar", options::NATIVE_SIDECAR, native.to_owned()),
+            ("proxy.skipInboundPorts", options::SKIP_INBOUND, proxy.skip_inbound_ports.clone()),
+            ("proxy.skipOutboundPorts", options::SKIP_OUTBOUND, proxy.skip_outbound_ports.clone()),
+            ("proxy.skipSubnets", options::SKIP_SUBNETS, proxy.skip_subnets.clone()),
+        ]
     }
 
     /// `ghcr.io/meshctl/mesh-control:0.1.0`
@@ -414,6 +484,33 @@ impl Values {
         let slash = if registry.is_empty() { "" } else { "/" };
         format!("{registry}{slash}{name}:{}", self.image.tag)
     }
+}
+
+/// What stands behind the colon of an image; a digest is of one image, and there are several.
+fn is_tag(text: &str) -> bool {
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.len() <= 128 && text.starts_with(word) && text.chars().all(|c| word(c) || ".-".contains(c))
+}
+
+/// Labels of lower-case letters, digits and dashes, between dots.
+fn is_object_name(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    text.len() <= 253
+        && text.split('.').all(|label| {
+            label.starts_with(plain)
+                && label.ends_with(plain)
+                && label.chars().all(|c| plain(c) || c == '-')
+        })
+}
+
+/// A number with a unit or an exponent. Unlike a proxy's, it may be zero.
+fn is_quantity(text: &str) -> bool {
+    const UNITS: [&str; 16] =
+        ["", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let exponent = unit.strip_prefix(['e', 'E']).and_then(|exponent| exponent.parse::<i8>().ok());
+    number.parse::<f64>().is_ok() && (UNITS.contains(&unit) || exponent.is_some())
 }
 
 #[cfg(test)]
@@ -443,6 +540,33 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_nodes_have_dots() {
+        let sets = ["controlPlane.nodeSelector.topology.kubernetes.io/zone=1"];
+        let selector = with(&sets).unwrap().control_plane.node_selector;
+        assert_eq!(selector["topology.kubernetes.io/zone"], "1");
+        assert_eq!(selector["kubernetes.io/os"], "linux");
+    }
+
+    #[test]
+    fn what_kubernetes_and_the_injector_understand_is_taken() {
+        for set in [
+            "controlPlane.resources.limits={cpu: '1.5', memory: 1e9, example.com/x: 12E}",
+            "controlPlane.resources.requests={cpu: '0', memory: 2Gi}",
+            "controlPlane.resources.limits.cpu=2",
+            "controlPlane.priorityClassName=system-cluster-critical",
+            "controlPlane.log=warn,mesh_control::index=debug",
+            "image.registry=",
+            "image.registry=localhost:5000/a_b",
+            "image.tag=V1_0-rc.1",
+            "proxy.memoryLimit=",
+            "proxy.skipInboundPorts=22, 9000-9010",
+            "proxy.skipSubnets=10.0.0.0/8,fd00::/8",
+        ] {
+            with(&[set]).unwrap_or_else(|error| panic!("{set}: {error}"));
+        }
+    }
+
+    #[test]
     fn unknown_keys_are_refused_with_the_nearest() {
         let error = with(&["controlPlane.replica=3"]).unwrap_err();
         assert_eq!(error.message, "there is no value \"controlPlane.replica\"");
@@ -462,6 +586,23 @@ mod tests {
             ("identity.certificateLifetime=forever", "identity.certificateLifetime"),
             ("controlPlane.defaultInboundPolicy=open", "controlPlane.defaultInboundPolicy"),
             ("controlPlane.clusterNetworks=[ten]", "controlPlane.clusterNetworks"),
+            ("image.tag=0.1.0/x", "image.tag"),
+            ("image.tag=0.1.0@sha256:00", "image.tag"),
+            ("image.registry=r.example/$x", "image.registry"),
+            ("controlPlane.log=a=b=c", "controlPlane.log"),
+            ("controlPlane.log=", "controlPlane.log"),
+            ("controlPlane.log=$(HOME)", "controlPlane.log"),
+            ("controlPlane.priorityClassName=Very High", "controlPlane.priorityClassName"),
+            ("controlPlane.resources.limits.cpu=many", "controlPlane.resources.limits.cpu"),
+            ("controlPlane.resources.requests.cpu=5mi", "controlPlane.resources.requests.cpu"),
+            ("proxy.log=a=b=c", "proxy.log"),
+            ("proxy.cpuRequest=-1", "proxy.cpuRequest"),
+            ("proxy.cpuLimit=one", "proxy.cpuLimit"),
+            ("proxy.memoryRequest=20MB", "proxy.memoryRequest"),
+            ("proxy.memoryLimit=1 Gi", "proxy.memoryLimit"),
+            ("proxy.skipInboundPorts=ssh", "proxy.skipInboundPorts"),
+            ("proxy.skipOutboundPorts=70000", "proxy.skipOutboundPorts"),
+            ("proxy.skipSubnets=10.0.0.0/40", "proxy.skipSubnets"),
         ] {
             let error = with(&[set]).unwrap_err().message;
             assert!(error.starts_with(key), "{set}: {error}");

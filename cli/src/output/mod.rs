@@ -9,6 +9,7 @@ pub mod table;
 pub use format::Format;
 pub use table::{Cell, Column, Table};
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,7 +81,7 @@ impl Ui {
     #[must_use]
     pub fn progress(&self, text: &str) -> Progress {
         let progress = Progress { ui: self.clone() };
-        progress.write(&format!("\r\x1b[K{text} …"));
+        progress.write(&format!("\r\x1b[K{} …", clean(text)));
         progress
     }
 }
@@ -148,16 +149,31 @@ impl Style {
     }
 }
 
-/// Text from the network or the cluster, made harmless for a terminal: control characters are written out.
-pub fn clean(text: &str) -> std::borrow::Cow<'_, str> {
-    if text.chars().any(char::is_control) {
-        text.chars()
-            .flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] })
-            .collect::<String>()
-            .into()
-    } else {
-        text.into()
+/// Text from the network or the cluster, made harmless for a terminal and for a comment: what steers, ends a line for
+/// some reader of YAML, or turns the direction of writing is written out.
+pub fn clean(text: &str) -> Cow<'_, str> {
+    clean_but(text, &[])
+}
+
+/// The same for text of several lines, which stays so.
+pub fn clean_lines(text: &str) -> Cow<'_, str> {
+    clean_but(text, &['\n'])
+}
+
+fn clean_but<'a>(text: &'a str, kept: &[char]) -> Cow<'a, str> {
+    let harms = |c: char| {
+        let unseen = matches!(c, '\u{2028}' | '\u{2029}' | '\u{feff}')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (c.is_control() || unseen) && !kept.contains(&c)
+    };
+    if !text.contains(harms) {
+        return text.into();
     }
+    let mut safe = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if harms(c) { safe.extend(c.escape_default()) } else { safe.push(c) }
+    }
+    safe.into()
 }
 
 #[cfg(test)]
@@ -168,6 +184,24 @@ mod tests {
     fn text_of_others_can_not_steer_the_terminal() {
         assert_eq!(clean("/a\x1b[2J\n"), "/a\\u{1b}[2J\\n");
         assert_eq!(clean("/grüße → x"), "/grüße → x");
+        // The ends of lines that only some programs know, and what turns the direction of writing.
+        for unseen in [
+            '\u{85}', '\u{2028}', '\u{2029}', '\u{feff}', '\u{202a}', '\u{202e}', '\u{2066}',
+            '\u{2069}',
+        ] {
+            let code = u32::from(unseen);
+            assert_eq!(clean(&format!("/a{unseen}b")), format!("/a\\u{{{code:x}}}b"));
+        }
+        assert_eq!(clean_lines("one\n\x1b[2Jtwo\r\n"), "one\n\\u{1b}[2Jtwo\\r\n");
+    }
+
+    #[test]
+    fn progress_shows_no_text_of_others_as_it_is() {
+        let shown = crate::testing::Captured::default();
+        let mut ui = Ui::plain(io::sink(), shown.clone());
+        ui.err_tty = true;
+        drop(ui.progress("waiting: \x1b]0;x\x07"));
+        assert_eq!(shown.text(), "\r\x1b[Kwaiting: \\u{1b}]0;x\\u{7} …\r\x1b[K");
     }
 
     #[test]

@@ -5,6 +5,8 @@ mod completion;
 mod reference;
 mod terminal;
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
 
 use clap::CommandFactory;
@@ -102,6 +104,20 @@ fn errors_are_a_line_and_a_next_step() {
         text(&ran.stderr).contains("can't be the name of a local mesh"),
         "{}",
         text(&ran.stderr)
+    );
+}
+
+#[test]
+fn a_state_directory_that_others_can_write_to_is_named() {
+    let home = tempfile::tempdir().unwrap();
+    let state = home.path().join("meshctl");
+    fs::create_dir(&state).unwrap();
+    fs::set_permissions(&state, Permissions::from_mode(0o777)).unwrap();
+    let ran = command("stat deploy").env("XDG_RUNTIME_DIR", home.path()).output().unwrap();
+    let state = state.display();
+    assert_eq!(
+        text(&ran.stderr),
+        format!("error: {state} can be written to by others\n  try: chmod go-w {state}\n")
     );
 }
 

@@ -118,6 +118,10 @@ struct Rule {
 }
 
 pub(super) async fn run(args: CanArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
+    if args.watch && args.output == Format::Yaml {
+        return Err(CliError::usage("--watch prints a line for each refusal, which -o yaml can't")
+            .hint("-o json"));
+    }
     let mesh = cx.connect().await?;
     // With one of them left out it is the client.
     let (client, server) = match &args.server {

@@ -484,6 +484,18 @@ mod tests {
         }
     }
 
+    /// What no policy can allow is told in comments, whose ends not all readers of YAML see at the same place.
+    #[test]
+    fn no_path_can_end_its_comment() {
+        for end in ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}'] {
+            let path = format!("/a/../{end}---{end}kind: ClusterRoleBinding");
+            let text = generate(&[http("clerk", "GET", &path, false)]);
+            let told = text.lines().find(|line| line.contains("ClusterRoleBinding"));
+            let told = told.expect("it is told");
+            assert!(told.starts_with("#   GET /a/../\\") && !told.contains(end), "{told:?}");
+        }
+    }
+
     #[tokio::test]
     async fn one_workload_with_traffic_is_needed() {
         let mesh = FakeMesh { observed: reply(sample()), ..FakeMesh::default() };

@@ -26,16 +26,19 @@ pub(super) async fn run(
     mesh: &Mesh,
     cx: &mut Context,
 ) -> Result<ExitCode, CliError> {
-    let limits = Limits { count: args.count, duration: None };
-    let mut tap = Tap::start(mesh, request(reply), limits, cx).await?;
+    // Not the tap's own limit: it sees the pods' other ports, too.
+    let mut tap = Tap::start(mesh, request(reply), Limits::default(), cx).await?;
     let mut shown = 0_u64;
     let end = loop {
+        if args.count == Some(shown) {
+            break End::Done;
+        }
         match tap.next(cx).await? {
             Seen::End(end) => break end,
             Seen::Request(tapped) if is_of(reply, &tapped) => {
                 shown += 1;
                 cx.ui.print(&match args.output {
-                    Format::Json | Format::Yaml => format::json_line(&Event::new(&tapped))?,
+                    Format::Json => format::json_line(&Event::new(&tapped))?,
                     _ => refusal(&tapped, cx),
                 })?;
             }
@@ -71,7 +74,10 @@ fn request(reply: &ext::PortAuthorizationsReply) -> ext::MeshTapRequest {
 fn is_of(reply: &ext::PortAuthorizationsReply, tapped: &Tapped) -> bool {
     let address = tapped.event.as_ref().map(|event| event.destination.as_str());
     let port = address.and_then(|address| address.rsplit_once(':')?.1.parse::<u32>().ok());
-    reply.ports.iter().any(|of| of.pod == tapped.pod && port.is_none_or(|port| port == of.port))
+    reply.ports.iter().any(|of| {
+        (&of.namespace, &of.pod) == (&tapped.namespace, &tapped.pod)
+            && port.is_none_or(|port| port == of.port)
+    })
 }
 
 /// `12:00:01.123 curious-1 → finance-1:8080  GET /reports/today  as curious.shop  refused by …`
@@ -99,8 +105,9 @@ fn refusal(tapped: &Tapped, cx: &Context) -> String {
 #[cfg(test)]
 mod tests {
     use mesh_api::ext;
-    use mesh_api::ext::mesh_tap_event::{Event, TapStatus};
+    use mesh_api::ext::mesh_tap_event::{Event, TapStatus, Tapped};
 
+    use crate::error::Kind;
     use crate::testing::FakeMesh;
 
     #[tokio::test]
@@ -110,6 +117,8 @@ mod tests {
         (event.status, event.reason) = (403, "unauthorized".into());
         let mut other = tapped.clone();
         other.event.as_mut().unwrap().destination = "127.101.0.3:9990".into();
+        let namesake = Tapped { namespace: "b2".into(), ..tapped.clone() };
+        let tapped = [other, namesake, tapped.clone(), tapped.clone(), tapped];
         let status = Event::Status(TapStatus { pods: 1, tapped: 1, unreachable: vec![] });
         let port = ext::AuthorizingPort {
             pod: "books".into(),
@@ -118,7 +127,7 @@ mod tests {
             authorization: None,
         };
         let mesh = FakeMesh {
-            tap: vec![status, Event::Request(other), Event::Request(tapped)],
+            tap: std::iter::once(status).chain(tapped.map(Event::Request)).collect(),
             port_authorizations: ext::PortAuthorizationsReply {
                 clients: vec![],
                 ports: vec![port],
@@ -126,15 +135,21 @@ mod tests {
             ..FakeMesh::default()
         };
         let ran = mesh.run("authz can books.shop:7001 --watch --count 2").await;
-        assert_eq!(
-            ran.out,
-            "12:00:01.123 web-1 → books:7001  GET /authors/7  as web.shop  refused by \
-             AuthorizationPolicy/shop/books\n"
-        );
+        let line = "12:00:01.123 web-1 → books:7001  GET /authors/7  as web.shop  refused by \
+                    AuthorizationPolicy/shop/books\n";
+        assert_eq!(ran.out, line.repeat(2), "what is counted is what is shown");
         let filter = ran.asked.tap.unwrap().filter.unwrap();
         assert_eq!(filter.reason, "unauthorized");
         assert!(filter.peers.is_empty());
         let asked = ran.asked.port_authorizations.unwrap();
         assert_eq!((asked.client, asked.client_address.as_str()), (None, ""));
+    }
+
+    #[tokio::test]
+    async fn lines_are_no_yaml_document() {
+        let line = "authz can books.shop:7001 --watch -o yaml";
+        let error = FakeMesh::default().run(line).await.result.unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        assert!(error.message.contains("yaml"), "{error}");
     }
 }

@@ -1,7 +1,8 @@
 //! Checks of what a local mesh needs, before one is started.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::net::TcpListener;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,7 +25,8 @@ pub(super) async fn not_running(scene: Arc<Scene>) -> Outcome {
 
 pub(super) async fn state_dir(scene: Arc<Scene>) -> Outcome {
     let root = scene.state.path();
-    let tried = fs::create_dir_all(root).and_then(|()| {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(root);
+    let tried = made.and_then(|()| {
         let probe = root.join(format!(".check-{}", std::process::id()));
         fs::write(&probe, "")?;
         fs::remove_file(&probe)

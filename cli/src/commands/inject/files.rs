@@ -1,7 +1,8 @@
 //! What is read and where the results go.
 
-use std::fs;
-use std::io::{self, Read};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use crate::context::Context;
@@ -93,12 +94,38 @@ pub(super) fn write(
     }
     for (input, output) in inputs.iter().zip(outputs).filter(|(input, out)| input.text != **out) {
         match &input.path {
-            Some(path) => fs::write(path, output)
+            Some(path) => replace(path, output)
                 .map_err(|error| CliError::failed(format!("{}: {error}", path.display())))?,
             None => cx.ui.print(output)?,
         }
     }
     Ok(())
+}
+
+/// Writes a file so that there is the old or the new text, whole, whatever happens meanwhile.
+fn replace(path: &Path, text: &str) -> io::Result<()> {
+    // A link stays one: what it leads to is replaced.
+    let path = fs::canonicalize(path)?;
+    let old = fs::metadata(&path)?;
+    let (true, Some(folder), Some(name)) = (old.is_file(), path.parent(), path.file_name()) else {
+        // A pipe or a device cannot be replaced.
+        return fs::write(path, text);
+    };
+    let unfinished =
+        folder.join(format!(".{}.meshctl-{}", name.to_string_lossy(), std::process::id()));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
+    let written = file.write_all(text.as_bytes()).and_then(|()| {
+        // Only root may give files away; it should not keep those of others.
+        let _ = fchown(&file, Some(old.uid()), Some(old.gid()));
+        file.set_permissions(old.permissions())?;
+        file.sync_all()?;
+        fs::rename(&unfinished, &path)
+    });
+    if written.is_err() {
+        // The first failure is the one to tell.
+        let _ = fs::remove_file(&unfinished);
+    }
+    written
 }
 
 /// Documents of several files, kept apart.
@@ -116,4 +143,29 @@ fn joined(outputs: &[String]) -> String {
         all.push_str(output);
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_stays_what_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let (file, link) = (folder.path().join("a.yaml"), folder.path().join("link.yaml"));
+        fs::write(&file, "old").unwrap();
+        fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+        symlink("a.yaml", &link).unwrap();
+        let mut reader = fs::File::open(&file).unwrap();
+        replace(&link, "new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o7777, 0o640);
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        let mut seen = String::new();
+        reader.read_to_string(&mut seen).unwrap();
+        assert_eq!(seen, "old", "who was reading gets the old text whole");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+    }
 }

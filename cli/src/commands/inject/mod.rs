@@ -103,8 +103,10 @@ fn tell(reports: &[Report], only_warnings: bool, cx: &mut Context) {
         if !only_warnings {
             let line = match report.verdict {
                 Verdict::Injected(_) => cx.ui.err_style.green(injected),
-                Verdict::Skipped(_) => format!("skipped: {why}"),
-                Verdict::Refused(_) => format!("{}: {why}", cx.ui.err_style.red("refused")),
+                Verdict::Skipped(_) => format!("skipped: {}", clean(why)),
+                Verdict::Refused(_) => {
+                    format!("{}: {}", cx.ui.err_style.red("refused"), clean(why))
+                }
             };
             cx.ui.note(&format!("{} {line}", clean(&report.object)));
         }

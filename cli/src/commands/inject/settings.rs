@@ -12,6 +12,7 @@ use mesh_tls::TrustBundle;
 use super::InjectArgs;
 use crate::context::Context;
 use crate::error::CliError;
+use crate::output::clean;
 
 /// What the cluster says.
 #[derive(Debug, Default)]
@@ -31,7 +32,8 @@ pub(super) async fn gather(args: &InjectArgs, cx: &mut Context) -> Result<Settin
     };
     let told = told.unwrap_or_else(|why| {
         cx.ui.note(&format!(
-            "the mesh's settings are not known ({why}); those of meshctl {} apply",
+            "the mesh's settings are not known ({}); those of meshctl {} apply",
+            clean(&why),
             env!("CARGO_PKG_VERSION")
         ));
         Told::default()
@@ -41,7 +43,8 @@ pub(super) async fn gather(args: &InjectArgs, cx: &mut Context) -> Result<Settin
     for finding in findings {
         cx.ui.note(&format!(
             "ConfigMap {namespace}/{CONFIG_MAP}: {}: {}",
-            finding.field, finding.message
+            clean(&finding.field),
+            clean(&finding.message)
         ));
     }
     settings.trust_roots = roots(args, told)?;

@@ -3,11 +3,13 @@ use std::collections::BTreeMap;
 use mesh_control::inject::Settings;
 use mesh_control::source::local::yaml;
 use proptest::prelude::*;
+use serde_json::json;
 
 use super::files::Input;
 use super::text::{self, Mode, Report, Verdict};
 use crate::error::CliError;
-use crate::testing::{golden, run_alone};
+use crate::testing::objects::Objects;
+use crate::testing::{golden, run_alone, run_in};
 
 const DEMO: [&str; 7] = [
     include_str!("../../../../manifests/demo/00-namespace.yaml"),
@@ -191,6 +193,40 @@ fn what_has_no_place_is_refused_with_its_line() {
     }
 }
 
+/// What stands between one block and the next is not ours.
+#[test]
+fn a_mark_without_its_end_takes_nothing_along() {
+    let (there, _) = injected(DEMO[2]).unwrap();
+    let lines: Vec<&str> = there.split_inclusive('\n').collect();
+    let at = |mark: &str| lines.iter().position(|line| line.trim().starts_with(mark)).unwrap();
+    let end = at("# <<< meshctl inject");
+    let text: String =
+        lines.iter().enumerate().filter(|(at, _)| *at != end).map(|(_, line)| *line).collect();
+    let next = (end..).zip(&lines[end + 1..]).find(|(_, line)| line.trim().starts_with("# >>>"));
+    let place = format!("stdin:{}: ", next.expect("several blocks").0 + 1);
+    let error = text::uninject(&Input::of(&text), &mut Vec::new()).unwrap_err();
+    assert!(error.message.starts_with(&place), "{place}{error}");
+    let error = injected(&text).map(|(text, _)| text).unwrap_err();
+    assert!(error.message.starts_with(&place), "{place}{error}");
+}
+
+#[test]
+fn what_can_not_be_read_any_more_is_not_written() {
+    let text = "\
+apiVersion: v1
+kind: Pod
+spec:
+# >>> meshctl inject
+  containers:
+    - name: mesh-proxy
+# <<< meshctl inject
+      image: app
+    - name: app
+";
+    let error = text::uninject(&Input::of(text), &mut Vec::new()).unwrap_err();
+    assert!(error.message.starts_with("stdin:1: without its proxy"), "{error}");
+}
+
 #[test]
 fn what_is_said_about_a_workload_decides() {
     let text = "\
@@ -283,6 +319,41 @@ async fn there_is_no_default_for_whom_to_trust() {
     assert!(error.result.is_err(), "no PEM");
     let error = run_alone(&format!("inject --offline --no-identity --set x=y {file}")).await;
     assert!(error.result.unwrap_err().message.contains("the nearest is"));
+}
+
+#[tokio::test]
+async fn the_control_plane_is_that_of_the_mesh_that_is_meant() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.yaml").display().to_string();
+    std::fs::write(&file, DEMO[2]).unwrap();
+    let line = format!("inject --mesh-namespace my-mesh --no-identity {file}");
+    let addr = "mesh-control.my-mesh.svc.cluster.local:8086";
+    let ran = run_alone(&format!("{line} --offline")).await;
+    assert!(ran.out.contains(addr) && !ran.out.contains("mesh-system"), "{}", ran.out);
+
+    let config = |namespace: &str, tag: &str| {
+        let metadata = json!({"namespace": namespace, "name": "mesh-config"});
+        json!({"kind": "ConfigMap", "metadata": metadata, "data": {
+            "control-namespace": namespace,
+            "proxy-image": format!("r.example/mesh-proxy:{tag}"),
+        }})
+    };
+    let api = Objects::start([config("mesh-system", "other"), config("my-mesh", "ours")]).await;
+    let ran = run_in(&line, &folder, api.files()).await;
+    assert!(ran.out.contains(addr) && ran.out.contains("mesh-proxy:ours\n"), "{}", ran.out);
+}
+
+#[tokio::test]
+async fn reasons_are_told_without_what_steers_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a.yaml").display().to_string();
+    let label = "{metadata: {labels: {meshctl.dev/inject: \"no\\e[2J\"}}, spec: {containers: []}}";
+    let head = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: a}\n";
+    std::fs::write(&file, format!("{head}spec: {{template: {label}}}\n")).unwrap();
+    for flags in ["--enable", "--offline --no-identity"] {
+        let ran = run_alone(&format!("inject {flags} {file}")).await;
+        assert!(!ran.err.contains('\x1b'), "{:?}", ran.err);
+    }
 }
 
 #[derive(Clone, Debug)]

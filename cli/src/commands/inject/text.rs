@@ -84,7 +84,8 @@ pub(super) fn inject(
                 "write the pod template in block style, without anchors, or label it yourself",
             )
         };
-        let (base, value) = match taken_out(document.text, &document.value) {
+        let taken = taken_out(document.text, &document.value);
+        let (base, value) = match taken.map_err(|error| at_line(input, &document, &error))? {
             Some(base) => {
                 let value = value_of(&base).map_err(|error| failed(error.to_string()))?;
                 (base, value)
@@ -110,8 +111,10 @@ pub(super) fn inject(
         let edited = put_in(&base, &edits).map_err(failed)?;
         let says = value_of(&edited).map_err(|error| failed(error.to_string()))?;
         // A label in flow style cannot be told from one that was there, and stays.
-        let comes_back =
-            || matches!(mode, Mode::Enable) || taken_out(&edited, &says).as_deref() == Some(&*base);
+        let comes_back = || {
+            matches!(mode, Mode::Enable)
+                || taken_out(&edited, &says).is_ok_and(|back| back.as_deref() == Some(&*base))
+        };
         if says != expected || !comes_back() {
             return Err(failed("this document cannot be edited in place".into()));
         }
@@ -124,8 +127,18 @@ pub(super) fn inject(
 pub(super) fn uninject(input: &Input, changed: &mut Vec<String>) -> Result<String, CliError> {
     let mut out = String::with_capacity(input.text.len());
     for document in documents(input)? {
-        match taken_out(document.text, &document.value) {
+        let wrong = |error: Invalid| at_line(input, &document, &error);
+        match taken_out(document.text, &document.value).map_err(wrong)? {
             Some(base) => {
+                // Marks that were moved may have more between them than we have written.
+                value_of(&base).map_err(|error| {
+                    CliError::failed(format!(
+                        "{}:{}: without its proxy this document cannot be read: {error}",
+                        input.name(),
+                        document.line
+                    ))
+                    .hint(format!("take out by hand what is marked with \"{BEGIN}\""))
+                })?;
                 let names = objects(&document.value).into_iter();
                 let names = names.filter(|(_, object)| template_path(object).is_some());
                 changed.extend(names.map(|(_, object)| name_of(object)));
@@ -229,13 +242,17 @@ fn documents(input: &Input) -> Result<Vec<Document<'_>>, CliError> {
     let ends = bounds.iter().skip(1).map(|(start, _)| *start).chain([text.len()]);
     let documents = bounds.iter().zip(ends).map(|((start, line), end)| {
         let text = &text[*start..end];
-        let value = value_of(text).map_err(|error| {
-            let line = line - 1 + error.line as usize;
-            CliError::failed(format!("{}:{line}: {}", input.name(), error.message))
-        })?;
-        Ok(Document { text, line: *line, value })
+        let mut document = Document { text, line: *line, value: Value::Null };
+        document.value = value_of(text).map_err(|error| at_line(input, &document, &error))?;
+        Ok(document)
     });
     documents.collect()
+}
+
+/// With the place in the input.
+fn at_line(input: &Input, document: &Document<'_>, error: &Invalid) -> CliError {
+    let line = document.line - 1 + error.line as usize;
+    CliError::failed(format!("{}:{line}: {}", input.name(), error.message))
 }
 
 /// What a document says; nothing is null.
@@ -425,7 +442,7 @@ fn insertion(text: &str, root: &Node, path: &[&str], added: &Added) -> Result<In
 }
 
 /// A document without the proxy; `None` when there is none in it.
-fn taken_out(text: &str, value: &Value) -> Option<String> {
+fn taken_out(text: &str, value: &Value) -> Result<Option<String>, Invalid> {
     let objects = objects(value).into_iter();
     let templates = objects.filter_map(|(path, object)| {
         let template = template_path(object)?;
@@ -433,9 +450,9 @@ fn taken_out(text: &str, value: &Value) -> Option<String> {
     });
     let templates: Vec<Vec<String>> = templates.collect();
     if templates.is_empty() {
-        return None;
+        return Ok(None);
     }
-    let mut out = unmarked(text);
+    let mut out = unmarked(text)?;
     // What was marked is gone; the rest is found by its name.
     if let Ok(root) = Node::parse(&out) {
         let mut cuts: Vec<Range<usize>> = templates
@@ -448,23 +465,30 @@ fn taken_out(text: &str, value: &Value) -> Option<String> {
             out.replace_range(cut, "");
         }
     }
-    (out != text).then_some(out)
+    Ok((out != text).then_some(out))
 }
 
 /// Without the marked lines.
-fn unmarked(text: &str) -> String {
+fn unmarked(text: &str) -> Result<String, Invalid> {
     let mut out = String::with_capacity(text.len());
     let mut marked = false;
-    for line in text.split_inclusive('\n') {
+    for (line, number) in text.split_inclusive('\n').zip(1..) {
         let trimmed = line.trim();
-        marked = marked || trimmed.starts_with(BEGIN);
+        let begins = trimmed.starts_with(BEGIN);
+        if begins && marked {
+            // What is between the two would be lost, and not all of it is ours.
+            let message =
+                format!("\"{BEGIN}\" stands within a marked block: \"{END}\" is missing above it");
+            return Err(Invalid { line: number, message });
+        }
+        marked = marked || begins;
         if !marked {
             out.push_str(line);
         }
         marked = marked && !trimmed.starts_with(END);
     }
     // A mark that ends nowhere marks nothing.
-    if marked { text.to_owned() } else { out }
+    Ok(if marked { text.to_owned() } else { out })
 }
 
 /// What of a template is ours, in places.

@@ -22,21 +22,21 @@ struct Known {
     parse: fn(&str) -> Option<String>,
 }
 
-pub(super) const IMAGE: &str = "proxy-image";
-pub(super) const PULL_POLICY: &str = "proxy-image-pull-policy";
-pub(super) const CPU_REQUEST: &str = "proxy-cpu-request";
-pub(super) const CPU_LIMIT: &str = "proxy-cpu-limit";
-pub(super) const MEMORY_REQUEST: &str = "proxy-memory-request";
-pub(super) const MEMORY_LIMIT: &str = "proxy-memory-limit";
-pub(super) const LOG_LEVEL: &str = "proxy-log-level";
-pub(super) const LOG_FORMAT: &str = "proxy-log-format";
+pub const IMAGE: &str = "proxy-image";
+pub const PULL_POLICY: &str = "proxy-image-pull-policy";
+pub const CPU_REQUEST: &str = "proxy-cpu-request";
+pub const CPU_LIMIT: &str = "proxy-cpu-limit";
+pub const MEMORY_REQUEST: &str = "proxy-memory-request";
+pub const MEMORY_LIMIT: &str = "proxy-memory-limit";
+pub const LOG_LEVEL: &str = "proxy-log-level";
+pub const LOG_FORMAT: &str = "proxy-log-format";
 pub(super) const ACCESS_LOG: &str = "access-log";
 pub(super) const THREADS: &str = "threads";
 pub(super) const SHUTDOWN_GRACE: &str = "shutdown-grace";
-pub(super) const NATIVE_SIDECAR: &str = "native-sidecar";
-pub(super) const SKIP_INBOUND: &str = "skip-inbound-ports";
-pub(super) const SKIP_OUTBOUND: &str = "skip-outbound-ports";
-pub(super) const SKIP_SUBNETS: &str = "skip-subnets";
+pub const NATIVE_SIDECAR: &str = "native-sidecar";
+pub const SKIP_INBOUND: &str = "skip-inbound-ports";
+pub const SKIP_OUTBOUND: &str = "skip-outbound-ports";
+pub const SKIP_SUBNETS: &str = "skip-subnets";
 
 const QUANTITY: &str = "a quantity such as `100m` or `64Mi`";
 const PORTS: &str = "ports and ranges such as `3306,9000-9010`";

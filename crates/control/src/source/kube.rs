@@ -57,6 +57,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use self::lease::NAME as LEASE;
 use self::state::{Event, State};
 use self::status::Board;
 use crate::identity::Authority;

@@ -2,10 +2,10 @@
 //! world.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Write, stderr};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use mesh_redirect::Redirect;
@@ -16,8 +16,9 @@ pub(crate) const PROXY_UID: u32 = 2102;
 /// Of anything that should take no time.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// Goes past the test runner's capturing of output.
 pub(crate) fn skipped(test: &str, why: &str) {
-    println!("SKIPPED: {test}: {why}");
+    let _ = writeln!(stderr(), "SKIPPED: {test}: {why}");
 }
 
 pub(crate) struct Pod {
@@ -32,38 +33,35 @@ impl Pod {
             skipped(test, "not root");
             return None;
         }
-        if Command::new("ip").arg("-V").stdout(Stdio::null()).status().is_err() {
-            skipped(test, "no ip");
+        let name = format!("redirect-{}-{test}", std::process::id());
+        // Taken apart by its end, however much of it there is.
+        let pod = Self { world: format!("{name}-world"), name };
+        if let Err(why) = pod.wire() {
+            // In a container even root often may not.
+            skipped(test, &why);
             return None;
         }
-        let name = format!("redirect-{}-{test}", std::process::id());
-        let pod = Self { world: format!("{name}-world"), name };
-        let (name, world) = (&pod.name, &pod.world);
-        ip(&["netns", "add", name]);
-        ip(&["netns", "add", world]);
-        ip(&[
-            "-n", name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns",
-            world,
-        ]);
-        for (netns, number) in [(name, 1), (world, 2)] {
-            ip(&["-n", netns, "link", "set", "lo", "up"]);
-            ip(&["-n", netns, "addr", "add", &format!("10.9.0.{number}/24"), "dev", "eth0"]);
-            ip(&[
-                "-n",
-                netns,
-                "addr",
-                "add",
-                &format!("fd09::{number}/64"),
-                "dev",
-                "eth0",
-                "nodad",
-            ]);
-            ip(&["-n", netns, "link", "set", "eth0", "up"]);
-        }
         for addr in ["127.0.0.1:4140", "[::1]:4140", "[::]:4143"] {
-            listen_in(name, addr.parse().unwrap());
+            listen_in(&pod.name, addr.parse().unwrap());
         }
         Some(pod)
+    }
+
+    fn wire(&self) -> Result<(), String> {
+        let (name, world) = (&self.name, &self.world);
+        let mut commands = format!(
+            "netns add {name}\nnetns add {world}\n\
+             -n {name} link add eth0 type veth peer name eth0 netns {world}\n"
+        );
+        for (netns, number) in [(name, 1), (world, 2)] {
+            commands += &format!(
+                "-n {netns} link set lo up\n\
+                 -n {netns} addr add 10.9.0.{number}/24 dev eth0\n\
+                 -n {netns} addr add fd09::{number}/64 dev eth0 nodad\n\
+                 -n {netns} link set eth0 up\n"
+            );
+        }
+        commands.lines().try_for_each(ip)
     }
 
     pub(crate) fn install(&self, redirect: &Redirect) {
@@ -111,14 +109,16 @@ impl Pod {
 impl Drop for Pod {
     fn drop(&mut self) {
         for netns in [&self.name, &self.world] {
-            let _ = Command::new("ip").args(["netns", "delete", netns]).status();
+            let _ = ip(&format!("netns delete {netns}"));
         }
     }
 }
 
-fn ip(args: &[&str]) {
-    let status = Command::new("ip").args(args).status().unwrap();
-    assert!(status.success(), "ip {}", args.join(" "));
+fn ip(command: &str) -> Result<(), String> {
+    let ran = Command::new("ip").args(command.split(' ')).output();
+    let ran = ran.map_err(|error| format!("ip: {error}"))?;
+    let said = String::from_utf8_lossy(&ran.stderr);
+    if ran.status.success() { Ok(()) } else { Err(format!("ip {command}: {}", said.trim())) }
 }
 
 /// Runs it on a thread of its own that is in the namespace, as that user.

@@ -22,8 +22,11 @@ async fn no_byte_between_pods_is_readable() {
     let Some(tcpdump) = programs::installed("tcpdump") else {
         return programs::skipped(TEST, "tcpdump is not installed");
     };
-    if !rustix::process::geteuid().is_root() {
-        return programs::skipped(TEST, "only root may capture");
+    // Only asks the device; in a container even root often may not.
+    let device = Command::new(&tcpdump).args(["-i", "lo", "-L"]).output().unwrap();
+    if !device.status.success() {
+        let why = String::from_utf8_lossy(&device.stderr);
+        return programs::skipped(TEST, why.trim());
     }
     let app = HttpApp::start(|request| async {
         use http_body_util::BodyExt;

@@ -9,10 +9,10 @@ use kube::Api;
 use super::super::catalog::{Finding, Outcome};
 use super::super::scene::Scene;
 use super::{of, refused};
-use crate::cluster::tunnel::is_ready;
+use crate::cluster::objects::has_condition;
 use crate::cluster::{CONTROL_PLANE, Cluster};
 use crate::error::CliError;
-use crate::install::apply::{pods, trouble};
+use crate::install::apply::trouble;
 
 pub(in super::super) async fn deployed(scene: Arc<Scene>) -> Outcome {
     match scene.installed() {
@@ -57,7 +57,7 @@ pub(in super::super) async fn replicas(scene: Arc<Scene>) -> Outcome {
             let not_ready = |pod: &Pod| {
                 let why = trouble(pod).unwrap_or_else(|| "it is not ready".to_owned());
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
-                (!is_ready(pod))
+                (!has_condition(pod, "Ready"))
                     .then(|| why.trim_start_matches(name).trim_start_matches(": ").to_owned())
             };
             let found = look(&scene, not_ready, "", &logs).await;
@@ -90,7 +90,7 @@ async fn look(
         Ok(cluster) => cluster,
         Err(outcome) => return outcome,
     };
-    match pods(cluster).await {
+    match cluster.control_pods().await {
         Err(error) => refused(&error),
         Ok(pods) => {
             let told = pods.iter().filter_map(|pod| {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::super::catalog::{Finding, Outcome};
 use super::super::scene::Scene;
 use super::{of, refused};
-use crate::install::apply::has_condition;
+use crate::cluster::objects::has_condition;
 use crate::manifests::Installation;
 use crate::manifests::values::{Overrides, Profile};
 

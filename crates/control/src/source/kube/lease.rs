@@ -19,7 +19,8 @@ use tokio_util::sync::CancellationToken;
 use super::FIELD_MANAGER;
 use super::watch::why;
 
-pub(super) const NAME: &str = "mesh-control";
+/// The name of the Lease.
+pub const NAME: &str = "mesh-control";
 const DURATION: Duration = Duration::from_secs(30);
 const RENEW: Duration = Duration::from_secs(10);
 /// A holder that could not renew for this long writes no more, well before another may.
