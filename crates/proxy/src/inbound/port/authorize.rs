@@ -139,12 +139,13 @@ impl Port {
             Some(id) => Who::Identity(Arc::clone(id)),
             None => Who::Address(client.addr.ip()),
         };
+        let (observed, port) = (&self.recorder.telemetry.observed, &self.observed);
         match &attempt.http {
             Some(http) => {
                 let protocol = exchange.map_or(StatProtocol::Http, Exchange::protocol);
-                self.observed.request(who, protocol, http.method, http.uri.path());
+                observed.request(port, who, protocol, http.method, http.uri.path());
             }
-            None => self.observed.connection(who),
+            None => observed.connection(port, who),
         }
     }
 
