@@ -73,15 +73,28 @@ pub(crate) fn prepare_request(request: &mut Request, upgrade: bool) {
     }
 }
 
-/// Whether a request asks to leave HTTP (WebSocket and the like). HTTP/1.1 only.
+/// Whether a request asks to leave HTTP (WebSocket and the like). HTTP/1.1 only. To go on as another
+/// version of HTTP is none: what follows would be requests that nobody looks at.
 pub(crate) fn wants_upgrade<B>(request: &http::Request<B>) -> bool {
     request.version() == Version::HTTP_11
         && request.headers().contains_key(UPGRADE)
+        && !request.headers().get_all(UPGRADE).iter().any(stays_http)
         && request.headers().get_all(CONNECTION).iter().any(|value| {
             value.to_str().is_ok_and(|value| {
                 value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
             })
         })
+}
+
+/// Whether a field of `Upgrade` names HTTP, or cannot be read.
+fn stays_http(value: &HeaderValue) -> bool {
+    let is_http = |name: &str| {
+        let name = name.trim().as_bytes();
+        [&b"h2"[..], b"http"].iter().any(|http| {
+            name.get(..http.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(http))
+        })
+    };
+    value.to_str().map_or(true, |value| value.split(',').any(is_http))
 }
 
 /// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2).
@@ -282,5 +295,9 @@ mod tests {
         assert!(wants_upgrade(&request(Version::HTTP_11, "/", &upgrade)));
         assert!(!wants_upgrade(&request(Version::HTTP_11, "/", &upgrade[1..])));
         assert!(!wants_upgrade(&request(Version::HTTP_10, "/", &upgrade)));
+        for http in ["h2c", "websocket, H2C", "HTTP/2.0"] {
+            let upgrade = [("connection", "Upgrade"), ("upgrade", http)];
+            assert!(!wants_upgrade(&request(Version::HTTP_11, "/", &upgrade)), "{http}");
+        }
     }
 }

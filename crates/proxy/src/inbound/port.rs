@@ -111,7 +111,8 @@ impl Port {
         self.local.port()
     }
 
-    /// Whether the application once spoke before its client.
+    /// Whether the application once spoke before its client. No more than a hint: who makes bytes of a
+    /// connection by it lets anybody make the port opaque for everybody.
     pub(super) fn speaks_first(&self) -> bool {
         self.speaks_first.load(Relaxed)
     }
