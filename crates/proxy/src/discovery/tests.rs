@@ -10,15 +10,15 @@ use crate::telemetry::TelemetryConfig;
 #[tokio::test]
 async fn who_comes_as_the_last_one_leaves_is_told_what_changes() {
     let watches = Watches::<u16, u32>::default();
-    let (fed, mut feeds) = mpsc::unbounded_channel();
-    let (came, mut comes) = mpsc::unbounded_channel();
+    let (fed, mut feeds) = mpsc::channel(8);
+    let (came, mut comes) = mpsc::channel(8);
     let first = watches.get(&80, &Handle::current(), move |_, tx: watch::Sender<u32>| {
         let (fed, came) = (fed.clone(), came.clone());
         async move {
-            fed.send(tx.clone()).unwrap();
+            fed.try_send(tx.clone()).unwrap();
             tx.closed().await;
             if *tx.borrow() == 0 {
-                came.send(tx.subscribe()).unwrap();
+                came.try_send(tx.subscribe()).unwrap();
             }
         }
     });

@@ -42,7 +42,7 @@ async fn recorder() -> (TcpApp, Arc<Mutex<Vec<u8>>>) {
 async fn mesh(app: &TcpApp, protocol: ServerProtocol) -> (Mesh, ScriptedControlPlane) {
     let control = ScriptedControlPlane::start().await;
     control.server(PORT, ServerPolicy { protocol, ..scripted::open() });
-    let web = Pod::new("web").port(PORT, app.addr());
+    let web = Pod::new("web").port(PORT, app.addr()).setting("HEADER_TIMEOUT", "1s");
     let mesh = Mesh::builder().controlled_by(control.addr()).pod(web).start().await;
     (mesh, control)
 }
@@ -126,6 +126,29 @@ async fn where_http_is_declared_nothing_else_is_carried() {
         }
         assert_eq!(app.accepted(), 0);
     }
+}
+
+/// A client may be silent for as long as it likes; one that has begun may not stop in the middle.
+#[tokio::test]
+async fn a_request_that_begins_late_has_to_end_as_well() {
+    let (app, _) = recorder().await;
+    let (mesh, _control) = mesh(&app, detect(Duration::from_millis(200))).await;
+    let web = mesh.pod("web");
+    let mut late = Connection::open(web.inbound(PORT)).await;
+    let given_up = ["direction=\"inbound\"", "peer=\"dst\""];
+    wait::until("the chance of the application to speak first to be over", async || {
+        (web.metric("tcp_close_total", &given_up).await >= 1.0).then_some(())
+    })
+    .await;
+    late.send("GET /begun").await;
+    assert!(!late.rest().await.starts_with(b"HTTP/1.1 200"));
+    let mut silent = Connection::open(web.inbound(PORT)).await;
+    wait::until("another chance to be over", async || {
+        (web.metric("tcp_close_total", &given_up).await >= 2.0).then_some(())
+    })
+    .await;
+    silent.send("GET / HTTP/1.1\r\nHost: web\r\n\r\n").await;
+    assert_eq!(silent.response().await.status, 200);
 }
 
 /// What the application says to a client that is silent.
