@@ -80,8 +80,7 @@ impl Detector {
                 }
             }
             if !self.read_more(io).await? {
-                // What is not a request by now never will be.
-                return Ok(self.has_read().then_some(Detected::Opaque));
+                return Ok(self.has_read().then(|| self.at_end()));
             }
         }
     }
@@ -126,6 +125,14 @@ impl Detector {
         match RequestLine::of(&self.read).has_target() {
             true => Detected::Http(Version::Http1),
             false => Detected::Opaque,
+        }
+    }
+
+    /// What it is when the client says no more. Some servers serve a line that has no end, too.
+    fn at_end(&self) -> Detected {
+        match RequestLine::of(&self.read).feed(b"\n") {
+            Verdict::Http => Detected::Http(Version::Http1),
+            Verdict::Open | Verdict::Not => Detected::Opaque,
         }
     }
 
@@ -217,6 +224,20 @@ mod tests {
             (b"\x16not tls at all", OPAQUE),
         ] {
             assert_eq!(sniff(bytes), expected, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_a_request_as_well() {
+        for (bytes, expected) in [
+            ("GET / HTTP/1.1", Detected::Http(Version::Http1)),
+            ("GET /", Detected::Http(Version::Http1)),
+            ("GET ", Detected::Opaque),
+            ("ping", Detected::Opaque),
+            ("\r\n", Detected::Opaque),
+        ] {
+            let detector = Detector { read: bytes.as_bytes().into() };
+            assert_eq!(detector.at_end(), expected, "{bytes:?}");
         }
     }
 

@@ -335,7 +335,12 @@ impl Inbound {
         let revoked = port.revoked(client, None);
         let (relayed, result) = relay_until(&mut io, &mut server, revoked).await;
         series.closed(relayed.a_to_b, relayed.b_to_a);
-        tracing::debug!(client = %addr, ?relayed, ?result, "connection ended");
+        match &result {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                tracing::info!(client = %addr, %error, "connection cut");
+            }
+            _ => tracing::debug!(client = %addr, ?relayed, ?result, "connection ended"),
+        }
     }
 
     /// Lets go of connections and ports that have been idle for too long.

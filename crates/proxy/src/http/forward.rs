@@ -97,15 +97,19 @@ fn stays_http(value: &HeaderValue) -> bool {
     value.to_str().map_or(true, |value| value.split(',').any(is_http))
 }
 
-/// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2).
+/// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2; of user
+/// information RFC 9110, 4.2.4).
 pub(crate) fn check_host(request: &Request) -> Result<(), MeshError> {
     let mut hosts = request.headers().get_all(HOST).iter();
-    let unclear = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => true,
-        (Some(host), None) if request.uri().authority().is_none() => {
-            !host.is_empty() && Authority::try_from(host.as_bytes()).is_err()
+    let has_user = |authority: &Authority| authority.as_str().contains('@');
+    let unclear = match (hosts.next(), hosts.next(), request.uri().authority()) {
+        (_, Some(_), _) => true,
+        (_, None, Some(authority)) => has_user(authority),
+        (Some(host), None, None) => {
+            let authority = Authority::try_from(host.as_bytes());
+            !host.is_empty() && authority.map_or(true, |authority| has_user(&authority))
         }
-        _ => false,
+        (None, None, None) => false,
     };
     match unclear {
         true => Err(MeshError::new(Reason::BadRequest, "the request needs one host in its `Host`")),
@@ -258,6 +262,8 @@ mod tests {
             ("/", &["web", "web"], false),
             ("http://web/", &["web", "other"], false),
             ("/", &["web/../x"], false),
+            ("/", &["user@web"], false),
+            ("http://user@web/", &["web"], false),
         ] {
             let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
             let request = request(Version::HTTP_11, uri, &headers);

@@ -102,6 +102,9 @@ async fn no_way_of_writing_a_request_makes_bytes_of_it() {
         // If nobody has closed the connection, the application's answer ends the test.
         connection.rest().await;
     }
+    // Who looks finds out why.
+    wait::until("the cut in the log", async || web.log().contains("connection cut").then_some(()))
+        .await;
     let heard = String::from_utf8_lossy(&heard.lock()).into_owned();
     assert!(heard.starts_with("GET / HTTP/1.1\r\n"), "good requests come through: {heard}");
     assert!(!heard.contains("admin"), "{heard}");
