@@ -277,8 +277,32 @@ impl HeaderMatch {
 }
 
 impl QueryMatch {
+    /// Of a parameter that is repeated, the first value counts.
     pub(crate) fn matches(&self, uri: &Uri) -> bool {
-        query_param(uri, &self.name).is_some_and(|value| self.value.matches(value.as_bytes()))
+        let query = uri.query().unwrap_or_default();
+        params(query, &['&'], &self.name).next().is_some_and(|value| self.has(&value))
+    }
+
+    /// Whether some server could find a value that matches: it may take the last, or separate
+    /// parameters by `;`.
+    pub(crate) fn may_match(&self, uri: &Uri) -> bool {
+        let query = uri.query().unwrap_or_default();
+        [&['&'][..], &['&', ';']]
+            .iter()
+            .any(|separators| params(query, separators, &self.name).any(|value| self.has(&value)))
+    }
+
+    /// Whether every server must find one that does.
+    pub(crate) fn must_match(&self, uri: &Uri) -> bool {
+        let query = uri.query().unwrap_or_default();
+        self.matches(uri)
+            && [&['&'][..], &['&', ';']].iter().all(|separators| {
+                params(query, separators, &self.name).all(|value| self.has(&value))
+            })
+    }
+
+    fn has(&self, value: &str) -> bool {
+        self.value.matches(value.as_bytes())
     }
 }
 
@@ -291,9 +315,13 @@ impl ValueMatch {
     }
 }
 
-/// The first value of a query parameter, percent-decoded where it needs to be.
-fn query_param<'a>(uri: &'a Uri, name: &str) -> Option<std::borrow::Cow<'a, str>> {
-    uri.query()?.split('&').find_map(|pair| {
+/// The values of a query parameter, percent-decoded where they need to be.
+fn params<'a>(
+    query: &'a str,
+    separators: &'a [char],
+    name: &'a str,
+) -> impl Iterator<Item = std::borrow::Cow<'a, str>> {
+    query.split(separators).filter_map(move |pair| {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         (decode(key) == name).then(|| decode(value))
     })

@@ -1,7 +1,8 @@
 //! The admin port (4191): is the proxy ready, what does it count, what does it believe.
 //!
-//! One small HTTP/1.1 server with bounds on connections, heads and bodies. What may do harm,
-//! `POST /shutdown`, is for callers on this machine only. Read [`crate::telemetry`] for `/metrics`.
+//! One small HTTP/1.1 server with bounds on connections, heads and bodies. Probes and `/metrics` are
+//! for everybody. What changes something, and what tells of the mesh and the pod, is for callers of the
+//! same pod only, a port-forward among them. Read [`crate::telemetry`] for `/metrics`.
 
 pub(crate) mod ports;
 
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fmt;
 use std::future::ready;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -61,11 +62,12 @@ pub struct AdminState {
 
 /// Serves until `drain` is cancelled, then finishes the requests that run.
 pub async fn serve(listener: TcpListener, state: AdminState, drain: CancellationToken) {
-    let connection = |stream, peer| {
+    let connection = |stream: TcpStream, peer: SocketAddr| {
         let state = state.clone();
+        let near = stream.local_addr().is_ok_and(|local| is_near(peer.ip(), local.ip()));
         let service = service_fn(move |request| {
             let state = state.clone();
-            async move { Ok::<_, Infallible>(respond(request, peer, &state).await) }
+            async move { Ok::<_, Infallible>(respond(request, near, &state).await) }
         });
         let connection = hyper::server::conn::http1::Builder::new()
             .timer(TokioTimer::new())
@@ -76,9 +78,15 @@ pub async fn serve(listener: TcpListener, state: AdminState, drain: Cancellation
     ports::serve(listener, "admin", drain, connection).await;
 }
 
+/// Whether a caller is of the same pod: it comes by loopback, or from the address that it calls.
+fn is_near(peer: IpAddr, local: IpAddr) -> bool {
+    let (peer, local) = (peer.to_canonical(), local.to_canonical());
+    peer.is_loopback() || peer == local
+}
+
 async fn respond(
     request: Request<Incoming>,
-    peer: SocketAddr,
+    near: bool,
     state: &AdminState,
 ) -> Response<Full<Bytes>> {
     let allowed: &[Method] = match request.uri().path() {
@@ -90,13 +98,17 @@ async fn respond(
     if !allowed.contains(request.method()) {
         return not_allowed(allowed);
     }
+    let open = matches!(request.uri().path(), "/ready" | "/live" | "/metrics");
+    if !near && !open {
+        return text(StatusCode::FORBIDDEN, "only callers of the same pod may ask for this\n");
+    }
     match request.uri().path() {
         "/ready" => readiness(&state.ready.borrow()),
         "/live" => text(StatusCode::OK, "live\n"),
         "/metrics" => metrics(&request, &state.telemetry),
         "/config" => json(&(state.config)()),
         "/env.json" => json(&environment(std::env::vars_os())),
-        "/shutdown" => shutdown(peer, &state.shutdown),
+        "/shutdown" => shutdown(&state.shutdown),
         _ if request.method() == Method::PUT => set_log_level(request, &state.log).await,
         _ => match state.log.current() {
             Ok(filter) => text(StatusCode::OK, format!("{filter}\n")),
@@ -129,10 +141,7 @@ async fn set_log_level(request: Request<Incoming>, log: &LogHandle) -> Response<
     }
 }
 
-fn shutdown(peer: SocketAddr, shutdown: &mpsc::Sender<()>) -> Response<Full<Bytes>> {
-    if !peer.ip().to_canonical().is_loopback() {
-        return text(StatusCode::FORBIDDEN, "only callers on this machine may end the proxy\n");
-    }
+fn shutdown(shutdown: &mpsc::Sender<()>) -> Response<Full<Bytes>> {
     // A full or closed channel means that somebody asked before.
     let _ = shutdown.try_send(());
     text(StatusCode::ACCEPTED, "shutting down\n")

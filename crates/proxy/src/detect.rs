@@ -3,7 +3,11 @@
 //! A client that waits for the server to speak (MySQL, SMTP) would wait for ever if the proxy
 //! waited for the client. So a client that is silent for a moment gets its server connected; if the
 //! server speaks first, the connection is opaque, and the destination is remembered as such. A
-//! client that merely takes its time is still detected when it speaks.
+//! client that merely takes its time is still detected when it speaks. What servers say first is in
+//! [`greeting`], what counts as a request in [`request_line`].
+
+mod greeting;
+mod request_line;
 
 use std::io;
 use std::time::Duration;
@@ -11,6 +15,8 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 
+pub(crate) use self::greeting::{Greeting, greeting};
+pub(crate) use self::request_line::{RequestLine, Verdict};
 use crate::http::server::Version;
 use crate::io::Io;
 
@@ -64,37 +70,82 @@ impl Detector {
     /// Reads until the protocol is known. `None`: the client closed without a byte.
     pub(crate) async fn run(&mut self, io: &mut Io) -> io::Result<Option<Detected>> {
         loop {
-            self.read.reserve(1024);
-            if io.read_buf(&mut self.read).await? == 0 {
-                return Ok((!self.read.is_empty()).then_some(Detected::Opaque));
-            }
-            match sniff(&self.read) {
-                Sniffed::Yes(detected) => return Ok(Some(detected)),
-                Sniffed::NeedMore if self.read.len() >= PEEK_LIMIT => {
-                    return Ok(Some(Detected::Opaque));
+            if self.has_read() {
+                match sniff(&self.read) {
+                    Sniffed::Yes(detected) => return Ok(Some(detected)),
+                    Sniffed::NeedMore if self.read.len() >= PEEK_LIMIT => {
+                        return Ok(Some(self.at_best()));
+                    }
+                    Sniffed::NeedMore => {}
                 }
-                Sniffed::NeedMore => {}
+            }
+            if !self.read_more(io).await? {
+                return Ok(self.has_read().then(|| self.at_end()));
             }
         }
     }
 
-    /// The same within a time; a client that stops in the middle of something is opaque.
+    /// The same within a time. A client that stops in the middle of something is opaque, unless that
+    /// looks like a request.
     pub(crate) async fn run_within(
         &mut self,
         io: &mut Io,
         timeout: Duration,
     ) -> io::Result<Option<Detected>> {
         let detected = tokio::time::timeout(timeout, self.run(io)).await;
-        detected.unwrap_or(Ok(Some(Detected::Opaque)))
+        detected.unwrap_or_else(|_| Ok(Some(self.at_best())))
+    }
+
+    /// The same, but the time begins with the first byte: a client may be silent for as long as it
+    /// likes.
+    pub(crate) async fn run_once_begun(
+        &mut self,
+        io: &mut Io,
+        timeout: Duration,
+    ) -> io::Result<Option<Detected>> {
+        if !self.has_read() && !self.read_more(io).await? {
+            return Ok(None);
+        }
+        self.run_within(io, timeout).await
+    }
+
+    /// Whether there was more.
+    async fn read_more(&mut self, io: &mut Io) -> io::Result<bool> {
+        self.read.reserve(1024);
+        Ok(io.read_buf(&mut self.read).await? > 0)
     }
 
     pub(crate) fn has_read(&self) -> bool {
         !self.read.is_empty()
     }
 
+    /// What it is most likely when no more comes, or too much has. A request that is too long or too
+    /// slow is for the HTTP server to refuse.
+    fn at_best(&self) -> Detected {
+        match RequestLine::of(&self.read).has_target() {
+            true => Detected::Http(Version::Http1),
+            false => Detected::Opaque,
+        }
+    }
+
+    /// What it is when the client says no more. Some servers serve a line that has no end, too.
+    fn at_end(&self) -> Detected {
+        match RequestLine::of(&self.read).feed(b"\n") {
+            Verdict::Http => Detected::Http(Version::Http1),
+            Verdict::Open | Verdict::Not => Detected::Opaque,
+        }
+    }
+
     /// Puts what was read back into the connection.
     pub(crate) fn finish(self, io: &mut Io) {
         io.unread(self.read.freeze());
+    }
+
+    /// The same for a connection that is carried as bytes: should they turn out to be a request after
+    /// all, reading fails.
+    pub(crate) fn finish_watched(self, io: &mut Io) {
+        io.watch(RequestLine::of(&self.read));
+        self.finish(io);
     }
 }
 
@@ -117,28 +168,23 @@ fn sniff(bytes: &[u8]) -> Sniffed {
     sniff_http1(bytes)
 }
 
-/// A request line is `METHOD SP target SP HTTP/1.x`; anything else is not HTTP.
+/// Tells requests, whole or begun, from all else.
 fn sniff_http1(bytes: &[u8]) -> Sniffed {
-    const OPAQUE: Sniffed = Sniffed::Yes(Detected::Opaque);
-    let line_end = bytes.iter().position(|b| *b == b'\n');
-    let line = &bytes[..line_end.unwrap_or(bytes.len())];
-    let Some(space) = line.iter().position(|b| *b == b' ') else {
-        let may_be_method = line.len() <= MAX_METHOD && line.iter().all(is_method_byte);
-        return if may_be_method && line_end.is_none() { Sniffed::NeedMore } else { OPAQUE };
-    };
-    if space == 0 || space > MAX_METHOD || !line[..space].iter().all(is_method_byte) {
-        return OPAQUE;
+    match RequestLine::of(bytes).verdict() {
+        Verdict::Http => Sniffed::Yes(Detected::Http(Version::Http1)),
+        Verdict::Open if is_worth_waiting(bytes) => Sniffed::NeedMore,
+        Verdict::Open | Verdict::Not => Sniffed::Yes(Detected::Opaque),
     }
-    if line_end.is_none() {
-        let text = line.iter().all(|b| *b >= b' ' || *b == b'\r');
-        return if text { Sniffed::NeedMore } else { OPAQUE };
-    }
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    let version = line.rsplit(|b| *b == b' ').next().unwrap_or_default();
-    match version {
-        b"HTTP/1.1" | b"HTTP/1.0" => Sniffed::Yes(Detected::Http(Version::Http1)),
-        _ => OPAQUE,
-    }
+}
+
+/// Whether a line so far looks like a usual request. The servers of other protocols must not be kept
+/// waiting for the rest of what merely could become one.
+fn is_worth_waiting(bytes: &[u8]) -> bool {
+    let line = bytes.trim_ascii_start();
+    let method = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+    method.len() <= MAX_METHOD
+        && method.iter().all(is_method_byte)
+        && line[method.len()..].iter().all(|byte| *byte >= b' ')
 }
 
 fn is_method_byte(byte: &u8) -> bool {
@@ -167,12 +213,31 @@ mod tests {
             (b"SET key value\r\n", OPAQUE),
             (b"EHLO host\r\n", OPAQUE),
             (b"\x00\x01\x02", OPAQUE),
-            (b" GET / HTTP/1.1\r\n", OPAQUE),
-            (b"GET / HTTP/9.9\r\n", OPAQUE),
+            (b"get", OPAQUE),
+            (b"get / HTTP/1.1\r\n", HTTP1),
+            (b"\r\n", Sniffed::NeedMore),
+            (b"\r\n\r\nGET / HTTP/1.1\r\n", HTTP1),
+            (b" GET / HTTP/1.1\r\n", HTTP1),
+            (b"GET / HTTP/9.9\r\n", HTTP1),
+            (b"GET /a\0", OPAQUE),
             (b"\x16\x03\x01", Sniffed::NeedMore),
             (b"\x16not tls at all", OPAQUE),
         ] {
             assert_eq!(sniff(bytes), expected, "{}", String::from_utf8_lossy(bytes));
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_a_request_as_well() {
+        for (bytes, expected) in [
+            ("GET / HTTP/1.1", Detected::Http(Version::Http1)),
+            ("GET /", Detected::Http(Version::Http1)),
+            ("GET ", Detected::Opaque),
+            ("ping", Detected::Opaque),
+            ("\r\n", Detected::Opaque),
+        ] {
+            let detector = Detector { read: bytes.as_bytes().into() };
+            assert_eq!(detector.at_end(), expected, "{bytes:?}");
         }
     }
 
@@ -186,7 +251,9 @@ mod tests {
         fn a_request_line_is_known_however_it_is_cut(cut in 1usize..16) {
             let line = b"GET / HTTP/1.1\r\n";
             let partial = sniff(&line[..cut]);
-            prop_assert!(partial == Sniffed::NeedMore || (cut == line.len() && partial == HTTP1));
+            // Some servers take the `\r` for the end.
+            let ended = line[..cut].contains(&b'\r');
+            prop_assert_eq!(partial, if ended { HTTP1 } else { Sniffed::NeedMore });
         }
     }
 }

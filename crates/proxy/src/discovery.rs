@@ -90,20 +90,22 @@ impl Discovery {
     /// How to reach a target.
     pub(crate) fn target(&self, target: &Target) -> watch::Receiver<Resolution> {
         let this = self.clone();
-        self.inner.targets.get(target, &self.inner.runtime, move |target, tx| async move {
-            let Inner { client, follower, resolver, .. } = &*this.inner;
-            targets::follow(follower, client.as_ref(), resolver, &target, tx).await;
+        self.inner.targets.get(target, &self.inner.runtime, move |target, tx| {
+            let this = this.clone();
+            async move {
+                let Inner { client, follower, resolver, .. } = &*this.inner;
+                targets::follow(follower, client.as_ref(), resolver, &target, tx).await;
+            }
         })
     }
 
     /// The endpoints of a service port, by the path its policy names.
     pub(crate) fn endpoints(&self, path: &str) -> watch::Receiver<EndpointSet> {
         let this = self.clone();
-        self.inner.endpoints.get(
-            &path.to_owned(),
-            &self.inner.runtime,
-            move |path, tx| async move {
-                let Some(client) = &this.inner.client else { return };
+        self.inner.endpoints.get(&path.to_owned(), &self.inner.runtime, move |path, tx| {
+            let this = this.clone();
+            async move {
+                let Some(client) = &this.inner.client else { return tx.closed().await };
                 // The first `Add` after a (re)connect replaces the set; until then the old one serves.
                 let mut fresh = true;
                 let follow = this.inner.follower.follow(
@@ -124,39 +126,45 @@ impl Discovery {
                     },
                 );
                 tokio::select! { () = follow => {}, () = tx.closed() => {} }
-            },
-        )
+            }
+        })
     }
 
     /// The policy of one of the workload's own ports, and who may use it. Nothing until both are
     /// known.
     pub(crate) fn port(&self, port: u16) -> watch::Receiver<Option<Arc<PortRules>>> {
         let this = self.clone();
-        self.inner.ports.get(&port, &self.inner.runtime, move |port, tx| async move {
-            let Some(client) = &this.inner.client else { return };
-            ports::follow(&this.inner.follower, client, port, tx).await;
+        self.inner.ports.get(&port, &self.inner.runtime, move |port, tx| {
+            let this = this.clone();
+            async move {
+                let Some(client) = &this.inner.client else { return tx.closed().await };
+                ports::follow(&this.inner.follower, client, port, tx).await;
+            }
         })
     }
 
     /// Our extensions of a backend; the default where the control plane has none.
     pub(crate) fn extension(&self, key: &ResourceRef) -> watch::Receiver<BackendExtension> {
         let this = self.clone();
-        self.inner.extensions.get(key, &self.inner.runtime, move |key, tx| async move {
-            let Some(client) = &this.inner.client else { return };
-            let follow = this.inner.follower.follow(
-                "extension",
-                || client.watch_backend(&key),
-                |event| {
-                    if let Followed::Update(extension) = event {
-                        tx.send_if_modified(|old| {
-                            let changed = *old != extension;
-                            *old = extension;
-                            changed
-                        });
-                    }
-                },
-            );
-            tokio::select! { () = follow => {}, () = tx.closed() => {} }
+        self.inner.extensions.get(key, &self.inner.runtime, move |key, tx| {
+            let this = this.clone();
+            async move {
+                let Some(client) = &this.inner.client else { return tx.closed().await };
+                let follow = this.inner.follower.follow(
+                    "extension",
+                    || client.watch_backend(&key),
+                    |event| {
+                        if let Followed::Update(extension) = event {
+                            tx.send_if_modified(|old| {
+                                let changed = *old != extension;
+                                *old = extension;
+                                changed
+                            });
+                        }
+                    },
+                );
+                tokio::select! { () = follow => {}, () = tx.closed() => {} }
+            }
         })
     }
 }
@@ -207,12 +215,13 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Default + Send + Sync + 'static,
 {
-    /// The watch for `key`; `follow` feeds a new one until it returns or nobody is left.
+    /// The watch for `key`. `follow` feeds it until nobody is left, and is begun anew for those who came
+    /// in that moment.
     fn get<F>(
         &self,
         key: &K,
         runtime: &Handle,
-        follow: impl FnOnce(K, watch::Sender<V>) -> F,
+        follow: impl Fn(K, watch::Sender<V>) -> F + Send + 'static,
     ) -> watch::Receiver<V>
     where
         F: Future<Output = ()> + Send + 'static,
@@ -223,22 +232,21 @@ where
         }
         let (sender, receiver) = watch::channel(V::default());
         open.insert(key.clone(), sender.clone());
-        let (followed, key) = (follow(key.clone(), sender.clone()), key.clone());
-        let all = Arc::clone(&self.open);
+        let (all, key) = (Arc::clone(&self.open), key.clone());
         runtime.spawn(async move {
-            let mut followed = std::pin::pin!(followed);
             loop {
-                followed.as_mut().await;
+                follow(key.clone(), sender.clone()).await;
                 // Somebody may have subscribed between the last reader's leaving and now.
                 let mut open = all.lock();
                 if sender.receiver_count() == 0 {
                     open.remove(&key);
                     return;
                 }
-                drop(open);
-                sender.closed().await;
             }
         });
         receiver
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -89,6 +89,14 @@ impl Identity {
         tokio::spawn(keeper.run());
     }
 
+    /// Takes these into use, as if the control plane had certified them.
+    #[cfg(test)]
+    pub(crate) fn certify(&self, credentials: Credentials) {
+        if let Some(inner) = &self.inner {
+            inner.credentials.send_replace(Some(Arc::new(credentials)));
+        }
+    }
+
     /// Who the control plane must prove to be.
     pub(crate) fn control_plane(&self) -> Option<&Id> {
         self.inner.as_ref().map(|inner| &inner.control_plane)

@@ -5,30 +5,28 @@
 
 mod port;
 mod rate_limit;
+mod spoken;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::StatusCode;
 use hyper::body::Incoming;
 use mesh_layers::{Body, BoxError, ConcurrencyLimit, Request, Response};
-use mesh_model::inbound::{ServerPolicy, ServerProtocol};
 use mesh_model::stats::StatProtocol;
 use mesh_model::{Direction, Reason};
 use mesh_tls::TransportHeader;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tracing::Instrument;
 
 use self::port::{Head, Port};
 use crate::config::Config;
-use crate::detect::{Detected, Detector, PATIENCE};
+use crate::detect::{Detected, Detector};
 use crate::discovery::{Discovery, PortRules};
 use crate::error::{Failure, MeshError};
 use crate::exchange::{Exchange, Recorder};
@@ -38,10 +36,10 @@ use crate::http::upgrade::Upgrade;
 use crate::identity::Identity;
 use crate::io::Io;
 use crate::relay::relay_until;
-use crate::telemetry::Detected as DetectedLabel;
 
 /// Tells the application who called; only this proxy may say so.
-const L5D_CLIENT_ID: http::HeaderName = http::HeaderName::from_static("l5d-client-id");
+const CLIENT_ID: &str = "l5d-client-id";
+const L5D_CLIENT_ID: http::HeaderName = http::HeaderName::from_static(CLIENT_ID);
 
 /// Who is at the other end of a connection.
 #[derive(Clone, Debug)]
@@ -60,11 +58,26 @@ pub(crate) struct Inbound {
     identity: Identity,
     server: Arc<Server>,
     limit: ConcurrencyLimit,
-    ports: Mutex<HashMap<SocketAddr, Arc<Port>>>,
+    ports: Mutex<HashMap<SocketAddr, Kept>>,
+}
+
+/// A port, and when somebody last used it.
+#[derive(Debug)]
+struct Kept {
+    port: Arc<Port>,
+    used: Instant,
+}
+
+impl Kept {
+    fn is_idle(&self) -> bool {
+        Arc::strong_count(&self.port) == 1
+    }
 }
 
 /// Ports of the workload that are kept; a port scan must not grow this without bound.
 const MAX_PORTS: usize = 256;
+/// A port that nobody has been connected to for so long is forgotten, its figures aside.
+const PORT_IDLE: Duration = Duration::from_secs(600);
 
 impl Inbound {
     pub(crate) fn new(
@@ -85,21 +98,41 @@ impl Inbound {
         })
     }
 
+    /// The port of a connection that was redirected on its way to `to`. `None` closes it: this proxy
+    /// leads to its own pod, and to no more ports of it than can be kept.
+    pub(crate) fn redirected(&self, client: SocketAddr, to: SocketAddr) -> Option<Arc<Port>> {
+        let own = &self.config.pod_ips;
+        if !own.is_empty() && !own.iter().any(|ip| ip.to_canonical() == to.ip().to_canonical()) {
+            tracing::info!(%client, %to, "connection closed: no address of this pod");
+            return None;
+        }
+        let port = self.port(to, &[]);
+        if port.is_none() {
+            tracing::info!(%client, %to, limit = MAX_PORTS, "connection closed: too many ports in use");
+        }
+        port
+    }
+
     /// The port that connections to `local` are for. `forward` is where its application listens.
-    pub(crate) fn port(&self, local: SocketAddr, forward: &[SocketAddr]) -> Arc<Port> {
+    /// `None`: too many are in use.
+    pub(crate) fn port(&self, local: SocketAddr, forward: &[SocketAddr]) -> Option<Arc<Port>> {
         let mut ports = self.ports.lock();
-        if let Some(port) = ports.get(&local) {
-            return Arc::clone(port);
+        if let Some(kept) = ports.get(&local) {
+            return Some(Arc::clone(&kept.port));
         }
         if ports.len() >= MAX_PORTS {
-            ports.retain(|_, port| Arc::strong_count(port) > 1);
+            ports.retain(|_, kept| !kept.is_idle());
+        }
+        // The workload's declared ports are there from the start and stay.
+        if ports.len() >= MAX_PORTS && forward.is_empty() {
+            return None;
         }
         let (config, discovery) = (&self.config, &self.discovery);
         let encrypts = self.identity.id().is_some();
         let port = Port::new(local, forward, config, discovery, &self.recorder, encrypts);
         let port = Arc::new(port);
-        ports.insert(local, Arc::clone(&port));
-        port
+        ports.insert(local, Kept { port: Arc::clone(&port), used: Instant::now() });
+        Some(port)
     }
 
     /// One connection to a port, to its end.
@@ -126,7 +159,10 @@ impl Inbound {
             let client = client.addr;
             return tracing::info!(%client, %to, "direct connection closed: no port of the workload");
         }
-        let port = self.port(to, &[]);
+        let Some(port) = self.port(to, &[]) else {
+            let client = client.addr;
+            return tracing::info!(%client, %to, "direct connection closed: too many ports in use");
+        };
         self.serve(client, io, port).instrument(span).await;
     }
 
@@ -190,8 +226,10 @@ impl Inbound {
             Ok(rules) => rules,
             Err(error) => return refuse(&client, &port, &Failure::of(&error.into())),
         };
-        let mut detected = self.detect(&mut io, &port, &rules.policy).await;
-        if let Ok(Some(Spoken::First(Detected::Tls { sni }))) = &detected
+        // Opened to hear whether the application speaks first; kept when TLS of ours ends.
+        let mut app = None;
+        let mut detected = self.detect(&mut io, &port, &rules.policy, &mut app).await;
+        if let Ok(Some(Detected::Tls { sni })) = &detected
             && client.id.is_none()
             && self.is_ours(sni.as_deref())
         {
@@ -205,7 +243,7 @@ impl Inbound {
                     return tracing::info!(client = %client.addr, %why, "connection closed");
                 }
             }
-            detected = self.detect(&mut io, &port, &rules.policy).await;
+            detected = self.detect(&mut io, &port, &rules.policy, &mut app).await;
         }
         let detected = match detected {
             Ok(Some(detected)) => detected,
@@ -215,7 +253,8 @@ impl Inbound {
             }
         };
         match detected {
-            Spoken::First(Detected::Http(version)) => {
+            Detected::Http(version) => {
+                drop(app);
                 let (this, server) = (Arc::clone(&self), Arc::clone(&self.server));
                 let service = move |request| {
                     let (this, port) = (Arc::clone(&this), Arc::clone(&port));
@@ -224,48 +263,9 @@ impl Inbound {
                 };
                 server.serve(io, version, service).await;
             }
-            Spoken::First(_) => self.bytes(client, io, port, &rules, None).await,
-            Spoken::Server(server) => self.bytes(client, io, port, &rules, Some(server)).await,
+            _ if spoken::is_http_only(&rules.policy) => refuse_bytes(&client, &port),
+            _ => self.bytes(client, io, port, &rules, app).await,
         }
-    }
-
-    /// What a connection speaks; an application that speaks first is heard.
-    async fn detect(
-        &self,
-        io: &mut Io,
-        port: &Port,
-        policy: &ServerPolicy,
-    ) -> std::io::Result<Option<Spoken>> {
-        let (may_be_bytes, within) = match policy.protocol {
-            ServerProtocol::Opaque | ServerProtocol::Tls => {
-                return Ok(Some(Spoken::First(Detected::Opaque)));
-            }
-            ServerProtocol::Detect { timeout, .. } => (true, timeout),
-            _ => (false, self.config.limits.header_timeout),
-        };
-        if may_be_bytes && port.speaks_first() {
-            return Ok(Some(Spoken::First(Detected::Opaque)));
-        }
-        let started = Instant::now();
-        let mut detector = Detector::default();
-        let span = tracing::debug_span!("inbound.detect");
-        let spoken = async {
-            if let Ok(detected) = tokio::time::timeout(PATIENCE, detector.run(io)).await {
-                return detected.map(|detected| detected.map(Spoken::First));
-            }
-            if may_be_bytes && !detector.has_read() {
-                return wait_for_first(port, io, &mut detector, within).await;
-            }
-            let detected = detector.run_within(io, within).await?;
-            Ok(detected.map(Spoken::First))
-        };
-        let spoken = spoken.instrument(span).await?;
-        detector.finish(io);
-        if let Some(spoken) = &spoken {
-            let detect = &self.recorder.telemetry.detect;
-            detect.record(Direction::Inbound, spoken.label(), started.elapsed());
-        }
-        Ok(spoken)
     }
 
     /// One request with its response: recorded, answered whatever happens, limited, authorised.
@@ -335,20 +335,29 @@ impl Inbound {
         let revoked = port.revoked(client, None);
         let (relayed, result) = relay_until(&mut io, &mut server, revoked).await;
         series.closed(relayed.a_to_b, relayed.b_to_a);
-        tracing::debug!(client = %addr, ?relayed, ?result, "connection ended");
+        match &result {
+            Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+                tracing::info!(client = %addr, %error, "connection cut");
+            }
+            _ => tracing::debug!(client = %addr, ?relayed, ?result, "connection ended"),
+        }
     }
 
-    /// Lets go of connections that have been idle for too long.
+    /// Lets go of connections and ports that have been idle for too long.
     pub(crate) fn expire(&self, now: Instant) {
-        for port in self.ports.lock().values() {
-            port.expire(now);
-        }
+        self.ports.lock().retain(|_, kept| {
+            kept.port.expire(now);
+            if !kept.is_idle() {
+                kept.used = now;
+            }
+            now.saturating_duration_since(kept.used) < PORT_IDLE
+        });
     }
 
     /// What this half believes, for `/config`.
     pub(crate) fn describe(&self) -> Vec<Value> {
         let ports = self.ports.lock();
-        let mut ports: Vec<_> = ports.values().collect();
+        let mut ports: Vec<_> = ports.values().map(|kept| &kept.port).collect();
         ports.sort_by_key(|port| port.number());
         ports.into_iter().map(|port| port.describe()).collect()
     }
@@ -384,53 +393,126 @@ fn local(error: BoxError) -> BoxError {
 
 /// Says who called, and nobody but this proxy does.
 fn tell_client(client: &Client, request: &mut Request) {
-    request.headers_mut().remove(L5D_CLIENT_ID);
+    let headers = request.headers_mut();
+    if headers.keys().any(reads_as_client_id) {
+        let forged: Vec<_> =
+            headers.keys().filter(|name| reads_as_client_id(name)).cloned().collect();
+        for name in forged {
+            headers.remove(name);
+        }
+    }
     let id = client.id.as_deref().and_then(|id| http::HeaderValue::from_str(id).ok());
     if let Some(id) = id {
         request.headers_mut().insert(L5D_CLIENT_ID, id);
     }
 }
 
+/// Whether applications read a header of this name as [`L5D_CLIENT_ID`]: those that get headers as
+/// variables (CGI, WSGI) cannot tell `-` from `_`, and some from nothing else that is no letter or digit.
+fn reads_as_client_id(name: &http::HeaderName) -> bool {
+    let (name, ours) = (name.as_str().as_bytes(), CLIENT_ID.as_bytes());
+    let alike = |(name, ours): (&u8, &u8)| match ours {
+        b'-' => !name.is_ascii_alphanumeric(),
+        ours => name == ours,
+    };
+    name.len() == ours.len() && name.iter().zip(ours).all(alike)
+}
+
+/// Closes a connection that is not HTTP where nothing else is taken.
+fn refuse_bytes(client: &Client, port: &Port) {
+    let message = "this port takes HTTP only, and the connection is something else";
+    let failure = Failure { reason: Reason::BadRequest, message: message.to_owned() };
+    port.series(client, StatProtocol::Tcp, None).failed(failure.reason);
+    refuse(client, port, &failure);
+}
+
 fn refuse(client: &Client, port: &Port, failure: &Failure) {
     tracing::info!(client = %client.addr, port = port.number(), %failure, "connection closed");
 }
 
-/// Who spoke, and what.
-enum Spoken {
-    First(Detected),
-    /// The application, on the connection opened to it.
-    Server(Io),
-}
+#[cfg(test)]
+mod tests {
+    use tokio_util::sync::CancellationToken;
 
-impl Spoken {
-    fn label(&self) -> DetectedLabel {
-        match self {
-            Self::First(detected) => detected.label(),
-            Self::Server(_) => DetectedLabel::ServerFirst,
+    use super::*;
+    use crate::config::PREFIX;
+    use crate::http::activity::Sweeper;
+    use crate::resolve::Resolver;
+    use crate::telemetry::{AccessLog, Telemetry, TelemetryConfig};
+
+    fn inbound(settings: &[(&str, &str)]) -> Arc<Inbound> {
+        let settings =
+            settings.iter().map(|(name, value)| (format!("{PREFIX}{name}"), (*value).into()));
+        let config = Arc::new(Config::from_vars(settings).unwrap());
+        let telemetry = Telemetry::new(&TelemetryConfig::default());
+        let runtime = tokio::runtime::Handle::current();
+        let discovery = Discovery::new(None, Resolver::default(), runtime, Arc::clone(&telemetry));
+        let access_log = AccessLog::new(config.access_log);
+        let recorder = Arc::new(Recorder { telemetry, access_log, tracer: None });
+        let sweeper = Sweeper::new(config.limits.header_timeout);
+        let server = Arc::new(Server::new(&config.limits, sweeper, CancellationToken::new()));
+        Inbound::new(&config, &discovery, &recorder, &Identity::default(), &server)
+    }
+
+    #[tokio::test]
+    async fn redirected_connections_lead_to_the_pod_only() {
+        let client = "10.0.0.9:1".parse().unwrap();
+        for (ips, to, expected) in [
+            ("10.0.0.7,fd00::7", "10.0.0.7:80", true),
+            ("10.0.0.7,fd00::7", "[fd00::7]:80", true),
+            ("10.0.0.7,fd00::7", "[::ffff:10.0.0.7]:80", true),
+            ("10.0.0.7,fd00::7", "10.0.0.8:80", false),
+            ("10.0.0.7,fd00::7", "127.0.0.1:80", false),
+            ("10.0.0.7,fd00::7", "169.254.169.254:80", false),
+            ("10.0.0.7", "[fd00::7]:80", false),
+            // Nobody has told which addresses the pod has.
+            ("", "10.0.0.8:80", true),
+        ] {
+            let inbound = inbound(&[("POD_IPS", ips)]);
+            let led = inbound.redirected(client, to.parse().unwrap());
+            assert_eq!(led.is_some(), expected, "{to} of {ips}");
         }
     }
-}
 
-/// Gives the application a chance to speak while the client is silent. The connection opened on this
-/// suspicion is kept for `within` at most.
-async fn wait_for_first(
-    port: &Port,
-    client: &mut Io,
-    detector: &mut Detector,
-    within: Duration,
-) -> std::io::Result<Option<Spoken>> {
-    if let Ok(mut server) = port.connect().await {
-        let mut greeting = BytesMut::with_capacity(512);
-        let spoken = tokio::select! {
-            detected = detector.run(client) => return Ok(detected?.map(Spoken::First)),
-            read = server.read_buf(&mut greeting) => matches!(read, Ok(1..)),
-            () = tokio::time::sleep(within) => false,
-        };
-        if spoken {
-            server.unread(greeting.freeze());
-            port.spoke_first();
-            return Ok(Some(Spoken::Server(server)));
+    #[tokio::test(start_paused = true)]
+    async fn ports_in_use_are_bounded_and_idle_ones_forgotten() {
+        let inbound = inbound(&[]);
+        let client = "10.0.0.9:1".parse().unwrap();
+        let to = |number: usize| SocketAddr::new([10, 0, 0, 7].into(), number as u16);
+        let declared = inbound.port(to(8080), &[to(9000)]).unwrap();
+        let held: Vec<_> =
+            (1..MAX_PORTS).map(|number| inbound.redirected(client, to(number)).unwrap()).collect();
+        assert!(inbound.redirected(client, to(20_000)).is_none(), "all are in use");
+        assert!(inbound.redirected(client, to(1)).is_some(), "those that are known go on");
+        drop(held);
+        for number in 1..3 * MAX_PORTS {
+            assert!(
+                inbound.redirected(client, to(number)).is_some(),
+                "a scan makes room for others"
+            );
+            assert!(inbound.ports.lock().len() <= MAX_PORTS);
+        }
+        tokio::time::advance(PORT_IDLE).await;
+        inbound.expire(Instant::now());
+        assert_eq!(inbound.ports.lock().keys().copied().collect::<Vec<_>>(), [to(8080)]);
+        drop(declared);
+    }
+
+    #[test]
+    fn no_spelling_of_the_callers_name_is_passed_on() {
+        for (id, expected) in [(None, vec![]), (Some("web"), vec!["web"])] {
+            let client = Client { addr: "10.0.0.1:1".parse().unwrap(), id: id.map(Into::into) };
+            let mut request = Request::new(Body::empty());
+            for name in
+                ["l5d-client-id", "l5d_client_id", "l5d_client-id", "l5d.client~id", "x-client-id"]
+            {
+                let name: http::HeaderName = name.parse().unwrap();
+                request.headers_mut().append(name, http::HeaderValue::from_static("admin"));
+            }
+            tell_client(&client, &mut request);
+            let said: Vec<_> = request.headers().get_all(L5D_CLIENT_ID).iter().collect();
+            assert_eq!(said, expected);
+            assert_eq!(request.headers().len(), 1 + expected.len(), "{:?}", request.headers());
         }
     }
-    Ok(detector.run(client).await?.map(Spoken::First))
 }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
+use crate::detect::{RequestLine, Verdict};
 use crate::http::activity::Activity;
 use crate::telemetry::Transport;
 
@@ -20,6 +21,8 @@ pub(crate) struct Io {
     stream: Stream,
     ahead: Bytes,
     activity: Option<Arc<Activity>>,
+    /// The line that must not turn out to be a request.
+    line: Option<Box<RequestLine>>,
 }
 
 #[derive(Debug)]
@@ -31,11 +34,15 @@ enum Stream {
 
 impl Io {
     pub(crate) fn new(tcp: TcpStream, transport: Transport) -> Self {
-        Self { stream: Stream::Tcp(tcp, transport), ahead: Bytes::new(), activity: None }
+        Self::of(Stream::Tcp(tcp, transport))
     }
 
     pub(crate) fn secured(tls: TlsStream<Io>) -> Self {
-        Self { stream: Stream::Tls(Box::new(tls)), ahead: Bytes::new(), activity: None }
+        Self::of(Stream::Tls(Box::new(tls)))
+    }
+
+    fn of(stream: Stream) -> Self {
+        Self { stream, ahead: Bytes::new(), activity: None, line: None }
     }
 
     /// Puts bytes back to be read again, before those that still are.
@@ -53,6 +60,21 @@ impl Io {
             activity.received();
         }
         self.activity = Some(activity);
+    }
+
+    /// From now on reading fails when what is read, after the beginning that `line` has seen, turns
+    /// out to be an HTTP request. The end of its line is not read.
+    pub(crate) fn watch(&mut self, line: RequestLine) {
+        self.line = (line.verdict() != Verdict::Not).then(|| Box::new(line));
+    }
+
+    /// Whether what was read may be passed on.
+    fn is_still_bytes(&mut self, read: &[u8]) -> bool {
+        let verdict = self.line.as_mut().map_or(Verdict::Not, |line| line.feed(read));
+        if verdict == Verdict::Not {
+            self.line = None;
+        }
+        verdict != Verdict::Http
     }
 }
 
@@ -77,6 +99,14 @@ impl AsyncRead for Io {
             Stream::Tcp(tcp, _) => Pin::new(tcp).poll_read(cx, buf),
             Stream::Tls(tls) => Pin::new(tls).poll_read(cx, buf),
         };
+        if self.line.is_some()
+            && matches!(polled, Poll::Ready(Ok(())))
+            && !self.is_still_bytes(&buf.filled()[before..])
+        {
+            buf.set_filled(before);
+            let error = "an HTTP request, on a connection that did not begin as one";
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+        }
         match &polled {
             Poll::Ready(Ok(())) => {
                 let read = buf.filled().len() - before;

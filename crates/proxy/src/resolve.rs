@@ -20,9 +20,15 @@ use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::system_conf::parse_resolv_conf;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// One name may take this long, whatever `/etc/resolv.conf` allows.
 const LIMIT: Duration = Duration::from_secs(10);
+/// What connecting to all addresses of a name may take: whoever asks gives up after two seconds, and a
+/// handshake has to fit in.
+const CONNECT: Duration = Duration::from_millis(1_500);
+/// What each of them has at least.
+const MIN_ATTEMPT: Duration = Duration::from_millis(300);
 /// How long an address of `/etc/hosts` is believed, and one of DNS at most.
 const MAX_VALID: Duration = Duration::from_secs(30);
 /// And at least, so that a TTL of zero does not ask all the time.
@@ -104,24 +110,34 @@ impl Resolver {
             }
         };
         resolved.addrs.truncate(MAX_ADDRS);
-        resolved.addrs.sort_by_key(|addr| (!has_route(*addr), addr.is_ipv6()));
+        resolved.addrs.sort_by_cached_key(|addr| (!has_route(*addr), addr.is_ipv6()));
         if resolved.addrs.is_empty() {
             return Err(ResolveError::NoSuchHost(host.to_owned()));
         }
         Ok(resolved)
     }
 
-    /// Connects to the first address of `host` that takes the connection.
+    /// Connects to the first address of `host` that takes the connection. An address that does not
+    /// answer leaves the others their share of the time.
     ///
     /// # Errors
     /// When the name leads nowhere, or of the last address.
     pub(crate) async fn connect(&self, host: &str, port: u16) -> io::Result<TcpStream> {
+        let until = Instant::now() + CONNECT;
         let resolved = self.resolve(host).await.map_err(io::Error::other)?;
+        let mut left = u32::try_from(resolved.addrs.len()).unwrap_or(u32::MAX);
         let mut refused = None;
         for addr in resolved.addrs {
-            match TcpStream::connect((addr, port)).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => refused = Some(error),
+            let share = until.saturating_duration_since(Instant::now()) / left.max(1);
+            let share = share.max(MIN_ATTEMPT);
+            left = left.saturating_sub(1);
+            match tokio::time::timeout(share, TcpStream::connect((addr, port))).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => refused = Some(error),
+                Err(_) => {
+                    let why = format!("no answer of {addr} within {share:?}");
+                    refused = Some(io::Error::new(io::ErrorKind::TimedOut, why));
+                }
             }
         }
         Err(refused.unwrap_or_else(|| io::Error::other(format!("`{host}` has no address"))))

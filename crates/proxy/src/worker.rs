@@ -105,7 +105,7 @@ impl Worker {
         let accepting = Accepting { max: config.limits.max_connections, recorder, server };
         for listener in listeners.outbound {
             let this = Arc::clone(&outbound);
-            accepting.start(listener, Direction::Outbound, move |stream| {
+            accepting.start(listener, Direction::Outbound, move |stream, _| {
                 let via = listen::original_dst(stream).map_or(Via::Explicit, Via::Original);
                 let outbound = Arc::clone(&this);
                 Some(move |client, io| outbound.connection(client, io, via))
@@ -113,18 +113,20 @@ impl Worker {
         }
         for (upstream, listener) in listeners.upstreams {
             let this = Arc::clone(&outbound);
-            accepting.start(listener, Direction::Outbound, move |_| {
+            accepting.start(listener, Direction::Outbound, move |_, _| {
                 let (outbound, via) =
                     (Arc::clone(&this), Via::Upstream(upstream.authority.clone()));
                 Some(move |client, io| outbound.connection(client, io, via))
             })?;
         }
         let this = Arc::clone(&inbound);
-        accepting.start(listeners.inbound, Direction::Inbound, move |stream| {
+        accepting.start(listeners.inbound, Direction::Inbound, move |stream, client| {
             let local = listen::local_addr(stream).ok()?;
             let inbound = Arc::clone(&this);
-            let to = listen::original_dst(stream);
-            let port = to.map(|to| this.port(to, &[]));
+            let port = match listen::original_dst(stream) {
+                Some(to) => Some(this.redirected(client, to)?),
+                None => None,
+            };
             Some(async move |client, io| match port {
                 Some(port) => inbound.connection(client, io, port).await,
                 // It was not redirected: it is for this proxy, which has to be told where it goes.
@@ -134,8 +136,11 @@ impl Worker {
         for (port, listener) in listeners.ports {
             let this = Arc::clone(&inbound);
             // Asked for now, so that its policy is there when the first connection is.
-            let port = this.port(port.listen, &port.forward);
-            accepting.start(listener, Direction::Inbound, move |_| {
+            let port = this.port(port.listen, &port.forward).ok_or_else(|| {
+                let listen = port.listen;
+                std::io::Error::other(format!("inbound port {listen} has nowhere to forward to"))
+            })?;
+            accepting.start(listener, Direction::Inbound, move |_, _| {
                 let (inbound, port) = (Arc::clone(&this), Arc::clone(&port));
                 Some(move |client, io| inbound.connection(client, io, port))
             })?;
@@ -168,7 +173,7 @@ impl Accepting {
         &self,
         listener: std::net::TcpListener,
         direction: Direction,
-        route: impl Fn(&TcpStream) -> Option<S> + Send + Sync + 'static,
+        route: impl Fn(&TcpStream, SocketAddr) -> Option<S> + Send + Sync + 'static,
     ) -> std::io::Result<()>
     where
         S: FnOnce(SocketAddr, Io) -> F,
@@ -182,7 +187,7 @@ impl Accepting {
         tokio::spawn(async move {
             let drain = server.drain().clone();
             let serve = |stream: TcpStream, client, open: Open| {
-                let Some(serve) = route(&stream) else { return };
+                let Some(serve) = route(&stream, client) else { return };
                 let io = Io::new(stream, transport.open());
                 let serving = serve(client, io);
                 server.spawn(async move {

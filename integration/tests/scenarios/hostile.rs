@@ -2,6 +2,7 @@
 //! nobody else notices.
 
 mod connections;
+mod forged;
 mod frames;
 mod heads;
 mod http2;

@@ -34,11 +34,35 @@ async fn echo() -> TcpApp {
 async fn a_client_that_speaks_first_is_carried() {
     let app = echo().await;
     let mesh = mesh(&app).await;
-    for words in [&b"*1\r\n$4\r\nPING\r\n"[..], b"\0\0\0\x08\x04\xd2\x16\x2f", b"x", b"GET "] {
+    for words in [
+        &b"*1\r\n$4\r\nPING\r\n"[..],
+        b"\0\0\0\x08\x04\xd2\x16\x2f",
+        b"x",
+        b"GET ",
+        b"GET key\r\nGET / HTTP/1.1\r\n",
+        b"{\"request\":\"GET / HTTP/1.1\"}\n",
+    ] {
         let mut connection = connect(&mesh).await;
         connection.send(words).await;
         connection.finish().await;
         assert_eq!(connection.rest().await, words);
+    }
+}
+
+/// Neither is the server kept waiting for more of the client's words, nor do they have to end soon.
+#[tokio::test]
+async fn words_without_an_end_are_carried_as_they_come() {
+    let app = echo().await;
+    let mesh = mesh(&app).await;
+    for words in ["ping", "hello world", "A-TOKEN-OF-MORE-THAN-24-BYTES"] {
+        let mut connection = connect(&mesh).await;
+        let started = std::time::Instant::now();
+        for _ in 0..3 {
+            connection.send(words).await;
+            assert_eq!(connection.bytes(words.len()).await, words.as_bytes());
+        }
+        // Detection would wait for 10 s.
+        assert!(started.elapsed() < std::time::Duration::from_secs(5), "{words}");
     }
 }
 

@@ -24,6 +24,15 @@ enum Holds {
     Yes,
 }
 
+/// How a request is read that servers read in different ways.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// As any of them could.
+    Any,
+    /// As all of them must.
+    All,
+}
+
 impl Holds {
     fn of(holds: bool) -> Self {
         if holds { Self::Yes } else { Self::No }
@@ -67,10 +76,13 @@ impl<'a> Subject<'a> {
                 false => Outcome::NotHttp,
             };
         };
-        let strict = rule.action != Action::Allow;
+        let (strict, reading) = match rule.action {
+            Action::Deny | Action::Audit => (true, Reading::Any),
+            Action::Allow => (false, Reading::All),
+        };
         let in_route = match &rule.route {
             None => Holds::Yes,
-            Some(scope) => self.is_of_route(scope, http, strict),
+            Some(scope) => self.is_of_route(scope, http, reading),
         };
         if in_route == Holds::No {
             return Outcome::OtherRoute;
@@ -80,7 +92,7 @@ impl<'a> Subject<'a> {
         }
         let requested = match rule.to.is_empty() {
             true => Holds::Yes,
-            false => Holds::any(rule.to.iter().map(|to| self.is_to(to, http, strict))),
+            false => Holds::any(rule.to.iter().map(|to| self.is_to(to, http, reading))),
         };
         match (requested, in_route) {
             (Holds::No, _) => Outcome::OtherRequests,
@@ -116,33 +128,42 @@ impl<'a> Subject<'a> {
         client && (networks.is_empty() || networks.iter().any(|n| n.contains(self.request.client)))
     }
 
-    fn is_of_route(&self, scope: &RouteScope, http: HttpRequest<'a>, strict: bool) -> Holds {
+    /// A request that could be of the route is governed by its rules, also where that it is cannot be
+    /// said for sure.
+    fn is_of_route(&self, scope: &RouteScope, http: HttpRequest<'a>, reading: Reading) -> Holds {
         if match_hosts(&scope.hosts, host_in(http.uri, http.headers)).is_none() {
             return Holds::No;
         }
         if scope.matches.is_empty() {
             return Holds::Yes;
         }
-        Holds::any(scope.matches.iter().map(|matched| self.is_match(matched, http, strict)))
+        Holds::any(scope.matches.iter().map(|matched| self.is_match(matched, http, reading)))
     }
 
-    fn is_match(&self, matched: &HttpMatch, http: HttpRequest<'a>, strict: bool) -> Holds {
-        let holds = matched.method.as_ref().is_none_or(|method| method == http.method)
-            && has_headers(&matched.headers, http, strict)
-            && matched.query.iter().all(|query| query.matches(http.uri));
-        match (&matched.path, holds) {
-            (_, false) => Holds::No,
-            (None, true) => Holds::Yes,
-            (Some(path), true) => match self.path(http) {
+    fn is_match(&self, matched: &HttpMatch, http: HttpRequest<'a>, reading: Reading) -> Holds {
+        let may_hold = matched.method.as_ref().is_none_or(|method| method == http.method)
+            && has_headers(&matched.headers, http, Reading::Any)
+            && matched.query.iter().all(|query| query.may_match(http.uri));
+        let path = match &matched.path {
+            _ if !may_hold => return Holds::No,
+            None => Holds::Yes,
+            Some(path) => match self.path(http) {
                 Ok(canonical) => Holds::of(path.match_path(canonical).is_some()),
                 Err(Ambiguous) => Holds::Uncertain,
             },
+        };
+        let holds = reading == Reading::Any
+            || (has_headers(&matched.headers, http, Reading::All)
+                && matched.query.iter().all(|query| query.must_match(http.uri)));
+        match path {
+            Holds::Yes if !holds => Holds::Uncertain,
+            path => path,
         }
     }
 
-    fn is_to(&self, to: &Operation, http: HttpRequest<'a>, strict: bool) -> Holds {
+    fn is_to(&self, to: &Operation, http: HttpRequest<'a>, reading: Reading) -> Holds {
         let holds = (to.methods.is_empty() || to.methods.contains(http.method))
-            && has_headers(&to.headers, http, strict);
+            && has_headers(&to.headers, http, reading);
         if !holds || to.paths.is_empty() {
             return Holds::of(holds);
         }
@@ -153,17 +174,20 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// A header that is repeated has its values joined, as routes have it. To deny, one of them is
-/// enough: applications take the first or the last.
-fn has_headers(wanted: &[HeaderMatch], http: HttpRequest<'_>, strict: bool) -> bool {
+/// A header that is repeated has its values joined, as routes have it; but applications take the first
+/// or the last, too.
+fn has_headers(wanted: &[HeaderMatch], http: HttpRequest<'_>, reading: Reading) -> bool {
     wanted.iter().all(|header| {
-        header.matches(http.uri, http.headers)
-            || (strict
-                && http
-                    .headers
-                    .get_all(&header.name)
-                    .iter()
-                    .any(|value| header.value.matches(value.as_bytes())))
+        let joined = header.matches(http.uri, http.headers);
+        let mut single = http.headers.get_all(&header.name).iter();
+        let mut matches = |value: &http::HeaderValue| header.value.matches(value.as_bytes());
+        match reading {
+            Reading::Any => joined || single.any(&mut matches),
+            // Of `Host` there is one, and HTTP/2 has it elsewhere.
+            Reading::All => {
+                joined && (header.name == http::header::HOST || single.all(&mut matches))
+            }
+        }
     })
 }
 

@@ -3,7 +3,7 @@ use http::request::Parts;
 use proptest::prelude::*;
 
 use super::*;
-use crate::route::{PathMatch, ValueMatch};
+use crate::route::{PathMatch, QueryMatch, ValueMatch};
 
 fn meta(name: &str) -> Meta {
     Meta::Default(name.into())
@@ -289,6 +289,60 @@ fn a_rule_of_a_route_governs_its_requests_only() {
     assert!(!decide(&allow, &request(INSIDE, None, None)).allowed, "bytes could be such requests");
     let deny = authz(DefaultAccess::AllUnauthenticated, vec![of(Action::Deny, among(&[WEB]))]);
     assert!(!allowed(&deny, "/buy") && !allowed(&deny, "/%62uy") && allowed(&deny, "/sell"));
+}
+
+#[test]
+fn repetition_does_not_take_a_request_out_of_its_route() {
+    let header =
+        |value: ValueMatch| HeaderMatch { name: http::HeaderName::from_static("x-role"), value };
+    let exact = |text: &str| ValueMatch::Exact(text.as_bytes().to_vec());
+    let by_query = HttpMatch {
+        query: vec![QueryMatch { name: "kind".into(), value: exact("admin") }],
+        ..HttpMatch::default()
+    };
+    let by_header = HttpMatch { headers: vec![header(exact("admin"))], ..HttpMatch::default() };
+    let pattern = ValueMatch::Regex(crate::matching::Pattern::new(".*admin.*").unwrap());
+    let by_pattern = HttpMatch { headers: vec![header(pattern)], ..HttpMatch::default() };
+    for (matched, path, headers, may_be, must_be) in [
+        (&by_query, "/?kind=admin", vec![], true, true),
+        (&by_query, "/?kind=admin&kind=admin", vec![], true, true),
+        (&by_query, "/?kind=x&kind=admin", vec![], true, false),
+        (&by_query, "/?kind=admin&kind=x", vec![], true, false),
+        (&by_query, "/?kind=x&k%69nd=admin", vec![], true, false),
+        (&by_query, "/?a=1;kind=admin", vec![], true, false),
+        (&by_query, "/?kind=admin;a=1", vec![], true, false),
+        (&by_query, "/?kind=x&a=admin", vec![], false, false),
+        (&by_query, "/", vec![], false, false),
+        (&by_header, "/", vec!["admin"], true, true),
+        (&by_header, "/", vec!["admin", "x"], true, false),
+        (&by_header, "/", vec!["x", "admin"], true, false),
+        (&by_header, "/", vec!["x"], false, false),
+        (&by_pattern, "/", vec!["admin", "x"], true, false),
+        (&by_pattern, "/", vec!["admin", "admins"], true, true),
+    ] {
+        let scope =
+            RouteScope { route: meta("route"), hosts: vec![], matches: vec![matched.clone()] };
+        let of = |action, client| AuthorizationRule {
+            route: Some(scope.clone()),
+            from: from(client, &[]),
+            ..rule(action, "x")
+        };
+        let mut head = get(path);
+        for value in &headers {
+            head.headers.append("x-role", value.parse().unwrap());
+        }
+        let judge = |action, client, access| {
+            let authz = authz(access, vec![of(action, client)]);
+            decide(&authz, &request(INSIDE, Some(WEB), Some(&head))).allowed
+        };
+        let open = DefaultAccess::AllUnauthenticated;
+        let text = format!("{path} {headers:?}");
+        assert_eq!(judge(Action::Deny, ClientMatch::Anyone, open), !may_be, "deny {text}");
+        // Governed by a rule that lets others in, or by the default.
+        assert_eq!(judge(Action::Allow, among(&["other.id"]), open), !may_be, "governs {text}");
+        let allowed = judge(Action::Allow, ClientMatch::Anyone, DefaultAccess::Deny);
+        assert_eq!(allowed, must_be, "allow {text}");
+    }
 }
 
 #[test]

@@ -121,20 +121,62 @@ async fn shutdown_is_passed_on_once() {
     assert!(admin.shutdown.try_recv().is_err());
 }
 
-#[tokio::test]
-async fn only_this_machine_may_shut_the_proxy_down() {
-    let (sender, mut asked) = mpsc::channel(1);
-    for (peer, expected) in [
-        ("10.0.0.1:1", StatusCode::FORBIDDEN),
-        ("[2001:db8::1]:1", StatusCode::FORBIDDEN),
-        ("[::ffff:10.0.0.1]:1", StatusCode::FORBIDDEN),
-        ("127.3.2.1:1", StatusCode::ACCEPTED),
-        ("[::1]:1", StatusCode::ACCEPTED),
-        ("[::ffff:127.0.0.1]:1", StatusCode::ACCEPTED),
+#[test]
+fn who_is_of_the_same_pod() {
+    for (peer, local, expected) in [
+        ("10.0.0.1", "10.0.0.2", false),
+        ("2001:db8::1", "2001:db8::2", false),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", false),
+        ("10.0.0.1", "127.0.0.1", false),
+        ("127.3.2.1", "127.0.0.1", true),
+        ("::1", "::1", true),
+        ("::ffff:127.0.0.1", "::ffff:127.0.0.1", true),
+        ("::ffff:10.0.0.2", "10.0.0.2", true),
     ] {
-        assert_eq!(shutdown(peer.parse().unwrap(), &sender).status(), expected, "{peer}");
-        assert_eq!(asked.try_recv().is_ok(), expected == StatusCode::ACCEPTED, "{peer}");
+        assert_eq!(is_near(peer.parse().unwrap(), local.parse().unwrap()), expected, "{peer}");
     }
+}
+
+/// The address of an interface, if this machine has one besides loopback. Nothing is sent.
+fn other_address() -> Option<IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("192.0.2.1:9").ok()?;
+    Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_loopback())
+}
+
+/// Strangers are played by a connection whose ends have different addresses, neither the client's of
+/// loopback: from an interface's address to loopback.
+#[tokio::test]
+async fn strangers_see_whether_it_is_well_and_no_more() {
+    let Some(other) = other_address() else {
+        return eprintln!("SKIPPED: this machine has no address besides loopback");
+    };
+    let mut admin = admin().await;
+    let ask = async |method: &str, path: &str| {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::new(other, 0)).unwrap();
+        let stream = socket.connect(admin.addr).await.unwrap();
+        let (mut sender, connection) = handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "admin");
+        let request = request.body(Full::new(Bytes::from_static(b"trace"))).unwrap();
+        sender.send_request(request).await.unwrap().status()
+    };
+    for (method, path, expected) in [
+        ("GET", "/live", StatusCode::OK),
+        ("GET", "/ready", StatusCode::SERVICE_UNAVAILABLE),
+        ("GET", "/metrics", StatusCode::OK),
+        ("GET", "/config", StatusCode::FORBIDDEN),
+        ("GET", "/env.json", StatusCode::FORBIDDEN),
+        ("GET", "/proxy-log-level", StatusCode::FORBIDDEN),
+        ("PUT", "/proxy-log-level", StatusCode::FORBIDDEN),
+        ("POST", "/shutdown", StatusCode::FORBIDDEN),
+        ("GET", "/nothing", StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(ask(method, path).await, expected, "{method} {path}");
+    }
+    assert_eq!(admin.log.current().unwrap(), "info");
+    assert!(admin.shutdown.try_recv().is_err());
 }
 
 #[tokio::test]

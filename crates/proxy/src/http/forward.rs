@@ -73,10 +73,12 @@ pub(crate) fn prepare_request(request: &mut Request, upgrade: bool) {
     }
 }
 
-/// Whether a request asks to leave HTTP (WebSocket and the like). HTTP/1.1 only.
+/// Whether a request asks to leave HTTP (WebSocket and the like). HTTP/1.1 only. To go on as another
+/// version of HTTP is none: what follows would be requests that nobody looks at.
 pub(crate) fn wants_upgrade<B>(request: &http::Request<B>) -> bool {
     request.version() == Version::HTTP_11
         && request.headers().contains_key(UPGRADE)
+        && !request.headers().get_all(UPGRADE).iter().any(stays_http)
         && request.headers().get_all(CONNECTION).iter().any(|value| {
             value.to_str().is_ok_and(|value| {
                 value.split(',').any(|name| name.trim().eq_ignore_ascii_case("upgrade"))
@@ -84,15 +86,30 @@ pub(crate) fn wants_upgrade<B>(request: &http::Request<B>) -> bool {
         })
 }
 
-/// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2).
+/// Whether a field of `Upgrade` names HTTP, or cannot be read.
+fn stays_http(value: &HeaderValue) -> bool {
+    let is_http = |name: &str| {
+        let name = name.trim().as_bytes();
+        [&b"h2"[..], b"http"].iter().any(|http| {
+            name.get(..http.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(http))
+        })
+    };
+    value.to_str().map_or(true, |value| value.split(',').any(is_http))
+}
+
+/// Refuses requests whose `Host` two readers could take for different ones (RFC 9112, 3.2; of user
+/// information RFC 9110, 4.2.4).
 pub(crate) fn check_host(request: &Request) -> Result<(), MeshError> {
     let mut hosts = request.headers().get_all(HOST).iter();
-    let unclear = match (hosts.next(), hosts.next()) {
-        (_, Some(_)) => true,
-        (Some(host), None) if request.uri().authority().is_none() => {
-            !host.is_empty() && Authority::try_from(host.as_bytes()).is_err()
+    let has_user = |authority: &Authority| authority.as_str().contains('@');
+    let unclear = match (hosts.next(), hosts.next(), request.uri().authority()) {
+        (_, Some(_), _) => true,
+        (_, None, Some(authority)) => has_user(authority),
+        (Some(host), None, None) => {
+            let authority = Authority::try_from(host.as_bytes());
+            !host.is_empty() && authority.map_or(true, |authority| has_user(&authority))
         }
-        _ => false,
+        (None, None, None) => false,
     };
     match unclear {
         true => Err(MeshError::new(Reason::BadRequest, "the request needs one host in its `Host`")),
@@ -258,6 +275,8 @@ mod tests {
             ("/", &["web", "web"], false),
             ("http://web/", &["web", "other"], false),
             ("/", &["web/../x"], false),
+            ("/", &["user@web"], false),
+            ("http://user@web/", &["web"], false),
         ] {
             let headers: Vec<_> = hosts.iter().map(|host| ("host", *host)).collect();
             let request = request(Version::HTTP_11, uri, &headers);
@@ -295,5 +314,9 @@ mod tests {
         assert!(wants_upgrade(&request(Version::HTTP_11, "/", &upgrade)));
         assert!(!wants_upgrade(&request(Version::HTTP_11, "/", &upgrade[1..])));
         assert!(!wants_upgrade(&request(Version::HTTP_10, "/", &upgrade)));
+        for http in ["h2c", "websocket, H2C", "HTTP/2.0"] {
+            let upgrade = [("connection", "Upgrade"), ("upgrade", http)];
+            assert!(!wants_upgrade(&request(Version::HTTP_11, "/", &upgrade)), "{http}");
+        }
     }
 }

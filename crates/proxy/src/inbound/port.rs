@@ -3,6 +3,7 @@
 mod authorize;
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -59,18 +60,54 @@ pub(crate) struct Port {
     state: Mutex<State>,
 }
 
-/// Series of one client, protocol and route.
-type Counted = (IpAddr, Option<Arc<str>>, StatProtocol, Option<Meta>);
-
-/// Whether it was HTTP, what decided, the route, the client's identity.
-type Authorized = (bool, Meta, Option<Meta>, Option<Arc<str>>);
+type ClientId = Option<Arc<str>>;
+type SeriesOf = Table<(IpAddr, ClientId, StatProtocol), Arc<Series>>;
+/// By whether it was HTTP, and the client.
+type AuthzOf = Table<(bool, ClientId), Arc<AuthzCounters>>;
 
 #[derive(Debug, Default)]
 struct State {
-    series: HashMap<Counted, Arc<Series>>,
+    series: SeriesOf,
     routes: HashMap<Meta, Arc<RouteInfo>>,
-    authz: HashMap<Authorized, Arc<AuthzCounters>>,
+    /// By what decided.
+    authz: HashMap<Meta, AuthzOf>,
     limiter: Option<Arc<RateLimiter>>,
+}
+
+/// Values by a key that is cheap to make and a route, whose name is copied for new entries only.
+#[derive(Debug)]
+struct Table<K, V> {
+    without_route: HashMap<K, V>,
+    by_route: HashMap<Meta, HashMap<K, V>>,
+    entries: usize,
+}
+
+impl<K, V> Default for Table<K, V> {
+    fn default() -> Self {
+        Self { without_route: HashMap::new(), by_route: HashMap::new(), entries: 0 }
+    }
+}
+
+impl<K: Eq + Hash, V> Table<K, V> {
+    fn get(&self, key: &K, route: Option<&Meta>) -> Option<&V> {
+        match route {
+            None => self.without_route.get(key),
+            Some(route) => self.by_route.get(route)?.get(key),
+        }
+    }
+
+    fn insert(&mut self, key: K, route: Option<&Meta>, value: V) {
+        if self.entries >= MAX_COUNTED {
+            *self = Self::default();
+        }
+        let of_route = match route {
+            None => &mut self.without_route,
+            Some(route) => self.by_route.entry(route.clone()).or_default(),
+        };
+        if of_route.insert(key, value).is_none() {
+            self.entries += 1;
+        }
+    }
 }
 
 /// Entries of each of the tables above; clients' addresses and routes must not add up.
@@ -111,7 +148,8 @@ impl Port {
         self.local.port()
     }
 
-    /// Whether the application once spoke before its client.
+    /// Whether the application once spoke before its client. No more than a hint: who makes bytes of a
+    /// connection by it lets anybody make the port opaque for everybody.
     pub(super) fn speaks_first(&self) -> bool {
         self.speaks_first.load(Relaxed)
     }
@@ -199,7 +237,7 @@ impl Port {
         if limiter.admit(&who, Instant::now()) {
             return Ok(());
         }
-        self.counters(rules, true, limit.meta.clone(), None, client).rate_limited.inc();
+        self.counters(rules, true, &limit.meta, None, client).rate_limited.inc();
         let message = format!("{} allows no more requests now", limit.meta);
         Err(MeshError::new(Reason::RateLimited, message))
     }
@@ -234,8 +272,8 @@ impl Port {
         route: Option<&Meta>,
     ) -> Arc<Series> {
         let mut state = self.state.lock();
-        let key = (client.addr.ip(), client.id.clone(), protocol, route.cloned());
-        if let Some(series) = state.series.get(&key) {
+        let key = (client.addr.ip(), client.id.clone(), protocol);
+        if let Some(series) = state.series.get(&key, route) {
             return Arc::clone(series);
         }
         let rules = self.rules.borrow();
@@ -260,10 +298,7 @@ impl Port {
                 ..HttpLabels::default()
             },
         });
-        if state.series.len() >= MAX_COUNTED {
-            state.series.clear();
-        }
-        state.series.insert(key, Arc::clone(&series));
+        state.series.insert(key, route, Arc::clone(&series));
         series
     }
 
@@ -348,4 +383,30 @@ fn open_rules() -> PortRules {
         labels: Arc::default(),
     };
     PortRules { policy: Arc::new(policy), authz: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_are_by_key_and_route_and_bounded() {
+        let mut table = Table::default();
+        let (one, two) = (Meta::Default("one".into()), Meta::Default("two".into()));
+        for (value, route) in [None, Some(&one), Some(&two)].into_iter().enumerate() {
+            table.insert("key", route, value);
+            assert_eq!(table.get(&"key", route), Some(&value));
+            assert_eq!(table.get(&"other", route), None);
+        }
+        assert_eq!((table.get(&"key", None), table.get(&"key", Some(&one))), (Some(&0), Some(&1)));
+        let mut table = Table::default();
+        for number in 0..=MAX_COUNTED {
+            let route = Meta::Default(format!("{}", number % 100));
+            table.insert(number, Some(&route).filter(|_| number % 2 == 0), ());
+            let held = table.by_route.values().map(HashMap::len).sum::<usize>();
+            assert_eq!(table.without_route.len() + held, table.entries);
+            assert!(table.entries <= MAX_COUNTED);
+        }
+        assert_eq!(table.entries, 1, "begun anew");
+    }
 }

@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::BytesMut;
 use mesh_layers::{BoxError, Lease};
 use mesh_model::stats::StatProtocol;
-use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::endpoint::EndpointService;
 use super::route::TcpRouter;
-use crate::detect::{Detected, Detector};
+use crate::detect::{Detected, Detector, Greeting, greeting};
 use crate::error::Failure;
 use crate::exchange::RouteInfo;
 use crate::io::Io;
@@ -94,19 +93,19 @@ pub(super) async fn wait_for_first(
         // There may be no server to speak; the client still may.
         Err(failure) => {
             tracing::debug!(%failure, "nobody to speak first");
-            return detector.run(client).await.map(First::Client);
+            return detector.run_once_begun(client, within).await.map(First::Client);
         }
     };
-    let mut greeting = BytesMut::with_capacity(512);
-    let spoken = tokio::select! {
-        detected = detector.run(client) => return detected.map(First::Client),
-        read = server.io.read_buf(&mut greeting) => matches!(read, Ok(1..)),
-        () = tokio::time::sleep(within) => false,
+    let mut heard = BytesMut::new();
+    let greeting = tokio::select! {
+        detected = detector.run_once_begun(client, within) => return detected.map(First::Client),
+        greeting = greeting(&mut server.io, &mut heard) => greeting,
+        () = tokio::time::sleep(within) => Greeting::Untimely,
     };
-    if !spoken {
+    if greeting != Greeting::First {
         drop(server);
-        return detector.run(client).await.map(First::Client);
+        return detector.run_once_begun(client, within).await.map(First::Client);
     }
-    server.io.unread(greeting.freeze());
+    server.io.unread(heard.freeze());
     Ok(First::Server(server))
 }

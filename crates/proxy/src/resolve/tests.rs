@@ -233,3 +233,30 @@ async fn nonsense_is_an_error() {
     let etc = Etc::new("nonsense", "", "nameserver 127.0.0.1\noptions timeout:1 attempts:1\n");
     assert!(etc.resolver(server.port).resolve("web.").await.is_err());
 }
+
+/// The clock is tokio's, which goes on by itself when everybody waits.
+#[tokio::test(start_paused = true)]
+async fn an_address_that_does_not_answer_leaves_time_for_the_others() {
+    // A queue of one place that is taken: the kernel leaves further connections without an answer.
+    let silent = tokio::net::TcpSocket::new_v4().unwrap();
+    silent.bind("127.0.43.1:0".parse().unwrap()).unwrap();
+    let silent = silent.listen(0).unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let mut waiting = Vec::new();
+    let full = async || {
+        let connecting = TcpStream::connect(("127.0.43.1", port));
+        tokio::time::timeout(Duration::from_millis(50), connecting).await
+    };
+    while let Ok(connected) = full().await {
+        waiting.push(connected.unwrap());
+    }
+    let _good = tokio::net::TcpListener::bind(("127.0.43.2", port)).await.unwrap();
+    let files = Etc::new("connect", "127.0.43.1 both\n127.0.43.2 both\n127.0.43.1 one\n", "");
+    let resolver = files.resolver(53);
+    let began = Instant::now();
+    let stream = resolver.connect("both", port).await.unwrap();
+    assert_eq!(stream.peer_addr().unwrap().ip().to_string(), "127.0.43.2");
+    assert_eq!(began.elapsed().as_millis() / 10, CONNECT.as_millis() / 20);
+    let error = resolver.connect("one", port).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+}

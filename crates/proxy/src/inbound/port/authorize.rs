@@ -2,7 +2,7 @@
 //! not know our extensions, the list of those whom linkerd's policy lets in.
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use mesh_layers::Request;
@@ -53,13 +53,16 @@ impl Head {
 }
 
 /// What was decided, by which object, and what is to be recorded besides.
-struct Decision {
+struct Decision<'a> {
     allowed: bool,
-    by: Meta,
+    by: &'a Meta,
     /// A probe that the workload declares, about which policies say nothing.
     probe: bool,
-    audits: Vec<Meta>,
+    audits: Vec<&'a Meta>,
 }
+
+/// What decides where linkerd's policy lets nobody in.
+static NOBODY: LazyLock<Meta> = LazyLock::new(|| Meta::Default("deny".into()));
 
 impl Port {
     /// Whether a connection carried as bytes may be made.
@@ -86,7 +89,7 @@ impl Port {
             self.counters(rules, http, audit, attempt.route, attempt.client).audit.inc();
         }
         if let Some(exchange) = exchange {
-            exchange.authorized(&decision.by);
+            exchange.authorized(decision.by);
         }
         if decision.allowed && !decision.probe {
             self.observe(attempt, exchange);
@@ -139,12 +142,13 @@ impl Port {
             Some(id) => Who::Identity(Arc::clone(id)),
             None => Who::Address(client.addr.ip()),
         };
+        let (observed, port) = (&self.recorder.telemetry.observed, &self.observed);
         match &attempt.http {
             Some(http) => {
                 let protocol = exchange.map_or(StatProtocol::Http, Exchange::protocol);
-                self.observed.request(who, protocol, http.method, http.uri.path());
+                observed.request(port, who, protocol, http.method, http.uri.path());
             }
-            None => self.observed.connection(who),
+            None => observed.connection(port, who),
         }
     }
 
@@ -191,41 +195,42 @@ impl Port {
         &self,
         rules: &PortRules,
         http: bool,
-        decided: Meta,
+        decided: &Meta,
         route: Option<&Meta>,
         client: &Client,
     ) -> Arc<AuthzCounters> {
         let mut state = self.state.lock();
-        let key = (http, decided, route.cloned(), client.id.clone());
-        if let Some(counters) = state.authz.get(&key) {
+        let key = (http, client.id.clone());
+        if let Some(counters) = state.authz.get(decided).and_then(|of| of.get(&key, route)) {
             return Arc::clone(counters);
         }
         let labels = AuthzLabels {
             target_addr: Some(self.local),
             srv: Arc::clone(&rules.policy.labels),
             route: route.cloned(),
-            authz: meta_labels(&key.1),
+            authz: meta_labels(decided),
             tls: self.tls(client),
         };
         let metrics = &self.recorder.telemetry.authz;
         let counters = if http { metrics.http(&labels) } else { metrics.tcp(&labels) };
-        if state.authz.len() >= MAX_COUNTED {
+        if state.authz.values().map(|of| of.entries).sum::<usize>() >= MAX_COUNTED {
             state.authz.clear();
         }
-        state.authz.insert(key, Arc::clone(&counters));
+        let of_decided = state.authz.entry(decided.clone()).or_default();
+        of_decided.insert(key, route, Arc::clone(&counters));
         counters
     }
 }
 
-fn decision(rules: &PortRules, attempt: &Attempt<'_>) -> Decision {
+fn decision<'a>(rules: &'a PortRules, attempt: &Attempt<'a>) -> Decision<'a> {
     let (client, identity) = (attempt.client.addr.ip(), attempt.client.id.as_deref());
     if let Some(authz) = &rules.authz {
         let verdict = decide(authz, &AuthzRequest { client, identity, http: attempt.http });
         return Decision {
             allowed: verdict.allowed,
-            by: verdict.decided.clone(),
+            by: verdict.decided,
             probe: verdict.basis == Basis::Probe,
-            audits: verdict.audits.into_iter().cloned().collect(),
+            audits: verdict.audits,
         };
     }
     // Any authorisation of the port or of the route lets a client in.
@@ -234,7 +239,7 @@ fn decision(rules: &PortRules, attempt: &Attempt<'_>) -> Decision {
     Decision {
         allowed: permit.is_some(),
         probe: false,
-        by: permit.map_or_else(|| Meta::Default("deny".into()), |permit| permit.meta.clone()),
+        by: permit.map_or(&*NOBODY, |permit| &permit.meta),
         audits: Vec::new(),
     }
 }
