@@ -104,7 +104,7 @@ pub enum Filter {
     Redirect(Redirect),
     /// What follows are extensions: the linkerd2 proxy API has no words for them (`mesh.ext.v1`).
     Rewrite(Rewrite),
-    Mirror(Mirror),
+    Mirror(Box<Mirror>),
     Cors(Cors),
     Fault(Fault),
 }

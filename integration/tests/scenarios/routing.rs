@@ -158,7 +158,8 @@ async fn requests_go_by_the_most_specific_match() {
     )
     .await;
     // Path, what else, and the rule and application that it comes to.
-    let table: &[(Method, &str, &[(&str, &str)], u16, &str, &str)] = &[
+    type Row<'a> = (Method, &'a str, &'a [(&'a str, &'a str)], u16, &'a str, &'a str);
+    let table: &[Row<'_>] = &[
         (Method::GET, "/a", &[], 200, "prefix", "v1"),
         (Method::GET, "/a/", &[], 200, "prefix", "v1"),
         (Method::GET, "/ab", &[], 404, "", ""),
@@ -322,13 +323,13 @@ async fn mirrors_get_the_whole_request_and_nobody_hears_of_them() {
         let mirror = filter("RequestMirror", "requestMirror", mirror);
         json!({ "matches": [path("PathPrefix", at)], "filters": [mirror], "backendRefs": to("v1") })
     };
-    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (heard, mut hears) = tokio::sync::mpsc::channel(16);
     let shadow = HttpApp::start(move |request: Request<Incoming>| {
         let heard = heard.clone();
         async move {
             let (head, body) = request.into_parts();
             let body = body.collect().await.unwrap().to_bytes();
-            heard.send((head.method, head.uri.path().to_owned(), body)).unwrap();
+            heard.send((head.method, head.uri.path().to_owned(), body)).await.unwrap();
             Response::builder().status(500).body(full("nobody reads this")).unwrap()
         }
     })

@@ -277,7 +277,7 @@ fn add_to<M: Clone>(routes: &mut Arc<[Route<M, Forward>]>, addition: ext::Additi
             return Ok(());
         }
         What::Rewrite(rewrite) => Filter::Rewrite(read_rewrite(rewrite).at("rewrite")?),
-        What::Mirror(mirror) => Filter::Mirror(read_mirror(&mirror).at("mirror")?),
+        What::Mirror(mirror) => Filter::Mirror(Box::new(read_mirror(&mirror).at("mirror")?)),
         What::Cors(cors) => Filter::Cors(read_cors(cors).at("cors")?),
         What::Fault(fault) => Filter::Fault(read_fault(fault).at("fault")?),
         What::ResponseHeaders(headers) => {

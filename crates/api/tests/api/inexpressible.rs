@@ -174,7 +174,7 @@ fn a_policy_is_lowered_without_letting_requests_go_astray() {
     let ratio = Ratio { numerator: 1, denominator: 2 };
     let backend = route.rules[0].action.backends.backends().next().unwrap().backend.clone();
     route.rules[0].filters = vec![
-        Filter::Mirror(Mirror { backend, ratio }),
+        Filter::Mirror(Box::new(Mirror { backend, ratio })),
         Filter::Rewrite(Rewrite { path: Some(PathModifier::Full("/v2".into())), host: None }),
     ];
     http.routes = [route].into();

@@ -269,8 +269,8 @@ fn extension() -> BoxedStrategy<Filter> {
     let host = name().prop_map(|host| HeaderValue::from_str(&host).unwrap());
     let rewrite = (option::of(host), option::of(path))
         .prop_map(|(host, path)| Filter::Rewrite(Rewrite { host, path }));
-    let mirror =
-        (backend(), ratio()).prop_map(|(backend, ratio)| Filter::Mirror(Mirror { backend, ratio }));
+    let mirror = (backend(), ratio())
+        .prop_map(|(backend, ratio)| Filter::Mirror(Box::new(Mirror { backend, ratio })));
     let listed = || prop_oneof![Just(Listed::Any), name().prop_map(Listed::These)];
     let origin = select(vec!["*", "https://*.example", "http://a.example:8080"]);
     let cors = (vec(origin, 0..3), listed(), listed(), listed(), any::<bool>(), any::<u32>())

@@ -387,7 +387,6 @@ pub struct RouteRule<M> {
 
 /// A filter of a rule or a backend.
 #[derive(Clone, Debug, PartialEq)]
-#[expect(clippy::large_enum_variant, reason = "routes are few, and most of their filters are this")]
 pub enum RouteFilter {
     Is(Filter),
     /// The backend is still to be looked up; one that is not there hears nothing.

@@ -502,14 +502,17 @@ impl Refs {
 
 /// All that rules send to, mirrored requests included.
 fn targets<M>(rules: &[RouteRule<M>]) -> impl Iterator<Item = &BackendTarget> {
-    let mirrored = |filter| match filter {
-        &RouteFilter::Mirror { ref target, .. } => Some(target),
-        RouteFilter::Is(_) => None,
-    };
-    rules.iter().flat_map(move |rule| {
+    rules.iter().flat_map(|rule| {
         let filters = rule.backends.iter().flat_map(|backend| &backend.filters);
         of(&rule.backends).chain(rule.filters.iter().chain(filters).filter_map(mirrored))
     })
+}
+
+fn mirrored(filter: &RouteFilter) -> Option<&BackendTarget> {
+    match filter {
+        RouteFilter::Mirror { target, .. } => Some(target),
+        RouteFilter::Is(_) => None,
+    }
 }
 
 fn of(backends: &[BackendRef]) -> impl Iterator<Item = &BackendTarget> {

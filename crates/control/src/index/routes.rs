@@ -232,7 +232,10 @@ impl Objects {
             RouteFilter::Is(filter) => Some(filter.clone()),
             RouteFilter::Mirror { target, ratio } => {
                 let (service, port) = self.usable(from, target).ok()?;
-                Some(Filter::Mirror(Mirror { backend: backend(service, port), ratio: *ratio }))
+                Some(Filter::Mirror(Box::new(Mirror {
+                    backend: backend(service, port),
+                    ratio: *ratio,
+                })))
             }
         };
         filters.iter().filter_map(of).collect()

@@ -197,7 +197,7 @@ impl HttpBody for Copied {
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.size.clone()
+        self.size
     }
 }
 
