@@ -29,6 +29,9 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// The name of the control plane's Deployment, Service, service account and of its pods' label.
 pub const CONTROL_PLANE: &str = "mesh-control";
 
+/// The Secret that holds the next root and issuer while they are replaced.
+pub const NEXT_ISSUER: &str = "mesh-identity-next";
+
 /// An answer that is waited for.
 pub type Asked<'a, T> = Pin<Box<dyn Future<Output = Result<T, CliError>> + Send + 'a>>;
 

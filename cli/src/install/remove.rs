@@ -12,8 +12,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::plan::{mesh_elsewhere, named};
-use crate::cluster::Cluster;
 use crate::cluster::objects::{KEPT, KINDS, Kind, LEASE, SECRET, title};
+use crate::cluster::{Cluster, NEXT_ISSUER};
 use crate::error::CliError;
 use crate::manifests::PART_OF;
 use crate::output::Ui;
@@ -158,9 +158,10 @@ impl Removal {
 }
 
 /// Objects that the control plane makes for itself.
-fn its_own() -> Result<[(&'static Kind, &'static str); 4], CliError> {
+fn its_own() -> Result<[(&'static Kind, &'static str); 5], CliError> {
     Ok([
         (&SECRET, identity::secret::NAME),
+        (&SECRET, NEXT_ISSUER),
         (&SECRET, webhook::certificate::SECRET),
         (&LEASE, source::kube::LEASE),
         (Kind::of("ConfigMap")?, ROOTS_CONFIG_MAP),

@@ -48,6 +48,31 @@ pub struct Generation {
     pub issuer: Issuer,
 }
 
+impl Root {
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+}
+
+/// A generation as texts in PEM.
+#[derive(Debug)]
+pub struct Generated {
+    pub root: String,
+    pub issuer: String,
+    pub issuer_key: String,
+}
+
+impl Generated {
+    /// A root and an issuer of a name that no other generation has.
+    pub fn new() -> Result<Self, CliError> {
+        let id = super::unique_id();
+        let name = format!("mesh {}", &id[..8]);
+        let made = mesh_tls::Root::generate(&name, ROOT_LIFETIME, ISSUER_LIFETIME)
+            .map_err(|error| CliError::failed(format!("can't make a root: {error}")))?;
+        Ok(Self { root: made.root, issuer: made.issuer, issuer_key: made.issuer_key })
+    }
+}
+
 impl Authority {
     /// That of the mesh, if it has one.
     pub fn of(dir: &StateDir) -> Option<Self> {
@@ -164,12 +189,9 @@ fn generate_whole(folder: &Path, unfinished: &Path) -> Result<(), CliError> {
     Ok(fs::rename(unfinished, folder)?)
 }
 
-/// Makes a folder with a root and an issuer of a name that no other generation has.
+/// Makes a folder with a root and an issuer.
 fn generate(folder: &Path) -> Result<(), CliError> {
-    let id = super::unique_id();
-    let name = format!("mesh {}", &id[..8]);
-    let made = mesh_tls::Root::generate(&name, ROOT_LIFETIME, ISSUER_LIFETIME)
-        .map_err(|error| CliError::failed(format!("can't make a root: {error}")))?;
+    let made = Generated::new()?;
     DirBuilder::new().mode(0o700).create(folder)?;
     write_secret(&folder.join(KEY), made.issuer_key.as_bytes())?;
     write_atomically(&folder.join(ISSUER), made.issuer.as_bytes())?;

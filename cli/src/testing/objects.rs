@@ -1,11 +1,12 @@
-//! An API server that has a few objects, lists them by label, deletes them, and knows nothing else.
+//! An API server that has a few objects, lists them by label, creates, replaces and deletes them, and knows nothing
+//! else.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
 
 use http::{Method, Request, Response};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::rt::TokioIo;
 use kube::config::Kubeconfig;
@@ -37,8 +38,8 @@ impl Objects {
             while let Ok((stream, _)) = listener.accept().await {
                 let objects = serving.clone();
                 let service = hyper::service::service_fn(move |request| {
-                    let answer = objects.answer(&request);
-                    async move { Ok::<_, Infallible>(answer) }
+                    let objects = objects.clone();
+                    async move { Ok::<_, Infallible>(objects.take(request).await) }
                 });
                 let connection = hyper::server::conn::http1::Builder::new()
                     .serve_connection(TokioIo::new(stream), service);
@@ -68,7 +69,45 @@ impl Objects {
         *self.held.lock().unwrap() = id.map(str::to_owned).into_iter().collect();
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+    /// The object, if it is there.
+    pub(crate) fn get(&self, id: &str) -> Option<Value> {
+        self.all.lock().unwrap().get(id).cloned()
+    }
+
+    async fn take(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
+        let (head, body) = request.into_parts();
+        let body = body.collect().await.unwrap().to_bytes();
+        match head.method {
+            Method::PUT | Method::POST => {
+                self.put(&head.method, serde_json::from_slice(&body).unwrap())
+            }
+            _ => self.answer(&Request::from_parts(head, ())),
+        }
+    }
+
+    /// Changes are of the object as it is; each makes it another version.
+    fn put(&self, method: &Method, mut object: Value) -> Response<Full<Bytes>> {
+        // As URLs have it; a typed object does not say what it is.
+        object["kind"] = json!(object["kind"].as_str().unwrap_or("Secret"));
+        object["metadata"]["namespace"] =
+            json!(object["metadata"]["namespace"].as_str().unwrap_or("mesh-system"));
+        let mut all = self.all.lock().unwrap();
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        let have = all.get(&id(&object)).map(version);
+        let fits = match *method {
+            Method::POST => have.is_none(),
+            _ => have.as_ref().is_some_and(|have| *have == version(&object)),
+        };
+        if !fits {
+            return reply(409, &status(409, "Conflict"));
+        }
+        let next = have.as_ref().and_then(Value::as_str).and_then(|v| v.parse::<u64>().ok());
+        object["metadata"]["resourceVersion"] = json!((next.unwrap_or(0) + 1).to_string());
+        all.insert(id(&object), object.clone());
+        reply(200, &object)
+    }
+
+    fn answer(&self, request: &Request<()>) -> Response<Full<Bytes>> {
         let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
         let rest = if path[0] == "api" { &path[2..] } else { &path[3..] };
         let (namespace, rest) = match rest {

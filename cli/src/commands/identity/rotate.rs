@@ -1,8 +1,11 @@
 //! `meshctl identity rotate`: replaces the root that all certificates of a mesh end at, without a moment in which
 //! two proxies do not trust each other.
 //!
-//! Each step changes the files of the authority and then waits until every proxy has followed. Steps that are done
-//! are found done, so that whoever was interrupted begins again from the top.
+//! Each step changes the authority, wherever it is kept, and then waits until every proxy has followed. Steps that
+//! are done are found done, so that whoever was interrupted begins again from the top.
+
+mod keeper;
+mod secret;
 
 use std::fs::{File, TryLockError};
 use std::process::ExitCode;
@@ -12,7 +15,10 @@ use clap::Args;
 use mesh_api::ext;
 use tokio::time::Instant;
 
+use self::keeper::Keeper;
+use self::secret::IssuerSecret;
 use super::life::{self, Life};
+use crate::connect::Place;
 use crate::context::Context;
 use crate::error::CliError;
 use crate::local::authority::{Authority, Generation};
@@ -35,7 +41,8 @@ old one; reissue has the new issuer sign, and every proxy certified by it; drop 
 in the old root, once no proxy needs it any more. No connection is broken.
 
 What is done is done: after an interruption or a timeout, the command goes on where it was. It \
-works as well when the old root or issuer has expired.";
+works as well when the old root or issuer has expired. In a cluster it writes the Secrets \
+mesh-identity-issuer and, until it is done, mesh-identity-next, with your own rights.";
 
 /// Between two looks at the proxies.
 const LOOK: Duration = Duration::from_millis(250);
@@ -44,17 +51,21 @@ const NAMED: usize = 5;
 
 pub(super) async fn run(args: RotateArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?.silent();
-    let dir = mesh.place.local().ok_or_else(|| {
-        CliError::failed("this version rotates the roots of local meshes only")
-            .hint("docs/kubernetes.md, which tells how it is done in a cluster")
-    })?;
-    let authority = Authority::of(dir)
-        .ok_or_else(|| CliError::failed(format!("the mesh \"{}\" has no identity", dir.name)))?;
-    let _lock = lock(&authority)?;
     let ask = async || mesh.proxies(selector::all_pods(None)).await;
-    let deadline = Instant::now() + args.timeout;
-    let mut rotation = Rotation { authority, ask, deadline, ui: cx.ui.clone() };
-    rotation.run().await?;
+    let (deadline, ui) = (Instant::now() + args.timeout, cx.ui.clone());
+    match &mesh.place {
+        Place::Local(dir) => {
+            let authority = Authority::of(dir).ok_or_else(|| {
+                CliError::failed(format!("the mesh \"{}\" has no identity", dir.name))
+            })?;
+            let _lock = lock(&authority)?;
+            Rotation { authority, ask, deadline, ui }.run().await?;
+        }
+        Place::Cluster(cluster) => {
+            let authority = IssuerSecret::of(cluster).await?;
+            Rotation { authority, ask, deadline, ui }.run().await?;
+        }
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -70,8 +81,8 @@ fn lock(authority: &Authority) -> Result<File, CliError> {
     }
 }
 
-struct Rotation<A> {
-    authority: Authority,
+struct Rotation<K, A> {
+    authority: K,
     /// Asks for every proxy.
     ask: A,
     deadline: Instant,
@@ -87,14 +98,14 @@ struct Goal<'a> {
     lacks: &'a dyn Fn(&ext::ProxyIdentity) -> Option<String>,
 }
 
-impl<A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<A> {
+impl<K: Keeper, A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<K, A> {
     async fn run(&mut self) -> Result<(), CliError> {
-        let next = self.authority.prepare()?;
+        let next = self.authority.prepare().await?;
         let (root, issuer) = (&next.root, next.issuer.certificate());
         self.told("prepare", &format!("{} and {}", root.certificate.subject, issuer.subject))?;
 
-        self.authority.trust(root)?;
-        let wanted = self.fingerprints()?;
+        self.authority.trust(root).await?;
+        let wanted = self.fingerprints().await?;
         let lacks = |proxy: &ext::ProxyIdentity| {
             // One that nobody believes any more hears of the roots with its next certificate.
             let valid = proxy.certificate.as_ref().map(Life::from);
@@ -107,21 +118,21 @@ impl<A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<A> {
         self.reissue(&next).await?;
 
         // Every proxy has just been seen to need no other root.
-        self.authority.trust_only(root)?;
-        let wanted = self.fingerprints()?;
+        self.authority.trust_only(root).await?;
+        let wanted = self.fingerprints().await?;
         let lacks = |proxy: &ext::ProxyIdentity| {
             (proxy.roots != wanted).then(|| "trusts the old root still".to_owned())
         };
         self.wait(Goal { step: "drop", so: "trust the new root alone", lacks: &lacks }).await?;
-        self.authority.finish()
+        self.authority.finish().await
     }
 
     async fn reissue(&mut self, next: &Generation) -> Result<(), CliError> {
         let wanted = next.issuer.certificate();
         // One whose files do not fit together is none.
-        let present = self.authority.issuer().ok();
+        let present = self.authority.issuer().await.ok();
         if present.is_none_or(|present| present.certificate() != wanted) {
-            self.authority.switch_issuer()?;
+            self.authority.switch_issuer().await?;
         }
         let lacks = |proxy: &ext::ProxyIdentity| match &proxy.certificate {
             Some(certificate) if certificate.issuer == wanted.subject => None,
@@ -134,8 +145,8 @@ impl<A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<A> {
         self.wait(Goal { step: "reissue", so, lacks: &lacks }).await
     }
 
-    fn fingerprints(&self) -> Result<Vec<String>, CliError> {
-        let roots = self.authority.roots()?;
+    async fn fingerprints(&self) -> Result<Vec<String>, CliError> {
+        let roots = self.authority.roots().await?;
         let mut all: Vec<_> = roots.into_iter().map(|root| root.fingerprint).collect();
         all.sort();
         Ok(all)
