@@ -36,6 +36,8 @@ pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};
 pub use self::workload::Workload;
 
+use std::time::Duration;
+
 use http::HeaderName;
 use mesh_model::outbound::Strategy;
 
@@ -52,4 +54,21 @@ pub struct BackendExtension {
     pub strategy: Strategy,
     /// Ring hash: the request header that holds the key; `None` means the client's address.
     pub hash_header: Option<HeaderName>,
+    /// How long a new endpoint takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// A response whose head takes longer is a failure to the breaker.
+    pub breaker_latency: Option<Duration>,
+    /// Connections to each endpoint.
+    pub max_connections: Option<u32>,
+    pub max_in_flight: Option<u32>,
+    /// Of requests to the resource as a route's parent; `None` is the proxy's own.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// How many retries a flow of requests may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of the requests.
+    pub percent: u32,
+    pub min_per_second: u32,
 }

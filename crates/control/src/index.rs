@@ -8,12 +8,14 @@
 //! Read next: [`object`] for what is held, [`policy`] and [`endpoints`] for what is made of it.
 
 pub mod authz;
+pub mod conflicts;
 pub mod endpoints;
 pub mod identity;
 pub mod lookup;
 pub mod object;
 mod objects;
 pub mod policy;
+mod ports;
 pub mod routes;
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,7 @@ mod watches;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
 
@@ -57,7 +58,7 @@ pub struct Index {
     service_profiles: Watches<Name, u16, Arc<Profile>>,
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
-    authz: Watches<Name, u16, Arc<PortAuthz>>,
+    ports: Watches<Name, u16, Arc<PortExtension>>,
     revision: watch::Sender<u64>,
 }
 
@@ -79,7 +80,7 @@ impl Index {
             service_profiles: Watches::default(),
             address_profiles: Watches::default(),
             servers: Watches::default(),
-            authz: Watches::default(),
+            ports: Watches::default(),
             revision: watch::Sender::new(0),
         }
     }
@@ -158,10 +159,10 @@ impl Index {
         self.servers.subscribe(pod.clone(), port, policy)
     }
 
-    /// All that decides who may use a pod's own port, known or not.
-    pub fn watch_authz(&mut self, pod: &Name, port: u16) -> Watched<PortAuthz> {
-        let authz = Arc::new(self.objects.port_authz(pod, port));
-        self.authz.subscribe(pod.clone(), port, authz)
+    /// All the rules of a pod's own port, known or not.
+    pub fn watch_port(&mut self, pod: &Name, port: u16) -> Watched<PortExtension> {
+        let rules = Arc::new(self.objects.port_extension(pod, port));
+        self.ports.subscribe(pod.clone(), port, rules)
     }
 
     fn refresh(&mut self, mut touched: Touched) {
@@ -181,11 +182,11 @@ impl Index {
             self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
         }
         let (namespace, everywhere) = (touched.namespace.take(), touched.everywhere);
-        let watched = self.servers.owners().chain(self.authz.owners());
+        let watched = self.servers.owners().chain(self.ports.owners());
         let affected = |pod: &&Name| everywhere || namespace.as_ref() == Some(&pod.namespace);
         touched.pods.extend(watched.filter(affected).cloned());
         for pod in &touched.pods {
-            self.authz.refresh(pod, |port| Some(Arc::new(objects.port_authz(pod, *port))));
+            self.ports.refresh(pod, |port| Some(Arc::new(objects.port_extension(pod, *port))));
             self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));
         }
         for ip in &touched.addresses {

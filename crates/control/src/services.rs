@@ -22,8 +22,7 @@ use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
 use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio_stream::wrappers::WatchStream;
 
@@ -101,13 +100,13 @@ impl ControlPlane for Control {
         Ok(values(self.shared.index.write().watch_server(&pod, port)))
     }
 
-    fn port_authz(
+    fn port_extension(
         &self,
         workload: &Workload,
         port: u16,
-    ) -> Result<BoxStream<'static, PortAuthz>, Refusal> {
+    ) -> Result<BoxStream<'static, PortExtension>, Refusal> {
         let pod = Name::new(&workload.namespace, &workload.pod);
-        Ok(values(self.shared.index.write().watch_authz(&pod, port)))
+        Ok(values(self.shared.index.write().watch_port(&pod, port)))
     }
 
     fn backend_extension(
@@ -122,6 +121,7 @@ impl ControlPlane for Control {
         let extension = |balancer: Arc<crate::index::object::Balancer>| BackendExtension {
             strategy: balancer.strategy,
             hash_header: balancer.hash_header.clone(),
+            ..BackendExtension::default()
         };
         Ok(balancers.map(extension).boxed())
     }

@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
-pub(crate) use self::ports::PortRules;
+pub(crate) use self::ports::{PortConcurrency, PortRules};
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 

@@ -1,7 +1,7 @@
 //! From the mesh to the local application, top to bottom in the order a request passes.
 //!
 //! accept → the port's policy → TLS of ours ends here → what does it speak → HTTP: record · respond ·
-//! limit · authorise · rate-limit · local forward / bytes: authorise, connect, copy.
+//! limit · authorise · rate-limit · the port's own limit · local forward / bytes: authorise, connect, copy.
 
 mod port;
 mod rate_limit;
@@ -15,7 +15,7 @@ use bytes::BytesMut;
 use http::StatusCode;
 use hyper::body::Incoming;
 use mesh_layers::{Body, BoxError, ConcurrencyLimit, Request, Response};
-use mesh_model::inbound::{ServerPolicy, ServerProtocol};
+use mesh_model::inbound::{PortProtocol, ServerProtocol};
 use mesh_model::stats::StatProtocol;
 use mesh_model::{Direction, Reason};
 use mesh_tls::TransportHeader;
@@ -27,6 +27,7 @@ use tower::{Layer, Service, service_fn};
 use tracing::Instrument;
 
 use self::port::{Head, Port};
+pub(crate) use self::rate_limit::RateLimiter;
 use crate::config::Config;
 use crate::detect::{Detected, Detector, PATIENCE};
 use crate::discovery::{Discovery, PortRules};
@@ -190,7 +191,7 @@ impl Inbound {
             Ok(rules) => rules,
             Err(error) => return refuse(&client, &port, &Failure::of(&error.into())),
         };
-        let mut detected = self.detect(&mut io, &port, &rules.policy).await;
+        let mut detected = self.detect(&mut io, &port, &rules).await;
         if let Ok(Some(Spoken::First(Detected::Tls { sni }))) = &detected
             && client.id.is_none()
             && self.is_ours(sni.as_deref())
@@ -205,7 +206,7 @@ impl Inbound {
                     return tracing::info!(client = %client.addr, %why, "connection closed");
                 }
             }
-            detected = self.detect(&mut io, &port, &rules.policy).await;
+            detected = self.detect(&mut io, &port, &rules).await;
         }
         let detected = match detected {
             Ok(Some(detected)) => detected,
@@ -224,6 +225,11 @@ impl Inbound {
                 };
                 server.serve(io, version, service).await;
             }
+            // TLS that is not ours is the application's own business.
+            Spoken::First(Detected::Opaque) if rules.protocol.is_http() => {
+                let message = format!("port {} takes {}", port.number(), rules.protocol.as_str());
+                refuse(&client, &port, &Failure { reason: Reason::BadRequest, message });
+            }
             Spoken::First(_) => self.bytes(client, io, port, &rules, None).await,
             Spoken::Server(server) => self.bytes(client, io, port, &rules, Some(server)).await,
         }
@@ -234,13 +240,13 @@ impl Inbound {
         &self,
         io: &mut Io,
         port: &Port,
-        policy: &ServerPolicy,
+        rules: &PortRules,
     ) -> std::io::Result<Option<Spoken>> {
-        let (may_be_bytes, within) = match policy.protocol {
-            ServerProtocol::Opaque | ServerProtocol::Tls => {
-                return Ok(Some(Spoken::First(Detected::Opaque)));
-            }
-            ServerProtocol::Detect { timeout, .. } => (true, timeout),
+        let (may_be_bytes, within) = match (rules.protocol, &rules.policy.protocol) {
+            (PortProtocol::Opaque, _) => return Ok(Some(Spoken::First(Detected::Opaque))),
+            (PortProtocol::Detect, ServerProtocol::Detect { timeout, .. }) => (true, *timeout),
+            // The one stream may be ahead of the other for a moment.
+            (PortProtocol::Detect, _) => (true, self.config.limits.header_timeout),
             _ => (false, self.config.limits.header_timeout),
         };
         if may_be_bytes && port.speaks_first() {
@@ -366,7 +372,7 @@ async fn dispatch(
     let answer = span.in_scope(|| port.authorize(&rules, client, &mut request))?;
     match answer {
         Some(response) => Ok(response),
-        None => port.forward(request).await,
+        None => port.forward(&rules, request).await,
     }
 }
 

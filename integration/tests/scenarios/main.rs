@@ -17,4 +17,5 @@ mod local_mesh;
 mod rolling;
 mod tcp;
 mod tools;
+mod traffic;
 mod workspace;

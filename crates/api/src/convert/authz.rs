@@ -47,6 +47,7 @@ impl Wire for PortAuthz {
             rules: write_list(&self.rules, "rules", write_rule)?,
             default: Some(write_default(&self.default)),
             probes: self.probes.iter().map(write_probe).collect(),
+            ..ext::PortAuthorization::default()
         })
     }
 
@@ -98,7 +99,7 @@ fn write_rule(rule: &AuthorizationRule) -> Result<ext::AuthorizationRule> {
     })
 }
 
-fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta> {
+pub(super) fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta> {
     let proto = required(proto, field)?;
     if !proto.default_name.is_empty() {
         return Ok(Meta::Default(proto.default_name));
@@ -108,7 +109,7 @@ fn read_policy_meta(proto: Option<ext::PolicyMeta>, field: &str) -> Result<Meta>
     read_resource(resource, field).map(Meta::Resource)
 }
 
-fn write_policy_meta(meta: &Meta) -> ext::PolicyMeta {
+pub(super) fn write_policy_meta(meta: &Meta) -> ext::PolicyMeta {
     match meta {
         Meta::Default(name) => {
             ext::PolicyMeta { default_name: name.clone(), ..ext::PolicyMeta::default() }

@@ -220,10 +220,7 @@ impl Objects {
                     replace(&mut self.authorization_policies, name.clone(), Some(o)),
                 );
             }
-            Object::PortPolicy(o) => {
-                let name = o.name.clone();
-                touched.policy(&name, replace(&mut self.port_policies, name.clone(), Some(o)));
-            }
+            Object::PortPolicy(o) => self.put_port_policy(&o.name.clone(), Some(o), &mut touched),
         }
         touched
     }
@@ -243,9 +240,7 @@ impl Objects {
                 let gone = replace(&mut self.authorization_policies, name.clone(), None);
                 touched.policy(name, gone);
             }
-            Kind::ServerPolicy => {
-                touched.policy(name, replace(&mut self.port_policies, name.clone(), None));
-            }
+            Kind::ServerPolicy => self.put_port_policy(name, None, &mut touched),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -254,6 +249,18 @@ impl Objects {
             | Kind::CronJob => self.put_workload(key.kind, name, None, &mut touched),
         }
         touched
+    }
+
+    fn put_port_policy(&mut self, name: &Name, new: Option<PortPolicy>, touched: &mut Touched) {
+        let speaks = |policy: Option<&PortPolicy>| policy.and_then(|policy| policy.protocol);
+        let protocol = speaks(new.as_ref());
+        let replaced = replace(&mut self.port_policies, name.clone(), new);
+        let was = replaced.as_ref().map(|old| speaks(old.as_deref()));
+        touched.policy(name, replaced);
+        // What a port speaks is also known to those who connect to it.
+        if was.is_some_and(|was| was.or(protocol).is_some()) {
+            self.touch_pods_of(&name.namespace, touched);
+        }
     }
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
@@ -271,20 +278,14 @@ impl Objects {
         }
         touched.namespace = Some(name.to_owned());
         let first = Name::new(name, "");
-        for (service, object) in self.services.range(first.clone()..) {
+        for (service, object) in self.services.range(first..) {
             if service.namespace != name {
                 break;
             }
             touched.policies.insert(service.clone());
             touched.addresses.extend(&object.cluster_ips);
         }
-        for (pod, object) in self.pods.range(first..) {
-            if pod.namespace != name {
-                break;
-            }
-            self.touch_pod(pod, touched);
-            touched.addresses.extend(object.own_ips());
-        }
+        self.touch_pods_of(name, touched);
     }
 
     fn put_service(&mut self, name: &Name, new: Option<Service>, touched: &mut Touched) {
@@ -429,6 +430,16 @@ impl Objects {
         }
         if parents.is_empty() {
             self.parents_by_backend.remove(backend);
+        }
+    }
+
+    fn touch_pods_of(&self, namespace: &str, touched: &mut Touched) {
+        for (pod, object) in self.pods.range(Name::new(namespace, "")..) {
+            if pod.namespace != namespace {
+                break;
+            }
+            self.touch_pod(pod, touched);
+            touched.addresses.extend(object.own_ips());
         }
     }
 

@@ -5,6 +5,7 @@ mod endpoints;
 mod identity;
 mod order;
 mod policies;
+mod ports;
 
 use std::net::{IpAddr, SocketAddr};
 

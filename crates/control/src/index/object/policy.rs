@@ -1,6 +1,7 @@
 //! Policies about who may do what, as objects.
 
 use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
+use mesh_model::inbound::{PortProtocol, RateLimit};
 use mesh_model::meta::ResourceRef;
 
 use super::{Kind, Labels, Name};
@@ -62,13 +63,33 @@ impl PortRef {
     }
 }
 
-/// Who may use a port of a workload where no AuthorizationPolicy says so.
+/// How the proxies of a workload treat a port, or all. What is `None` is left to others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PortPolicy {
     pub name: Name,
+    /// Seconds since the Unix epoch; of two policies about the same, the older one counts. `None`
+    /// sorts first.
+    pub created: Option<i64>,
     /// A workload or pods.
     pub target: PolicyTarget,
-    pub default_access: DefaultAccess,
+    /// Who may use the port where no AuthorizationPolicy says so.
+    pub default_access: Option<DefaultAccess>,
+    pub protocol: Option<PortProtocol>,
+    pub rate_limit: Option<RateLimit>,
+    /// Requests in flight.
+    pub concurrency: Option<u32>,
+}
+
+impl PolicyTarget {
+    /// The one port that it is about, if it is about one.
+    pub fn port(&self) -> Option<&PortRef> {
+        match self {
+            Self::Workload { port, .. } | Self::Pods { port, .. } | Self::Service { port, .. } => {
+                port.as_ref()
+            }
+            Self::Namespace | Self::Route { .. } => None,
+        }
+    }
 }
 
 /// A health probe that a pod declares.

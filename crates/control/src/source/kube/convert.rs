@@ -109,7 +109,7 @@ fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<O
             map(policy::authorization_policy(policy, names), Object::AuthorizationPolicy)
         }),
         Kind::ServerPolicy => parse(value, |policy: &policy::ServerPolicyObject| {
-            map(policy::server_policy(policy), Object::PortPolicy)
+            map(policy::server_policy(policy, names), Object::PortPolicy)
         }),
         _ => return (None, Vec::new()),
     };

@@ -1,6 +1,7 @@
 //! What an API server is told about fields that Rust's types say less of.
 
 use mesh_model::authz::DefaultAccess;
+use mesh_model::inbound::PortProtocol;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 /// The kinds that policies may be about.
@@ -20,6 +21,17 @@ pub(super) const TARGET_KINDS: [&str; 11] = [
 
 pub(super) fn target_kind(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": TARGET_KINDS })
+}
+
+pub(super) fn port_protocol(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": PortProtocol::ALL.map(PortProtocol::as_str) })
+}
+
+/// The most requests, connections or percent that anybody can mean.
+pub(super) const MAX_COUNT: u32 = 1_000_000;
+
+pub(super) fn count(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT })
 }
 
 pub(super) fn default_access(_: &mut SchemaGenerator) -> Schema {

@@ -1,7 +1,8 @@
 //! Our kinds as people write them.
 
 use mesh_model::Meta;
-use mesh_model::authz::{Action, AuthorizationRule, ClientMatch};
+use mesh_model::authz::{Action, AuthorizationRule, ClientMatch, DefaultAccess};
+use mesh_model::inbound::{PortProtocol, Rate};
 use serde_json::{Value, json};
 
 use super::*;
@@ -165,14 +166,78 @@ fn a_server_policy_is_about_a_workload() {
             "metadata": { "name": "p", "namespace": "shop" },
             "spec": { "targetRef": { "kind": kind, "name": "x", "port": 80 }, "defaultAccess": access },
         });
-        let (policy, findings) = server_policy(&serde_json::from_value(object).unwrap());
+        let object = serde_json::from_value(object).unwrap();
+        let (policy, findings) = server_policy(&object, &MeshNames::default());
         let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
         (policy.default_access, fields.join(" "))
     };
-    let read_ok = (DefaultAccess::ClusterAuthenticated, String::new());
+    let read_ok = (Some(DefaultAccess::ClusterAuthenticated), String::new());
     assert_eq!(read("Deployment", "cluster-authenticated"), read_ok);
     assert_eq!(read("Service", "deny").1, "spec.targetRef.kind");
-    assert_eq!(read("Deployment", "open"), (DefaultAccess::Deny, "spec.defaultAccess".into()));
+    assert_eq!(
+        read("Deployment", "open"),
+        (Some(DefaultAccess::Deny), "spec.defaultAccess".into())
+    );
+}
+
+#[test]
+fn limits_of_a_port_are_read_whole_or_refused() {
+    let read = |spec: Value| {
+        let mut spec = spec;
+        spec["targetRef"] = json!({ "kind": "Deployment", "name": "x", "port": 80 });
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "ServerPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": spec,
+        });
+        let (policy, findings) =
+            server_policy(&serde_json::from_value(object).unwrap(), &MeshNames::default());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy, fields.join(" "))
+    };
+    let (policy, wrong) = read(json!({
+        "protocol": "gRPC",
+        "concurrency": 50,
+        "rateLimit": {
+            "total": { "requestsPerSecond": 100, "burst": 5 },
+            "perIdentity": { "requestsPerSecond": 10 },
+            "overrides": [{ "serviceAccounts": ["bank/batch"], "requestsPerSecond": 1 }],
+            "perHeader": { "name": "x-tenant", "requestsPerSecond": 20 },
+        },
+    }));
+    assert_eq!((wrong.as_str(), policy.concurrency), ("", Some(50)));
+    assert_eq!(policy.protocol, Some(PortProtocol::Grpc));
+    let limit = policy.rate_limit.unwrap();
+    assert_eq!(limit.meta.to_string(), "ServerPolicy/shop/p");
+    assert_eq!(limit.total, Some(Rate { per_second: 100, burst: 5 }));
+    assert_eq!(limit.identity, Some(Rate { per_second: 10, burst: 10 }));
+    assert!(limit.overrides[0].1[0].starts_with("batch.bank."));
+    assert_eq!(limit.header.unwrap().name, "x-tenant");
+
+    for (spec, field) in [
+        (json!({}), "spec"),
+        (json!({ "protocol": "TCP" }), "spec.protocol"),
+        (json!({ "protocol": "opaque", "concurrency": 1 }), "spec.protocol"),
+        (json!({ "concurrency": 0 }), "spec.concurrency"),
+        (json!({ "rateLimit": {} }), "spec.rateLimit"),
+        (
+            json!({ "rateLimit": { "total": { "requestsPerSecond": 2_000_000, "burst": 1 } } }),
+            "spec.rateLimit.total.requestsPerSecond",
+        ),
+        (
+            json!({ "rateLimit": { "perHeader": { "name": "a b", "requestsPerSecond": 1 } } }),
+            "spec.rateLimit.perHeader.name",
+        ),
+        (
+            json!({ "rateLimit": { "overrides": [
+                { "identities": ["*.x.y"], "requestsPerSecond": 1 },
+            ] } }),
+            "spec.rateLimit.overrides[0].identities[0]",
+        ),
+    ] {
+        assert_eq!(read(spec.clone()).1, field, "{spec}");
+    }
 }
 
 #[test]
