@@ -36,39 +36,11 @@ pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};
 pub use self::workload::Workload;
 
-use std::time::Duration;
-
-use http::HeaderName;
-use mesh_model::outbound::Strategy;
+pub use mesh_model::outbound::{BackendExtension, RetryBudget};
 
 /// One message of a watch: usable, or to be counted and left aside in favour of the last good one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update<T> {
     Valid(T),
     Invalid(ConversionError),
-}
-
-/// Settings of one backend that linkerd2-proxy-api cannot express.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BackendExtension {
-    pub strategy: Strategy,
-    /// Ring hash: the request header that holds the key; `None` means the client's address.
-    pub hash_header: Option<HeaderName>,
-    /// How long a new endpoint takes to get its whole share.
-    pub slow_start: Option<Duration>,
-    /// A response whose head takes longer is a failure to the breaker.
-    pub breaker_latency: Option<Duration>,
-    /// Connections to each endpoint.
-    pub max_connections: Option<u32>,
-    pub max_in_flight: Option<u32>,
-    /// Of requests to the resource as a route's parent; `None` is the proxy's own.
-    pub retry_budget: Option<RetryBudget>,
-}
-
-/// How many retries a flow of requests may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RetryBudget {
-    /// Of the requests.
-    pub percent: u32,
-    pub min_per_second: u32,
 }

@@ -19,19 +19,21 @@ mod ports;
 pub mod routes;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watches;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_model::inbound::{PortExtension, ServerPolicy};
+use mesh_model::outbound::BackendExtension;
 use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
 
 use self::authz::Defaults;
 use self::endpoints::EndpointSet;
 use self::identity::MeshNames;
-use self::object::{Balancer, Name, Object, ObjectKey};
+use self::object::{Name, Object, ObjectKey};
 pub use self::objects::Objects;
 use self::objects::Touched;
 use self::watches::Watches;
@@ -54,7 +56,7 @@ pub struct Index {
     objects: Objects,
     outbound: Watches<Name, (u16, String), Arc<OutboundPolicy>>,
     endpoints: Watches<Name, u16, Arc<EndpointSet>>,
-    balancers: Watches<Name, (), Arc<Balancer>>,
+    backends: Watches<Name, u16, Arc<BackendExtension>>,
     service_profiles: Watches<Name, u16, Arc<Profile>>,
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
@@ -76,7 +78,7 @@ impl Index {
             objects: Objects::new(defaults, identity),
             outbound: Watches::default(),
             endpoints: Watches::default(),
-            balancers: Watches::default(),
+            backends: Watches::default(),
             service_profiles: Watches::default(),
             address_profiles: Watches::default(),
             servers: Watches::default(),
@@ -135,10 +137,10 @@ impl Index {
         Some(self.endpoints.subscribe(service.clone(), port, set))
     }
 
-    /// How clients of a service balance, also when there is no such service (yet).
-    pub fn watch_balancer(&mut self, service: &Name) -> Watched<Balancer> {
-        let balancer = Arc::new(self.objects.balancer(service));
-        self.balancers.subscribe(service.clone(), (), balancer)
+    /// What the linkerd2 API cannot say of a service's port, also when there is no such service (yet).
+    pub fn watch_backend(&mut self, service: &Name, port: u16) -> Watched<BackendExtension> {
+        let extension = Arc::new(self.objects.backend_extension(service, port));
+        self.backends.subscribe(service.clone(), port, extension)
     }
 
     /// The profile of a service's port; `None` when there is no such port. Ends when it goes.
@@ -176,7 +178,8 @@ impl Index {
             });
             self.service_profiles
                 .refresh(service, |port| objects.service_profile(service, *port).map(Arc::new));
-            self.balancers.refresh(service, |()| Some(Arc::new(objects.balancer(service))));
+            self.backends
+                .refresh(service, |port| Some(Arc::new(objects.backend_extension(service, *port))));
         }
         for service in &touched.endpoints {
             self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));

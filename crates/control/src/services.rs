@@ -117,13 +117,8 @@ impl ControlPlane for Control {
             return Err(Refusal::NotFound(format!("{} has no extensions", key.kind)));
         }
         let service = Name::new(&key.namespace, &key.name);
-        let balancers = WatchStream::new(self.shared.index.write().watch_balancer(&service));
-        let extension = |balancer: Arc<crate::index::object::Balancer>| BackendExtension {
-            strategy: balancer.strategy,
-            hash_header: balancer.hash_header.clone(),
-            ..BackendExtension::default()
-        };
-        Ok(balancers.map(extension).boxed())
+        let port = key.port.unwrap_or_default();
+        Ok(values(self.shared.index.write().watch_backend(&service, port)))
     }
 
     fn certify(&self, asked: CertifyRequest) -> BoxFuture<'static, Result<Certified, Refusal>> {

@@ -463,11 +463,8 @@ fn refused(reason: Reason) -> bool {
 }
 
 fn is_refusal(status: StatusCode) -> bool {
-    const REFUSALS: [StatusCode; 3] = [
-        StatusCode::FORBIDDEN,
-        StatusCode::TOO_MANY_REQUESTS,
-        StatusCode::SERVICE_UNAVAILABLE,
-    ];
+    const REFUSALS: [StatusCode; 3] =
+        [StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
     REFUSALS.contains(&status)
 }
 

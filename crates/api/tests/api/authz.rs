@@ -127,14 +127,14 @@ fn sample() -> PortAuthz {
     }
 }
 
-fn told() -> PortExtension {
+fn whole() -> PortExtension {
     PortExtension { authz: sample(), protocol: PortProtocol::Http1, limits: PortLimits::default() }
 }
 
 #[test]
 fn a_limit_is_whole_or_an_error() {
     let read = |spoil: fn(&mut ext::PortAuthorization)| {
-        let mut proto = told().to_proto().unwrap();
+        let mut proto = whole().to_proto().unwrap();
         spoil(&mut proto);
         PortExtension::from_proto(proto).unwrap_err().to_string()
     };
@@ -220,7 +220,7 @@ impl ControlPlane for Fake {
             return Err(Refusal::Unimplemented("there is no such extension".into()));
         }
         assert_eq!((workload.to_string().as_str(), port), ("shop/web-1", 80));
-        let told = futures_util::stream::iter([told()]);
+        let told = futures_util::stream::iter([whole()]);
         Ok(told.chain(futures_util::stream::pending()).boxed())
     }
 }
@@ -234,7 +234,7 @@ async fn a_port_can_be_watched_where_there_are_extensions() {
     let serving = Serving::new(control_plane_routes(Fake { extended: true }));
     let mut told = client(&serving).watch_port_extension(80).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, told.next()).await.unwrap();
-    assert_eq!(first.unwrap().unwrap(), Update::Valid(told()));
+    assert_eq!(first.unwrap().unwrap(), Update::Valid(whole()));
 
     let serving = Serving::new(control_plane_routes(Fake { extended: false }));
     let refused = client(&serving).watch_port_extension(80).await.map(drop).unwrap_err();

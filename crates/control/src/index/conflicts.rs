@@ -6,6 +6,9 @@
 use super::Objects;
 use super::object::{Kind, Name, ObjectKey};
 
+/// The kinds of policies of which only one counts.
+pub const KINDS: [Kind; 2] = [Kind::ServerPolicy, Kind::BackendTrafficPolicy];
+
 /// What goes before a policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Before<'a> {
@@ -19,13 +22,14 @@ impl Objects {
     pub fn before(&self, key: &ObjectKey) -> Option<Before<'_>> {
         match key.kind {
             Kind::ServerPolicy => self.port_policy_before(&key.name),
+            Kind::BackendTrafficPolicy => self.traffic_policy_before(&key.name),
             _ => None,
         }
     }
 
     /// All policies that others go before, with what is to be said of it.
     pub fn conflicts(&self) -> Vec<(ObjectKey, String)> {
-        let keys = [Kind::ServerPolicy].into_iter().flat_map(|kind| {
+        let keys = KINDS.into_iter().flat_map(|kind| {
             self.names(kind).into_iter().map(move |name| ObjectKey { kind, name })
         });
         keys.filter_map(|key| {

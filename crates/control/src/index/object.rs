@@ -16,7 +16,8 @@ use mesh_model::outbound::{Breaker, Strategy};
 use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Retry, Timeouts};
 
 pub use self::policy::{
-    AuthorizationPolicy, POLICY_GROUP, PolicyTarget, PortPolicy, PortProbe, PortRef, policy_ref,
+    AuthorizationPolicy, Balancing, BreakerPolicy, POLICY_GROUP, PolicyTarget, PortPolicy,
+    PortProbe, PortRef, TrafficLimits, TrafficPolicy, policy_ref,
 };
 
 /// Namespace and name of an object. Sorts by namespace first.
@@ -66,6 +67,7 @@ pub enum Kind {
     TcpRoute,
     AuthorizationPolicy,
     ServerPolicy,
+    BackendTrafficPolicy,
 }
 
 impl Kind {
@@ -87,6 +89,7 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServerPolicy => "ServerPolicy",
+            Self::BackendTrafficPolicy => "BackendTrafficPolicy",
         }
     }
 
@@ -136,6 +139,7 @@ pub enum Object {
     TcpRoute(TcpRoute),
     AuthorizationPolicy(AuthorizationPolicy),
     PortPolicy(PortPolicy),
+    TrafficPolicy(TrafficPolicy),
 }
 
 impl Object {
@@ -151,6 +155,7 @@ impl Object {
             Self::TcpRoute(o) => (Kind::TcpRoute, o.head.name.clone()),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
             Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
+            Self::TrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
         };
         ObjectKey { kind, name }
     }

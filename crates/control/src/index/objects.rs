@@ -9,8 +9,8 @@ use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
-    Name, Namespace, Object, ObjectKey, Pod, PortPolicy, PortSet, RouteHead, Service, TcpRoute,
-    Workload,
+    Name, Namespace, Object, ObjectKey, Pod, PolicyTarget, PortPolicy, PortSet, RouteHead, Service,
+    TcpRoute, TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -29,6 +29,7 @@ pub struct Objects {
     pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
+    pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
     pub(super) defaults: Defaults,
 
     services_by_ip: Multimap<IpAddr, Name>,
@@ -103,6 +104,7 @@ impl Objects {
             Kind::TcpRoute => self.tcp_routes.keys().cloned().collect(),
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
+            Kind::BackendTrafficPolicy => self.traffic_policies.keys().cloned().collect(),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -137,6 +139,10 @@ impl Objects {
 
     pub fn port_policy(&self, name: &Name) -> Option<&Arc<PortPolicy>> {
         self.port_policies.get(name)
+    }
+
+    pub fn traffic_policy(&self, name: &Name) -> Option<&Arc<TrafficPolicy>> {
+        self.traffic_policies.get(name)
     }
 
     pub fn tcp_routes(&self) -> impl Iterator<Item = &Arc<TcpRoute>> {
@@ -221,6 +227,9 @@ impl Objects {
                 );
             }
             Object::PortPolicy(o) => self.put_port_policy(&o.name.clone(), Some(o), &mut touched),
+            Object::TrafficPolicy(o) => {
+                self.put_traffic_policy(&o.name.clone(), Some(o), &mut touched)
+            }
         }
         touched
     }
@@ -241,6 +250,7 @@ impl Objects {
                 touched.policy(name, gone);
             }
             Kind::ServerPolicy => self.put_port_policy(name, None, &mut touched),
+            Kind::BackendTrafficPolicy => self.put_traffic_policy(name, None, &mut touched),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -260,6 +270,31 @@ impl Objects {
         // What a port speaks is also known to those who connect to it.
         if was.is_some_and(|was| was.or(protocol).is_some()) {
             self.touch_pods_of(&name.namespace, touched);
+        }
+    }
+
+    fn put_traffic_policy(
+        &mut self,
+        name: &Name,
+        new: Option<TrafficPolicy>,
+        touched: &mut Touched,
+    ) {
+        let about = |policy: &TrafficPolicy| match &policy.target {
+            PolicyTarget::Service { name: service, .. } => {
+                Some(Name::new(&name.namespace, service))
+            }
+            _ => None,
+        };
+        let now = new.as_ref().and_then(about);
+        let replaced = replace(&mut self.traffic_policies, name.clone(), new);
+        let Some(old) = replaced else { return };
+        touched.changed = true;
+        for service in old.as_deref().and_then(about).into_iter().chain(now) {
+            let parents = self.parents_by_backend.get(&service);
+            touched
+                .policies
+                .extend(parents.into_iter().flat_map(|parents| parents.keys().cloned()));
+            touched.policies.insert(service);
         }
     }
 

@@ -16,7 +16,7 @@ use mesh_model::{Meta, Profile};
 use super::Objects;
 use super::authz;
 use super::lookup;
-use super::object::{AppProtocol, Balancer, Name, Pod, Service};
+use super::object::{AppProtocol, Name, Pod, Service};
 use super::ports;
 
 /// How long a silent client is waited for. Our proxy never waits that long: it lets the server
@@ -50,7 +50,7 @@ impl Objects {
     ) -> Option<OutboundPolicy> {
         let object = self.services.get(service)?;
         let app_protocol = object.port(port)?.app_protocol;
-        let breaker = object.breaker.unwrap_or(Some(DEFAULT_BREAKER));
+        let breaker = self.breaker(service, port);
         let http = || HttpPolicy { routes: self.http_policy(service, port, client), breaker };
         let grpc = || GrpcPolicy { routes: self.grpc_policy(service, port, client), breaker };
         let opaque = || TcpPolicy { routes: self.tcp_policy(service, port, client) };
@@ -78,11 +78,6 @@ impl Objects {
         };
         let meta = ResourceRef::service(&service.namespace, &service.name, port);
         Some(OutboundPolicy { meta: Meta::Resource(meta), protocol })
-    }
-
-    /// How clients spread requests over a service's endpoints.
-    pub fn balancer(&self, service: &Name) -> Balancer {
-        self.services.get(service).map(|service| service.balancer.clone()).unwrap_or_default()
     }
 
     /// What is known of a service's port besides its policy.

@@ -40,7 +40,7 @@ impl Objects {
         let routes =
             self.effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client);
         if routes.is_empty() {
-            return Arc::new([default_route("http", service, port)]);
+            return Arc::new([default_route("http", self.backend(service, port))]);
         }
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
@@ -59,7 +59,7 @@ impl Objects {
         let routes =
             self.effective(&self.grpc_routes, Kind::GrpcRoute, |r| &r.head, service, port, client);
         if routes.is_empty() {
-            return Arc::new([default_route("grpc", service, port)]);
+            return Arc::new([default_route("grpc", self.backend(service, port))]);
         }
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
@@ -80,14 +80,14 @@ impl Objects {
             self.effective(&self.tcp_routes, Kind::TcpRoute, |r| &r.head, service, port, client);
         let (meta, backends) = match routes.first() {
             None => {
-                let only = Arc::new(backend(service, port));
+                let only = Arc::new(self.backend(service, port));
                 (Meta::Default("opaque".into()), Distribution::FirstAvailable(vec![only]))
             }
             Some(route) => {
                 let usable = route.backends.iter().filter_map(|reference| {
                     let (service, port) = self.usable(&reference.target).ok()?;
                     (reference.weight > 0)
-                        .then(|| (Arc::new(backend(service, port)), reference.weight))
+                        .then(|| (Arc::new(self.backend(service, port)), reference.weight))
                 });
                 let meta = route_ref(Kind::TcpRoute, &route.head.name);
                 (Meta::Resource(meta), distribution(usable.collect()))
@@ -166,9 +166,10 @@ impl Objects {
     /// Gateway API wants it.
     fn route_backend(&self, reference: &BackendRef) -> RouteBackend {
         match self.usable(&reference.target) {
-            Ok((service, port)) => {
-                RouteBackend { filters: reference.filters.clone(), backend: backend(service, port) }
-            }
+            Ok((service, port)) => RouteBackend {
+                filters: reference.filters.clone(),
+                backend: self.backend(service, port),
+            },
             Err(message) => {
                 let (service, port) = match &reference.target {
                     BackendTarget::Service { service, port } => (service.clone(), *port),
@@ -182,6 +183,11 @@ impl Objects {
                 RouteBackend { filters: vec![fail], backend: backend(&service, port) }
             }
         }
+    }
+
+    /// With the queue that policies give it.
+    fn backend(&self, service: &Name, port: u16) -> Backend {
+        Backend { queue: self.queue(service, port), ..backend(service, port) }
     }
 
     /// The service and port a route sends to.
@@ -207,8 +213,8 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
 }
 
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, service: &Name, port: u16) -> Route<M, Forward> {
-    let only = RouteBackend { filters: Vec::new(), backend: backend(service, port) };
+fn default_route<M>(name: &str, backend: Backend) -> Route<M, Forward> {
+    let only = RouteBackend { filters: Vec::new(), backend };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
         timeouts: Timeouts::default(),

@@ -6,6 +6,7 @@ mod identity;
 mod order;
 mod policies;
 mod ports;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 

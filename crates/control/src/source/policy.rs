@@ -3,6 +3,7 @@
 //! A policy that is only half understood could let in too many, so that here, other than elsewhere,
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
+mod backend;
 mod schema;
 mod server;
 #[expect(
@@ -22,11 +23,12 @@ use mesh_model::inbound::{Cidr, Network};
 use mesh_model::matching::Pattern;
 use mesh_model::route::{HeaderMatch, ValueMatch};
 
+pub use self::backend::backend_traffic_policy;
 pub use self::server::server_policy;
 pub use self::shape::{
-    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, From, GrpcMethods, Header,
-    NetworkRange, PolicyStatus, Port, Range, Selector, ServerPolicyObject, ServerPolicySpec,
-    TargetRef, To, Written,
+    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, BackendTrafficPolicyObject,
+    BackendTrafficPolicySpec, From, GrpcMethods, Header, NetworkRange, PolicyStatus, Port, Range,
+    Selector, ServerPolicyObject, ServerPolicySpec, TargetRef, To, Written,
 };
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
@@ -37,7 +39,11 @@ const VERSION: &str = "policy.meshctl.dev/v1alpha1";
 
 /// What makes a cluster understand our kinds, for `meshctl install`.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![shape::AuthorizationPolicy::crd(), shape::ServerPolicy::crd()]
+    vec![
+        shape::AuthorizationPolicy::crd(),
+        shape::BackendTrafficPolicy::crd(),
+        shape::ServerPolicy::crd(),
+    ]
 }
 
 /// `names` is what the identities of service accounts end in.

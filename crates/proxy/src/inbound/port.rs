@@ -35,6 +35,7 @@ use crate::discovery::{Discovery, PortConcurrency, PortRules};
 use crate::error::MeshError;
 use crate::exchange::{Exchange, Recorder, RouteInfo};
 use crate::http::client::Client as HttpClient;
+use crate::http::pool::PoolLimits;
 use crate::http::{filters, forward};
 use crate::io::Io;
 use crate::telemetry::{
@@ -94,7 +95,16 @@ impl Port {
         Self {
             local,
             encrypts,
-            app: HttpClient::new(connect, Http2Params::default(), &config.limits),
+            app: HttpClient::new(
+                connect,
+                Http2Params::default(),
+                &config.limits,
+                // As many may wait as may be in flight at all.
+                PoolLimits {
+                    connections: config.limits.max_endpoint_connections,
+                    waiting: config.limits.max_in_flight,
+                },
+            ),
             observed: recorder.telemetry.observed.port(local.port()),
             recorder: Arc::clone(recorder),
             rules: discovery.port(local.port()),

@@ -1,10 +1,13 @@
 //! Policies about who may do what, as objects.
 
+use std::time::Duration;
+
 use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
 use mesh_model::inbound::{PortProtocol, RateLimit};
 use mesh_model::meta::ResourceRef;
+use mesh_model::outbound::{Breaker, RetryBudget};
 
-use super::{Kind, Labels, Name};
+use super::{Balancer, Kind, Labels, Name};
 
 /// The group of our own kinds.
 pub const POLICY_GROUP: &str = "policy.meshctl.dev";
@@ -90,6 +93,45 @@ impl PolicyTarget {
             Self::Namespace | Self::Route { .. } => None,
         }
     }
+}
+
+/// How clients of a Service treat it. What is `None` is left to others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrafficPolicy {
+    pub name: Name,
+    /// As [`PortPolicy::created`].
+    pub created: Option<i64>,
+    /// A Service.
+    pub target: PolicyTarget,
+    pub balancing: Option<Balancing>,
+    pub breaker: Option<BreakerPolicy>,
+    pub limits: TrafficLimits,
+    pub retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancing {
+    pub balancer: Balancer,
+    pub slow_start: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BreakerPolicy {
+    Disabled,
+    Enabled {
+        breaker: Breaker,
+        /// A response whose head takes longer is a failure.
+        latency: Option<Duration>,
+    },
+}
+
+/// What one client may have at a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficLimits {
+    /// To each endpoint.
+    pub connections: Option<u32>,
+    pub pending: Option<u32>,
+    pub in_flight: Option<u32>,
 }
 
 /// A health probe that a pod declares.

@@ -36,8 +36,13 @@ pub const REQUIRED: [Kind; 10] = [
 ];
 
 /// The kinds that are there when their CustomResourceDefinitions are. Whether they are has to be known.
-pub const OPTIONAL: [Kind; 4] =
-    [Kind::HttpRoute, Kind::GrpcRoute, Kind::AuthorizationPolicy, Kind::ServerPolicy];
+pub const OPTIONAL: [Kind; 5] = [
+    Kind::HttpRoute,
+    Kind::GrpcRoute,
+    Kind::AuthorizationPolicy,
+    Kind::ServerPolicy,
+    Kind::BackendTrafficPolicy,
+];
 
 /// Something that happened to a kind of objects.
 #[derive(Debug)]

@@ -119,6 +119,7 @@ pub(super) fn api_resource(kind: Kind) -> ApiResource {
         Kind::HttpRoute => ("gateway.networking.k8s.io", "v1", "httproutes"),
         Kind::GrpcRoute => ("gateway.networking.k8s.io", "v1", "grpcroutes"),
         Kind::AuthorizationPolicy => (POLICY_GROUP, "v1alpha1", "authorizationpolicies"),
+        Kind::BackendTrafficPolicy => (POLICY_GROUP, "v1alpha1", "backendtrafficpolicies"),
         // The only one left of those that are optional.
         _ => (POLICY_GROUP, "v1alpha1", "serverpolicies"),
     };

@@ -2,6 +2,7 @@
 
 use mesh_model::authz::DefaultAccess;
 use mesh_model::inbound::PortProtocol;
+use mesh_model::outbound::Strategy;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 /// The kinds that policies may be about.
@@ -32,6 +33,35 @@ pub(super) const MAX_COUNT: u32 = 1_000_000;
 
 pub(super) fn count(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT })
+}
+
+/// Balancers, as users write them.
+pub(super) const BALANCERS: [(&str, Strategy); 4] = [
+    ("PeakEwma", Strategy::PeakEwma),
+    ("LeastRequest", Strategy::LeastRequest),
+    ("RoundRobin", Strategy::RoundRobin),
+    ("RingHash", Strategy::RingHash),
+];
+
+pub(super) fn balancer(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": BALANCERS.map(|(name, _)| name) })
+}
+
+/// A Gateway API duration.
+pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
+}
+
+pub(super) fn count_or_none(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0, "maximum": MAX_COUNT })
+}
+
+pub(super) fn percent(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": 100 })
+}
+
+pub(super) fn percent_or_none(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0, "maximum": 100 })
 }
 
 pub(super) fn default_access(_: &mut SchemaGenerator) -> Schema {

@@ -4,6 +4,7 @@
 //! are what `kubectl explain` tells. What an API server can check, it checks; [`super`] checks all of
 //! it, since files have no API server.
 
+mod backend;
 mod server;
 
 use std::collections::BTreeMap;
@@ -16,6 +17,10 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+pub use self::backend::{
+    BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
+    RetryBudget,
+};
 pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;
 
@@ -33,6 +38,7 @@ pub struct Written<S> {
 }
 
 pub type AuthorizationPolicyObject = Written<AuthorizationPolicySpec>;
+pub type BackendTrafficPolicyObject = Written<BackendTrafficPolicySpec>;
 pub type ServerPolicyObject = Written<ServerPolicySpec>;
 
 /// Who may do what at a workload, a Service, the requests of a route, or everything in the namespace.

@@ -1,11 +1,15 @@
 //! Our kinds as people write them.
 
+use std::time::Duration;
+
 use mesh_model::Meta;
 use mesh_model::authz::{Action, AuthorizationRule, ClientMatch, DefaultAccess};
 use mesh_model::inbound::{PortProtocol, Rate};
+use mesh_model::outbound::Strategy;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::index::object::BreakerPolicy;
 
 fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
     let object = json!({
@@ -235,6 +239,81 @@ fn limits_of_a_port_are_read_whole_or_refused() {
             ] } }),
             "spec.rateLimit.overrides[0].identities[0]",
         ),
+    ] {
+        assert_eq!(read(spec.clone()).1, field, "{spec}");
+    }
+}
+
+#[test]
+fn a_backend_traffic_policy_is_read_whole_or_refused() {
+    let read = |mut spec: Value| {
+        if spec["targetRef"].is_null() {
+            spec["targetRef"] = json!({ "kind": "Service", "name": "x", "port": 80 });
+        }
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "BackendTrafficPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": spec,
+        });
+        let (policy, findings) = backend_traffic_policy(&serde_json::from_value(object).unwrap());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy, fields.join(" "))
+    };
+    let (policy, wrong) = read(json!({
+        "loadBalancer": { "type": "LeastRequest", "slowStart": "1m30s" },
+        "circuitBreaker": {
+            "successRate": { "threshold": 90 },
+            "latency": "250ms",
+            "backoff": { "min": "500ms" },
+            "minReadyEndpoints": 0,
+        },
+        "limits": { "pendingRequests": 5 },
+        "retryBudget": { "minPerSecond": 0 },
+    }));
+    assert_eq!(wrong, "");
+    let balancing = policy.balancing.unwrap();
+    assert_eq!(balancing.balancer.strategy, Strategy::LeastRequest);
+    assert_eq!(balancing.slow_start, Some(Duration::from_secs(90)));
+    let Some(BreakerPolicy::Enabled { breaker, latency }) = policy.breaker else { panic!() };
+    assert_eq!(latency, Some(Duration::from_millis(250)));
+    assert_eq!((breaker.consecutive, breaker.min_ready), (None, 0));
+    assert_eq!(breaker.backoff.min, Duration::from_millis(500));
+    let rate = breaker.success_rate.unwrap();
+    assert_eq!((rate.threshold, rate.min_requests), (0.9, 5));
+    assert_eq!(policy.limits.pending, Some(5));
+    let budget = policy.retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_per_second), (20, 0));
+
+    let disabled = read(json!({ "circuitBreaker": { "disabled": true } })).0;
+    assert_eq!(disabled.breaker, Some(BreakerPolicy::Disabled));
+    let default = read(json!({ "circuitBreaker": {} })).0.breaker;
+    let Some(BreakerPolicy::Enabled { breaker, .. }) = default else { panic!() };
+    assert_eq!(breaker.consecutive, Some(7));
+
+    let at_once = json!({ "type": "RingHash", "slowStart": "1s" });
+    let deployment = json!({ "kind": "Deployment", "name": "x" });
+    for (spec, field) in [
+        (json!({}), "spec"),
+        (
+            json!({ "targetRef": deployment, "limits": { "pendingRequests": 1 } }),
+            "spec.targetRef.kind",
+        ),
+        (json!({ "loadBalancer": { "type": "Random" } }), "spec.loadBalancer.type"),
+        (json!({ "loadBalancer": at_once }), "spec.loadBalancer.slowStart"),
+        (
+            json!({ "loadBalancer": { "type": "PeakEwma", "hashHeader": "x" } }),
+            "spec.loadBalancer.hashHeader",
+        ),
+        (json!({ "circuitBreaker": { "latency": "0s" } }), "spec.circuitBreaker.latency"),
+        (
+            json!({ "circuitBreaker": { "backoff": { "min": "2m" } } }),
+            "spec.circuitBreaker.backoff.max",
+        ),
+        (json!({ "circuitBreaker": { "disabled": true, "latency": "1s" } }), "spec.circuitBreaker"),
+        (json!({ "limits": {} }), "spec.limits"),
+        (json!({ "limits": { "requestsInFlight": 0 } }), "spec.limits.requestsInFlight"),
+        (json!({ "retryBudget": { "percent": 101 } }), "spec.retryBudget.percent"),
     ] {
         assert_eq!(read(spec.clone()).1, field, "{spec}");
     }

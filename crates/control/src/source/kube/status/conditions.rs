@@ -8,10 +8,10 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{CONTROLLER, Subject, is_route};
-use crate::index::Objects;
 use crate::index::object::{
     BackendRef, BackendTarget, Kind, Name, ObjectKey, PolicyTarget, PortRef, RouteRule, Service,
 };
+use crate::index::{Objects, conflicts};
 use crate::source::{Finding, Severity};
 
 /// Messages say all that is wrong, as far as one can read. Characters.
@@ -153,7 +153,7 @@ fn accepted(key: &ObjectKey, subject: &Subject, objects: &Objects) -> Verdict {
 }
 
 fn may_conflict(kind: Kind) -> bool {
-    kind == Kind::ServerPolicy
+    conflicts::KINDS.contains(&kind)
 }
 
 /// Of the policy as it is in force.
@@ -183,6 +183,7 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
         Kind::HttpRoute => objects.http_route(&key.name).is_some(),
         Kind::GrpcRoute => objects.grpc_route(&key.name).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policy(&key.name).is_some(),
+        Kind::BackendTrafficPolicy => objects.traffic_policy(&key.name).is_some(),
         _ => objects.port_policy(&key.name).is_some(),
     }
 }
@@ -243,6 +244,9 @@ fn target_is_there(key: &ObjectKey, objects: &Objects) -> Verdict {
     let target = match key.kind {
         Kind::AuthorizationPolicy => {
             objects.authorization_policy(&key.name).map(|policy| &policy.target)
+        }
+        Kind::BackendTrafficPolicy => {
+            objects.traffic_policy(&key.name).map(|policy| &policy.target)
         }
         _ => objects.port_policy(&key.name).map(|policy| &policy.target),
     };
