@@ -20,6 +20,7 @@ use mesh_model::endpoint::Endpoint;
 use mesh_model::outbound::{self as model, Backend, BackendKind};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tower::{Layer, Service};
 
@@ -46,6 +47,8 @@ struct Key {
     parent: Meta,
     backend: Meta,
     place: Place,
+    /// A port of which it is not known what it speaks has two: bytes have no breaker.
+    breaks: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -95,7 +98,12 @@ impl Backends {
             BackendKind::Balance(balance) => Place::Path(balance.path.clone()),
             BackendKind::Forward(endpoint) => Place::Addr(endpoint.addr),
         };
-        let key = Key { parent: parent.clone(), backend: backend.meta.clone(), place };
+        let key = Key {
+            parent: parent.clone(),
+            backend: backend.meta.clone(),
+            place,
+            breaks: breaker.is_some(),
+        };
         let mut shared = self.shared.lock();
         if let Some(found) = shared.get(&key).and_then(Weak::upgrade)
             && found.backend == *backend
@@ -129,6 +137,7 @@ impl Backends {
             backend: backend.clone(),
             breaker,
             current: Arc::clone(&current),
+            retired: Mutex::default(),
         };
         let follow = match &backend.kind {
             BackendKind::Forward(endpoint) => {
@@ -151,6 +160,15 @@ impl Backends {
         let rules = parent.resource().map(|key| self.discovery.extension(key));
         let budget = rules.as_ref().map(|rules| rules.borrow().budget.clone());
         (budget.unwrap_or_default(), rules)
+    }
+
+    /// One of each name, for people: of two the one with a breaker.
+    pub(crate) fn named(&self) -> Vec<Arc<BackendStack>> {
+        let shared = self.shared.lock();
+        let other = |key: &Key| shared.get(&Key { breaks: true, ..key.clone() });
+        let hidden = |key: &Key| !key.breaks && other(key).is_some_and(|o| o.strong_count() > 0);
+        let named = shared.iter().filter(|(key, _)| !hidden(key));
+        named.filter_map(|(_, stack)| stack.upgrade()).collect()
     }
 
     /// All backends in use.
@@ -211,7 +229,7 @@ impl BackendStack {
     }
 
     /// Closes connections that have been idle for too long.
-    pub(crate) fn expire(&self, now: tokio::time::Instant) {
+    pub(crate) fn expire(&self, now: Instant) {
         self.balancer().update(|set| set.services().for_each(|(_, s)| s.client().expire(now)));
     }
 
@@ -292,7 +310,14 @@ struct Follow {
     backend: Backend,
     breaker: Option<model::Breaker>,
     current: Arc<RwLock<Arc<Current>>>,
+    /// Balancers that were replaced, and until when requests may still wait there: they, too, are told
+    /// of endpoints.
+    retired: Mutex<Vec<(Instant, Balancer<EndpointService>)>>,
 }
+
+/// Of many changes in a row only the last ones can have a request waiting that is not answered yet.
+const MAX_RETIRED: usize = 16;
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 impl Follow {
     async fn run(
@@ -310,6 +335,7 @@ impl Follow {
                 EndpointSet::Known { exists, endpoints } if endpoints.is_empty() => {
                     let why = if exists { Missing::NoEndpoints } else { Missing::NotFound };
                     self.current.read().balancer.set_missing(why);
+                    self.retired().iter().for_each(|old| old.set_missing(why));
                 }
                 EndpointSet::Known { endpoints, .. } => self.apply(&endpoints),
             }
@@ -346,7 +372,27 @@ impl Follow {
                 (endpoint.addr, endpoint.weight, service)
             })
             .collect();
+        for old in self.retired() {
+            old.replace(next.iter().cloned(), |addr| kept.contains(addr));
+        }
         balancer.replace(next, |addr| kept.contains(addr));
+    }
+
+    /// Where requests may still wait.
+    fn retired(&self) -> Vec<Balancer<EndpointService>> {
+        let mut retired = self.retired.lock();
+        retired.retain(|(until, _)| *until > Instant::now());
+        retired.iter().map(|(_, balancer)| balancer.clone()).collect()
+    }
+
+    fn retire(&self, balancer: &Balancer<EndpointService>) {
+        let mut retired = self.retired.lock();
+        if retired.len() >= MAX_RETIRED {
+            retired.remove(0);
+        }
+        // Twice as long as anybody waits.
+        let until = Instant::now() + 2 * self.backend.queue.failfast_timeout.min(MAX_WAIT);
+        retired.push((until, balancer.clone()));
     }
 
     /// Other rules of picking are a new balancer with the same endpoints; another limit of
@@ -377,6 +423,7 @@ impl Follow {
                 set.services().map(|(addr, s)| (addr, s.endpoint().weight, service(s))).collect()
             });
             balancer.replace(endpoints, |_| true);
+            self.retire(&current.balancer);
             balancer
         };
         let (extension, in_flight) = (new.clone(), rules.in_flight.clone());

@@ -165,8 +165,15 @@ async fn limits_refuse_with_their_reason() {
         assert_eq!(held.await.unwrap().unwrap().status(), StatusCode::OK);
     }
     mesh.apply(&policy(json!({ "limits": limits })));
-    believed(&mesh, "\"max_pending\":1,").await;
-    believed(&mesh, "\"max_connections\":1,").await;
+    wait::until("the bounds to be there", async || {
+        // What a policy says is built for the next request.
+        gate.add_permits(1);
+        assert_eq!(client.send(get()).await.unwrap().status(), StatusCode::OK);
+        let told = mesh.pod("client").config().await["outbound"].to_string();
+        (told.contains("\"max_pending\":1,") && told.contains("\"max_connections\":1,"))
+            .then_some(())
+    })
+    .await;
     held = hold(65);
     believed(&mesh, "\"in_flight\":65,").await;
     let response = client.send(get()).await.unwrap();
@@ -200,7 +207,6 @@ async fn stat_shows_a_breaker_that_opens_for_latency_until_it_closes() {
     let mut load = Load::start(plan, request);
     load.more(60).await;
     let victim = mesh.pods("web").await.swap_remove(0);
-    let endpoint = format!("{}:{}", victim.ip, objects::PORT);
     let slow = async |millis: u32| {
         let mut direct = Client::open(Way::Http1(victim.app_addr), "app").await;
         let put = Request::put(format!("/slow/{millis}")).body(empty()).unwrap();
@@ -209,11 +215,15 @@ async fn stat_shows_a_breaker_that_opens_for_latency_until_it_closes() {
     let told =
         async || mesh.meshctl(&["stat", "deploy/web", "-o", "wide"]).await.succeeded().stdout;
     slow(600).await;
-    wait::until("the breaker to open", async || told().await.contains(&endpoint).then_some(()))
-        .await;
+    let is_open = async || {
+        let told = told().await;
+        told.contains("1 ejected") || told.contains("1 probing")
+    };
+    assert!(!is_open().await);
+    slow(600).await;
+    wait::until("the breaker to open", async || is_open().await.then_some(())).await;
     slow(0).await;
-    wait::until("the breaker to close", async || (!told().await.contains(&endpoint)).then_some(()))
-        .await;
+    wait::until("the breaker to close", async || (!is_open().await).then_some(())).await;
     mesh_integration::steady::assert_none_failed(&load.stop().await);
 
     // Another policy, while all of it runs: one session, one pod.
