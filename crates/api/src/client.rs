@@ -18,8 +18,7 @@ use linkerd2_proxy_api::inbound::PortSpec;
 use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use linkerd2_proxy_api::outbound::TrafficSpec;
 use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClient;
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -200,11 +199,14 @@ impl ControlClient {
         Ok(mapped(roots, |roots| roots.pem))
     }
 
-    /// All that decides who may use one of the workload's own ports.
+    /// All the rules of one of the workload's own ports.
     ///
     /// # Errors
     /// As [`Self::watch_backend`].
-    pub async fn watch_port_authz(&self, port: u16) -> Result<UpdateStream<PortAuthz>, Status> {
+    pub async fn watch_port_extension(
+        &self,
+        port: u16,
+    ) -> Result<UpdateStream<PortExtension>, Status> {
         let request = PortKey { workload: self.workload.encode(), port: u32::from(port) };
         let mut client = ExtensionsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);

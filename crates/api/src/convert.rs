@@ -17,6 +17,7 @@ mod inbound_authz;
 pub(crate) mod meta;
 pub(crate) mod net;
 mod outbound;
+mod port;
 mod request_match;
 mod route;
 mod tcp_route;

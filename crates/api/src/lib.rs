@@ -37,20 +37,11 @@ pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};
 pub use self::workload::Workload;
 
-use http::HeaderName;
-use mesh_model::outbound::Strategy;
+pub use mesh_model::outbound::{BackendExtension, RetryBudget};
 
 /// One message of a watch: usable, or to be counted and left aside in favour of the last good one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update<T> {
     Valid(T),
     Invalid(ConversionError),
-}
-
-/// Settings of one backend that linkerd2-proxy-api cannot express.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BackendExtension {
-    pub strategy: Strategy,
-    /// Ring hash: the request header that holds the key; `None` means the client's address.
-    pub hash_header: Option<HeaderName>,
 }

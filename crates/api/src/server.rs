@@ -14,8 +14,7 @@ use linkerd2_proxy_api::outbound::outbound_policies_server::{
     OutboundPolicies, OutboundPoliciesServer,
 };
 use linkerd2_proxy_api::outbound::{OutboundPolicy as PbOutboundPolicy, TrafficSpec};
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
@@ -79,13 +78,13 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         Err(Refusal::no_identity())
     }
 
-    /// All that decides who may use one of the workload's own ports. Without it, proxies go by
+    /// All the rules of one of the workload's own ports. Without it, proxies go by
     /// [`Self::server_policy`].
-    fn port_authz(
+    fn port_extension(
         &self,
         _workload: &Workload,
         _port: u16,
-    ) -> Result<BoxStream<'static, PortAuthz>, Refusal> {
+    ) -> Result<BoxStream<'static, PortExtension>, Refusal> {
         Err(Refusal::Unimplemented("there is no such extension".into()))
     }
 }
@@ -237,8 +236,8 @@ impl<C: ControlPlane> Extensions for Service<C> {
     ) -> Answer<Self::WatchPortAuthorizationStream> {
         let PortKey { workload, port } = request.into_inner();
         let (workload, port) = own_port(&workload, port)?;
-        let authz = self.0.port_authz(&workload, port)?;
-        Ok(Response::new(messages(authz, format!("authorization of {workload}:{port}"))))
+        let rules = self.0.port_extension(&workload, port)?;
+        Ok(Response::new(messages(rules, format!("rules of {workload}:{port}"))))
     }
 
     type WatchOutboundStream = Messages<ext::OutboundPolicy>;

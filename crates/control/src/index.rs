@@ -8,29 +8,32 @@
 //! Read next: [`object`] for what is held, [`policy`] and [`endpoints`] for what is made of it.
 
 pub mod authz;
+pub mod conflicts;
 pub mod endpoints;
 pub mod identity;
 pub mod lookup;
 pub mod object;
 mod objects;
 pub mod policy;
+mod ports;
 pub mod routes;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod watches;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
+use mesh_model::outbound::BackendExtension;
 use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
 
 use self::authz::Defaults;
 use self::endpoints::EndpointSet;
 use self::identity::MeshNames;
-use self::object::{Balancer, Name, Object, ObjectKey};
+use self::object::{Name, Object, ObjectKey};
 pub use self::objects::Objects;
 use self::objects::Touched;
 use self::watches::Watches;
@@ -53,11 +56,11 @@ pub struct Index {
     objects: Objects,
     outbound: Watches<Name, (u16, String), Arc<OutboundPolicy>>,
     endpoints: Watches<Name, u16, Arc<EndpointSet>>,
-    balancers: Watches<Name, (), Arc<Balancer>>,
+    backends: Watches<Name, u16, Arc<BackendExtension>>,
     service_profiles: Watches<Name, u16, Arc<Profile>>,
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
-    authz: Watches<Name, u16, Arc<PortAuthz>>,
+    ports: Watches<Name, u16, Arc<PortExtension>>,
     revision: watch::Sender<u64>,
 }
 
@@ -75,11 +78,11 @@ impl Index {
             objects: Objects::new(defaults, identity),
             outbound: Watches::default(),
             endpoints: Watches::default(),
-            balancers: Watches::default(),
+            backends: Watches::default(),
             service_profiles: Watches::default(),
             address_profiles: Watches::default(),
             servers: Watches::default(),
-            authz: Watches::default(),
+            ports: Watches::default(),
             revision: watch::Sender::new(0),
         }
     }
@@ -134,10 +137,10 @@ impl Index {
         Some(self.endpoints.subscribe(service.clone(), port, set))
     }
 
-    /// How clients of a service balance, also when there is no such service (yet).
-    pub fn watch_balancer(&mut self, service: &Name) -> Watched<Balancer> {
-        let balancer = Arc::new(self.objects.balancer(service));
-        self.balancers.subscribe(service.clone(), (), balancer)
+    /// What the linkerd2 API cannot say of a service's port, also when there is no such service (yet).
+    pub fn watch_backend(&mut self, service: &Name, port: u16) -> Watched<BackendExtension> {
+        let extension = Arc::new(self.objects.backend_extension(service, port));
+        self.backends.subscribe(service.clone(), port, extension)
     }
 
     /// The profile of a service's port; `None` when there is no such port. Ends when it goes.
@@ -158,10 +161,10 @@ impl Index {
         self.servers.subscribe(pod.clone(), port, policy)
     }
 
-    /// All that decides who may use a pod's own port, known or not.
-    pub fn watch_authz(&mut self, pod: &Name, port: u16) -> Watched<PortAuthz> {
-        let authz = Arc::new(self.objects.port_authz(pod, port));
-        self.authz.subscribe(pod.clone(), port, authz)
+    /// All the rules of a pod's own port, known or not.
+    pub fn watch_port(&mut self, pod: &Name, port: u16) -> Watched<PortExtension> {
+        let rules = Arc::new(self.objects.port_extension(pod, port));
+        self.ports.subscribe(pod.clone(), port, rules)
     }
 
     fn refresh(&mut self, mut touched: Touched) {
@@ -175,17 +178,18 @@ impl Index {
             });
             self.service_profiles
                 .refresh(service, |port| objects.service_profile(service, *port).map(Arc::new));
-            self.balancers.refresh(service, |()| Some(Arc::new(objects.balancer(service))));
+            self.backends
+                .refresh(service, |port| Some(Arc::new(objects.backend_extension(service, *port))));
         }
         for service in &touched.endpoints {
             self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
         }
         let (namespace, everywhere) = (touched.namespace.take(), touched.everywhere);
-        let watched = self.servers.owners().chain(self.authz.owners());
+        let watched = self.servers.owners().chain(self.ports.owners());
         let affected = |pod: &&Name| everywhere || namespace.as_ref() == Some(&pod.namespace);
         touched.pods.extend(watched.filter(affected).cloned());
         for pod in &touched.pods {
-            self.authz.refresh(pod, |port| Some(Arc::new(objects.port_authz(pod, *port))));
+            self.ports.refresh(pod, |port| Some(Arc::new(objects.port_extension(pod, *port))));
             self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));
         }
         for ip in &touched.addresses {

@@ -22,8 +22,7 @@ use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
 use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio_stream::wrappers::WatchStream;
 
@@ -101,13 +100,13 @@ impl ControlPlane for Control {
         Ok(values(self.shared.index.write().watch_server(&pod, port)))
     }
 
-    fn port_authz(
+    fn port_extension(
         &self,
         workload: &Workload,
         port: u16,
-    ) -> Result<BoxStream<'static, PortAuthz>, Refusal> {
+    ) -> Result<BoxStream<'static, PortExtension>, Refusal> {
         let pod = Name::new(&workload.namespace, &workload.pod);
-        Ok(values(self.shared.index.write().watch_authz(&pod, port)))
+        Ok(values(self.shared.index.write().watch_port(&pod, port)))
     }
 
     fn backend_extension(
@@ -118,12 +117,8 @@ impl ControlPlane for Control {
             return Err(Refusal::NotFound(format!("{} has no extensions", key.kind)));
         }
         let service = Name::new(&key.namespace, &key.name);
-        let balancers = WatchStream::new(self.shared.index.write().watch_balancer(&service));
-        let extension = |balancer: Arc<crate::index::object::Balancer>| BackendExtension {
-            strategy: balancer.strategy,
-            hash_header: balancer.hash_header.clone(),
-        };
-        Ok(balancers.map(extension).boxed())
+        let port = key.port.unwrap_or_default();
+        Ok(values(self.shared.index.write().watch_backend(&service, port)))
     }
 
     fn certify(&self, asked: CertifyRequest) -> BoxFuture<'static, Result<Certified, Refusal>> {

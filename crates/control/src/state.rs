@@ -10,6 +10,7 @@ use crate::identity::own::Own;
 use crate::index::Index;
 use crate::index::authz::Defaults;
 use crate::index::identity::MeshNames;
+use crate::index::object::ObjectKey;
 use crate::source::{Problem, Severity};
 
 /// The index, and how the source fares.
@@ -52,10 +53,13 @@ impl Shared {
         }
     }
 
-    /// What is wrong right now with the source's objects, and with the issuer's files.
+    /// What is wrong right now with the source's objects, by themselves and with each other, and with
+    /// the issuer's files. Takes the index's lock.
     pub fn problems(&self) -> Arc<[Problem]> {
+        let conflicts = self.index.read().objects().conflicts();
         let have = self.problems.lock();
-        have.source.iter().chain(&*have.identity).cloned().collect()
+        let of_each = have.source.iter().chain(&*have.identity).cloned();
+        of_each.chain(conflicts.into_iter().map(conflict)).collect()
     }
 
     /// Replaces the source's problems, and logs those that are new.
@@ -107,6 +111,17 @@ impl Shared {
     /// Whole seconds since this process began.
     pub fn uptime_seconds(&self) -> u64 {
         self.started.elapsed().as_secs()
+    }
+}
+
+fn conflict((key, message): (ObjectKey, String)) -> Problem {
+    Problem {
+        severity: Severity::Warning,
+        object: key.to_string(),
+        file: None,
+        line: 0,
+        field: "spec.targetRef".into(),
+        message,
     }
 }
 

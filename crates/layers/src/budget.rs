@@ -20,9 +20,7 @@ const SLOTS: usize = 10;
 pub struct Budget(Arc<Inner>);
 
 struct Inner {
-    ratio: f64,
-    /// Retries granted per window without any request.
-    reserve: f64,
+    window_length: Duration,
     slot_length: Duration,
     epoch: Instant,
     window: Mutex<Window>,
@@ -31,6 +29,9 @@ struct Inner {
 /// Figures of the last `SLOTS` slots; `deposits` and `withdrawals` are their sums.
 #[derive(Default)]
 struct Window {
+    ratio: f64,
+    /// Retries granted per window without any request.
+    reserve: f64,
     slots: [Slot; SLOTS],
     /// Number of the current slot since the epoch; it is kept at `current % SLOTS`.
     current: u64,
@@ -48,13 +49,21 @@ impl Budget {
     /// `ratio` retries per request, and `min_per_sec` on top. A window below 10 ms counts as that.
     pub fn new(ratio: f64, min_per_sec: u32, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(SLOTS as u64));
-        Self(Arc::new(Inner {
-            ratio: if ratio.is_finite() { ratio.max(0.0) } else { 0.0 },
-            reserve: f64::from(min_per_sec) * window.as_secs_f64(),
+        let budget = Self(Arc::new(Inner {
+            window_length: window,
             slot_length: window / SLOTS as u32,
             epoch: Instant::now(),
             window: Mutex::new(Window::default()),
-        }))
+        }));
+        budget.set(ratio, min_per_sec);
+        budget
+    }
+
+    /// Grants by other figures from now on. What was granted counts on.
+    pub fn set(&self, ratio: f64, min_per_sec: u32) {
+        let mut window = self.0.window.lock();
+        window.ratio = if ratio.is_finite() { ratio.max(0.0) } else { 0.0 };
+        window.reserve = f64::from(min_per_sec) * self.0.window_length.as_secs_f64();
     }
 
     /// A request was made.
@@ -74,7 +83,7 @@ impl Budget {
         let now = self.slot_now();
         let mut window = self.0.window.lock();
         window.advance(now);
-        let granted = self.0.reserve + self.0.ratio * window.deposits as f64;
+        let granted = window.reserve + window.ratio * window.deposits as f64;
         if granted < (window.withdrawals + 1) as f64 {
             return false;
         }
@@ -116,8 +125,8 @@ impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let window = self.0.window.lock();
         f.debug_struct("Budget")
-            .field("ratio", &self.0.ratio)
-            .field("reserve", &self.0.reserve)
+            .field("ratio", &window.ratio)
+            .field("reserve", &window.reserve)
             .field("deposits", &window.deposits)
             .field("withdrawals", &window.withdrawals)
             .finish()
@@ -155,6 +164,17 @@ mod tests {
         assert_eq!(withdrawals(&budget), 0);
         advance(5 * SECOND).await;
         assert_eq!(withdrawals(&budget), 100);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn other_figures_count_what_was_granted() {
+        let budget = Budget::new(0.5, 0, 10 * SECOND);
+        (0..10).for_each(|_| budget.deposit());
+        assert_eq!(withdrawals(&budget), 5);
+        budget.set(0.7, 0);
+        assert_eq!(withdrawals(&budget), 2);
+        budget.set(0.1, 0);
+        assert!(!budget.withdraw());
     }
 
     #[tokio::test(start_paused = true)]

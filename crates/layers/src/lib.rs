@@ -56,7 +56,7 @@ pub use classify::{
 pub use context::{Affinity, Attempt, RequestDeadline, Tried, TryDeadline};
 pub use deadline::{DeadlineLayer, TimedOut, TimeoutKind, Timeouts};
 pub use error::{RequestBodyError, find_cause, is_request_body_error};
-pub use limit::{ConcurrencyLimit, Overloaded};
+pub use limit::{ConcurrencyLimit, LimitedFuture, Overloaded};
 pub use retry::{RetryEvent, RetryLayer, RetryOn, RetryParams, RetryPolicy};
 pub use service::{HttpService, ResponseFuture};
 pub use track::{End, Track, track};

@@ -16,12 +16,9 @@ use crate::{BoxError, End, Request, Response, Track, track};
 
 /// The layer, and a handle on the count that all its services share.
 #[derive(Clone, Debug)]
-pub struct ConcurrencyLimit(Arc<Limit>);
-
-#[derive(Debug)]
-struct Limit {
+pub struct ConcurrencyLimit {
     max: usize,
-    in_flight: AtomicUsize,
+    in_flight: Arc<AtomicUsize>,
 }
 
 /// As many requests as are allowed are in flight already.
@@ -33,29 +30,39 @@ pub struct Overloaded {
 
 impl ConcurrencyLimit {
     pub fn new(max: usize) -> Self {
-        Self(Arc::new(Limit { max, in_flight: AtomicUsize::new(0) }))
+        Self { max, in_flight: Arc::default() }
+    }
+
+    /// Another bound on the same count: what is in flight already goes on.
+    #[must_use]
+    pub fn resized(&self, max: usize) -> Self {
+        Self { max, in_flight: Arc::clone(&self.in_flight) }
+    }
+
+    pub fn max(&self) -> usize {
+        self.max
     }
 
     /// Exchanges now in flight.
     pub fn in_flight(&self) -> usize {
-        self.0.in_flight.load(Ordering::Relaxed)
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     fn permit(&self) -> Result<Permit, Overloaded> {
         // Relaxed: the count guards no other memory.
-        let before = self.0.in_flight.fetch_add(1, Ordering::Relaxed);
-        let permit = Permit(Arc::clone(&self.0));
-        if before < self.0.max { Ok(permit) } else { Err(Overloaded { max: self.0.max }) }
+        let before = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let permit = Permit(Arc::clone(&self.in_flight));
+        if before < self.max { Ok(permit) } else { Err(Overloaded { max: self.max }) }
     }
 }
 
 /// One exchange in flight.
 #[derive(Debug)]
-struct Permit(Arc<Limit>);
+struct Permit(Arc<AtomicUsize>);
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

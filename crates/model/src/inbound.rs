@@ -7,6 +7,9 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
+use crate::authz::PortAuthz;
 use crate::meta::Meta;
 use crate::route::{GrpcMatch, HttpMatch, Route};
 
@@ -128,12 +131,96 @@ pub enum Authentication {
     },
 }
 
-/// Requests a second a port takes, in all and per client.
+/// Requests a port takes; each bound there is has to let a request pass.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RateLimit {
     pub meta: Meta,
-    pub total: Option<u32>,
-    pub identity: Option<u32>,
+    pub total: Option<Rate>,
+    /// Of each client: its identity, or its address if it has none.
+    pub identity: Option<Rate>,
     /// For the named identities, instead of `identity`.
-    pub overrides: Vec<(u32, Vec<String>)>,
+    pub overrides: Vec<(Rate, Vec<String>)>,
+    /// Of each value of a header, which the linkerd2 proxy API cannot express.
+    pub header: Option<HeaderRate>,
+}
+
+/// So many requests a second, and so many at once after a pause.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    pub per_second: u32,
+    /// At least 1. The linkerd2 proxy API knows one second's worth only.
+    pub burst: u32,
+}
+
+impl Rate {
+    /// With one second's worth at once.
+    pub fn per_second(per_second: u32) -> Self {
+        Self { per_second, burst: per_second.max(1) }
+    }
+}
+
+/// Requests without the header are of one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeaderRate {
+    pub name: HeaderName,
+    pub rate: Rate,
+}
+
+/// Everything that is said of a port at once, in our own words (`mesh.ext.v1`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct PortExtension {
+    pub authz: PortAuthz,
+    pub protocol: PortProtocol,
+    pub limits: PortLimits,
+}
+
+/// What clients of a port speak.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PortProtocol {
+    /// To be found out.
+    #[default]
+    Detect,
+    /// Comes as HTTP/2 from other proxies.
+    Http1,
+    Http2,
+    Grpc,
+    Opaque,
+}
+
+impl PortProtocol {
+    pub const ALL: [Self; 5] = [Self::Detect, Self::Http1, Self::Http2, Self::Grpc, Self::Opaque];
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Detect => "detect",
+            Self::Http1 => "HTTP/1",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+            Self::Opaque => "opaque",
+        }
+    }
+
+    /// Whether it can only be HTTP, in one form or another.
+    pub fn is_http(self) -> bool {
+        matches!(self, Self::Http1 | Self::Http2 | Self::Grpc)
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.as_str() == name)
+    }
+}
+
+/// How much a port takes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PortLimits {
+    pub rate: Option<RateLimit>,
+    pub concurrency: Option<Concurrency>,
+}
+
+/// Requests that may be in flight at a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Concurrency {
+    pub meta: Meta,
+    pub max: u32,
 }

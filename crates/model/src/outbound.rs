@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::endpoint::Endpoint;
 use crate::meta::Meta;
 use crate::route::{
@@ -174,4 +176,29 @@ impl Strategy {
             Self::RingHash => "ring-hash",
         }
     }
+}
+
+/// Settings of one backend that the linkerd2 proxy API cannot express (`mesh.ext.v1`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackendExtension {
+    pub strategy: Strategy,
+    /// Ring hash: the request header that holds the key; `None` means the client's address.
+    pub hash_header: Option<HeaderName>,
+    /// How long a new endpoint takes to get its whole share.
+    pub slow_start: Option<Duration>,
+    /// A response whose head takes longer is a failure to the breaker.
+    pub breaker_latency: Option<Duration>,
+    /// Connections to each endpoint.
+    pub max_connections: Option<u32>,
+    pub max_in_flight: Option<u32>,
+    /// Of requests to the resource as a route's parent; `None` is the proxy's own.
+    pub retry_budget: Option<RetryBudget>,
+}
+
+/// How many retries a flow of requests may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of the requests.
+    pub percent: u32,
+    pub min_per_second: u32,
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, SystemTime};
 use mesh_model::Meta;
 use mesh_model::authz::{AuthorizationRule, PortAuthz, Probe};
 use mesh_model::inbound::{
-    Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
-    ServerProtocol,
+    Authentication, Authorization, Authorize, Cidr, HeaderRate, Network, Rate, RateLimit,
+    ServerPolicy, ServerProtocol,
 };
 use mesh_model::outbound::{
     Backend, BackendKind, Breaker, Forward, HttpPolicy, Protocol, Refuse, RouteBackend, TcpPolicy,
@@ -27,6 +27,8 @@ use mesh_model::route::{
     SessionBy, ValueMatch,
 };
 use serde_json::{Map, Value, json};
+
+use crate::discovery::{PortConcurrency, PortRules};
 
 /// What the control plane says about a port of the workload.
 pub(crate) fn server_policy(policy: &ServerPolicy) -> Value {
@@ -402,12 +404,32 @@ fn network(network: &Network) -> Value {
 }
 
 fn rate_limit(limit: &RateLimit) -> Value {
-    let of_named = |(rate, identities): &(u32, Vec<String>)| json!({ "requests_per_second": rate, "identities": identities });
+    let of = |rate: &Rate| json!({ "per_second": rate.per_second, "burst": rate.burst });
+    let or_null = |rate: &Option<Rate>| rate.as_ref().map_or(Value::Null, of);
+    let of_named = |(rate, identities): &(Rate, Vec<String>)| json!({ "rate": of(rate), "identities": identities });
+    let header =
+        |header: &HeaderRate| json!({ "name": header.name.as_str(), "rate": of(&header.rate) });
     object([
         ("name", name(&limit.meta)),
-        ("total_per_second", json!(limit.total)),
-        ("client_per_second", json!(limit.identity)),
+        ("total", or_null(&limit.total)),
+        ("client", or_null(&limit.identity)),
         ("overrides", list(&limit.overrides, of_named)),
+        ("header", limit.header.as_ref().map_or(Value::Null, header)),
+    ])
+}
+
+/// How much a port takes, and how much it has.
+pub(crate) fn port_limits(rules: &PortRules) -> Value {
+    let concurrency = |PortConcurrency { of, limit }: &PortConcurrency| {
+        json!({
+            "name": name(&of.meta),
+            "max_in_flight": limit.max(),
+            "in_flight": limit.in_flight(),
+        })
+    };
+    object([
+        ("rate_limit", rules.rate_limit.as_ref().map_or(Value::Null, |l| rate_limit(l.limit()))),
+        ("concurrency", rules.concurrency.as_ref().map_or(Value::Null, concurrency)),
     ])
 }
 

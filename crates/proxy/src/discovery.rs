@@ -5,6 +5,7 @@
 //! with what it said last; a message that makes no sense is counted and changes nothing. The tasks
 //! run on the control runtime, so they never take the data path's time.
 
+mod backends;
 mod follow;
 mod ports;
 mod targets;
@@ -13,7 +14,6 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::Arc;
 
-use mesh_api::BackendExtension;
 use mesh_api::client::ControlClient;
 use mesh_model::endpoint::Endpoint;
 use mesh_model::{Destination, OutboundPolicy, Reason, ResourceRef, Target};
@@ -21,9 +21,10 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
+pub(crate) use self::backends::BackendRules;
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
-pub(crate) use self::ports::PortRules;
+pub(crate) use self::ports::{PortConcurrency, PortRules};
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 
@@ -58,7 +59,7 @@ struct Inner {
     targets: Watches<Target, Resolution>,
     endpoints: Watches<String, EndpointSet>,
     ports: Watches<u16, Option<Arc<PortRules>>>,
-    extensions: Watches<ResourceRef, BackendExtension>,
+    extensions: Watches<ResourceRef, BackendRules>,
 }
 
 impl Discovery {
@@ -144,7 +145,7 @@ impl Discovery {
     }
 
     /// Our extensions of a backend; the default where the control plane has none.
-    pub(crate) fn extension(&self, key: &ResourceRef) -> watch::Receiver<BackendExtension> {
+    pub(crate) fn extension(&self, key: &ResourceRef) -> watch::Receiver<BackendRules> {
         let this = self.clone();
         self.inner.extensions.get(key, &self.inner.runtime, move |key, tx| {
             let this = this.clone();
@@ -155,11 +156,7 @@ impl Discovery {
                     || client.watch_backend(&key),
                     |event| {
                         if let Followed::Update(extension) = event {
-                            tx.send_if_modified(|old| {
-                                let changed = *old != extension;
-                                *old = extension;
-                                changed
-                            });
+                            tx.send_if_modified(|rules| rules.take(extension));
                         }
                     },
                 );

@@ -205,6 +205,7 @@ fn reason_of(error: &BoxError) -> Reason {
                 BalanceReason::Unresolved => Reason::DiscoveryTimeout,
                 BalanceReason::NoEndpoints { .. } => Reason::NoEndpoints,
                 BalanceReason::AllEjected => Reason::AllEjected,
+                BalanceReason::NoConnection => Reason::QueueFull,
             },
         };
     }

@@ -288,10 +288,10 @@ impl Exchange {
         let (head, body) = response.into_parts();
         let follow = FollowResponse {
             status: head.status.as_u16(),
-            reason: (head.status == StatusCode::FORBIDDEN || self.grpc)
+            reason: (self.grpc || is_refusal(head.status))
                 .then(|| told_reason(&head.headers))
                 .flatten()
-                .filter(|reason| denied(*reason)),
+                .filter(|reason| refused(*reason)),
             grpc_status: if self.grpc { grpc_status(&head.headers) } else { None },
             headers: self.head.as_ref().map(|_| Box::new(head.headers.clone())),
             first_byte: self.started.elapsed(),
@@ -462,6 +462,17 @@ fn denied(reason: Reason) -> bool {
     reason == Reason::Unauthorized
 }
 
+/// What another proxy refuses by its port's rules; anything else it says is its own affair.
+fn refused(reason: Reason) -> bool {
+    denied(reason) || matches!(reason, Reason::RateLimited | Reason::Overloaded)
+}
+
+fn is_refusal(status: StatusCode) -> bool {
+    const REFUSALS: [StatusCode; 3] =
+        [StatusCode::FORBIDDEN, StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE];
+    REFUSALS.contains(&status)
+}
+
 struct FollowResponse {
     exchange: Arc<Exchange>,
     status: u16,
@@ -500,7 +511,7 @@ impl Track for FollowResponse {
         self.exchange.close(&Ended {
             status: self.status,
             grpc_status: grpc_code,
-            success: Some(whole && status_ok && grpc_ok && self.reason.is_none()),
+            success: Some(whole && status_ok && grpc_ok && !self.reason.is_some_and(denied)),
             first_byte: Some(self.first_byte),
             response_bytes: self.bytes,
             reason,

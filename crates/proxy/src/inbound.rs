@@ -1,7 +1,7 @@
 //! From the mesh to the local application, top to bottom in the order a request passes.
 //!
 //! accept → the port's policy → TLS of ours ends here → what does it speak → HTTP: record · respond ·
-//! limit · authorise · rate-limit · local forward / bytes: authorise, connect, copy.
+//! limit · authorise · rate-limit · the port's own limit · local forward / bytes: authorise, connect, copy.
 
 mod port;
 mod rate_limit;
@@ -25,6 +25,7 @@ use tower::{Layer, Service, service_fn};
 use tracing::Instrument;
 
 use self::port::{Head, Port};
+pub(crate) use self::rate_limit::RateLimiter;
 use crate::config::Config;
 use crate::detect::{Detected, Detector};
 use crate::discovery::{Discovery, PortRules};
@@ -228,7 +229,7 @@ impl Inbound {
         };
         // Opened to hear whether the application speaks first; kept when TLS of ours ends.
         let mut app = None;
-        let mut detected = self.detect(&mut io, &port, &rules.policy, &mut app).await;
+        let mut detected = self.detect(&mut io, &port, &rules, &mut app).await;
         if let Ok(Some(Detected::Tls { sni })) = &detected
             && client.id.is_none()
             && self.is_ours(sni.as_deref())
@@ -243,7 +244,7 @@ impl Inbound {
                     return tracing::info!(client = %client.addr, %why, "connection closed");
                 }
             }
-            detected = self.detect(&mut io, &port, &rules.policy, &mut app).await;
+            detected = self.detect(&mut io, &port, &rules, &mut app).await;
         }
         let detected = match detected {
             Ok(Some(detected)) => detected,
@@ -263,7 +264,7 @@ impl Inbound {
                 };
                 server.serve(io, version, service).await;
             }
-            _ if spoken::is_http_only(&rules.policy) => refuse_bytes(&client, &port),
+            _ if rules.protocol.is_http() => refuse_bytes(&client, &port),
             _ => self.bytes(client, io, port, &rules, app).await,
         }
     }
@@ -375,7 +376,7 @@ async fn dispatch(
     let answer = span.in_scope(|| port.authorize(&rules, client, &mut request))?;
     match answer {
         Some(response) => Ok(response),
-        None => port.forward(request).await,
+        None => port.forward(&rules, request).await,
     }
 }
 

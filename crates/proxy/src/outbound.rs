@@ -316,7 +316,7 @@ impl Outbound {
 
     /// All backends in use, for gauges, `stat` and `/config`.
     pub(crate) fn backends(&self) -> Vec<Arc<BackendStack>> {
-        self.backends.all()
+        self.backends.named()
     }
 
     /// Lets go of what has not been used for a while.

@@ -9,8 +9,7 @@ use std::time::Duration;
 use mesh_api::Wire;
 use mesh_control::identity::tokens::Token;
 use mesh_model::OutboundPolicy;
-use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_tls::{ClientHello, Id, Issuer, Root, TransportHeader, client_hello as peek};
 use prost::Message;
 
@@ -65,7 +64,7 @@ pub(crate) fn server_policy(input: &[u8]) {
 }
 
 pub(crate) fn port_authorization(input: &[u8]) {
-    survives::<PortAuthz>(input);
+    survives::<PortExtension>(input);
 }
 
 pub(crate) fn outbound_policy(input: &[u8]) {

@@ -18,4 +18,5 @@ mod rolling;
 mod routing;
 mod tcp;
 mod tools;
+mod traffic;
 mod workspace;

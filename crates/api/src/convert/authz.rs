@@ -47,6 +47,7 @@ impl Wire for PortAuthz {
             rules: write_list(&self.rules, "rules", write_rule)?,
             default: Some(write_default(&self.default)),
             probes: self.probes.iter().map(write_probe).collect(),
+            ..ext::PortAuthorization::default()
         })
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use linkerd2_proxy_api::inbound::http_local_rate_limit::r#override::ClientIdentities;
 use linkerd2_proxy_api::inbound::http_local_rate_limit::{Limit, Override};
 use linkerd2_proxy_api::inbound::{self as pb, authn};
-use mesh_model::inbound::{Authentication, Authorization, Network, RateLimit};
+use mesh_model::inbound::{Authentication, Authorization, Network, Rate, RateLimit};
 use mesh_model::{Meta, ResourceRef};
 
 use authn::permit_mesh_tls::{Clients, PermitClientIdentities};
@@ -132,14 +132,16 @@ pub(super) fn read_rate_limit(proto: pb::HttpLocalRateLimit) -> Result<RateLimit
         total: read_rate(proto.total),
         identity: read_rate(proto.identity),
         overrides: overrides.into_iter().flatten().collect(),
+        header: None,
     })
 }
 
 /// A rate of 0 is no limit.
-fn read_rate(limit: Option<Limit>) -> Option<u32> {
-    limit.map(|limit| limit.requests_per_second).filter(|rate| *rate > 0)
+fn read_rate(limit: Option<Limit>) -> Option<Rate> {
+    limit.map(|limit| limit.requests_per_second).filter(|rate| *rate > 0).map(Rate::per_second)
 }
 
+/// Leaves out what the API cannot say: other bursts than of one second, and rates by header.
 pub(super) fn write_rate_limit(limit: &RateLimit) -> Result<pb::HttpLocalRateLimit> {
     let overrides = write_list(&limit.overrides, "overrides", |(rate, identities)| {
         let identities = identities.iter().cloned().map(|name| pb::Identity { name }).collect();
@@ -156,9 +158,9 @@ pub(super) fn write_rate_limit(limit: &RateLimit) -> Result<pb::HttpLocalRateLim
     })
 }
 
-fn write_rate(requests_per_second: u32, field: &str) -> Result<Limit> {
-    if requests_per_second == 0 {
+fn write_rate(rate: Rate, field: &str) -> Result<Limit> {
+    if rate.per_second == 0 {
         return Err(ConversionError::unsupported(field, "a limit of 0 would be no limit"));
     }
-    Ok(Limit { requests_per_second })
+    Ok(Limit { requests_per_second: rate.per_second })
 }

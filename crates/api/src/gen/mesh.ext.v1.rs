@@ -8,6 +8,7 @@ pub struct PortKey {
     #[prost(uint32, tag = "2")]
     pub port: u32,
 }
+/// All of a port's rules, which change together.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct PortAuthorization {
     #[prost(message, repeated, tag = "1")]
@@ -16,6 +17,109 @@ pub struct PortAuthorization {
     pub default: ::core::option::Option<DefaultAuthorization>,
     #[prost(message, repeated, tag = "3")]
     pub probes: ::prost::alloc::vec::Vec<HealthProbe>,
+    #[prost(enumeration = "port_authorization::Protocol", tag = "4")]
+    pub protocol: i32,
+    /// Unset: none.
+    #[prost(message, optional, tag = "5")]
+    pub rate_limit: ::core::option::Option<PortRateLimit>,
+    #[prost(message, optional, tag = "6")]
+    pub concurrency: ::core::option::Option<PortConcurrency>,
+}
+/// Nested message and enum types in `PortAuthorization`.
+pub mod port_authorization {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Protocol {
+        Detect = 0,
+        Http1 = 1,
+        Http2 = 2,
+        Grpc = 3,
+        Opaque = 4,
+    }
+    impl Protocol {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Detect => "DETECT",
+                Self::Http1 => "HTTP_1",
+                Self::Http2 => "HTTP_2",
+                Self::Grpc => "GRPC",
+                Self::Opaque => "OPAQUE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "DETECT" => Some(Self::Detect),
+                "HTTP_1" => Some(Self::Http1),
+                "HTTP_2" => Some(Self::Http2),
+                "GRPC" => Some(Self::Grpc),
+                "OPAQUE" => Some(Self::Opaque),
+                _ => None,
+            }
+        }
+    }
+}
+/// All that are set must let a request pass.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PortRateLimit {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<PolicyMeta>,
+    #[prost(message, optional, tag = "2")]
+    pub total: ::core::option::Option<PortRate>,
+    /// Of each identity, or address without one.
+    #[prost(message, optional, tag = "3")]
+    pub identity: ::core::option::Option<PortRate>,
+    /// Instead of `identity`.
+    #[prost(message, repeated, tag = "4")]
+    pub overrides: ::prost::alloc::vec::Vec<RateOverride>,
+    #[prost(message, optional, tag = "5")]
+    pub header: ::core::option::Option<HeaderRate>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortRate {
+    #[prost(uint32, tag = "1")]
+    pub per_second: u32,
+    /// At least 1.
+    #[prost(uint32, tag = "2")]
+    pub burst: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RateOverride {
+    #[prost(message, optional, tag = "1")]
+    pub rate: ::core::option::Option<PortRate>,
+    /// Each has this rate for itself.
+    #[prost(string, repeated, tag = "2")]
+    pub identities: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct HeaderRate {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Of each value.
+    #[prost(message, optional, tag = "2")]
+    pub rate: ::core::option::Option<PortRate>,
+}
+/// More requests in flight than `max` are refused.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PortConcurrency {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<PolicyMeta>,
+    #[prost(uint32, tag = "2")]
+    pub max: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuthorizationRule {
@@ -584,6 +688,17 @@ pub struct BackendExtension {
     /// Ring hash: the request header that holds the key; empty means the client's address.
     #[prost(string, tag = "2")]
     pub hash_header: ::prost::alloc::string::String,
+    /// How long a new endpoint takes to get its whole share; 0: none.
+    #[prost(uint64, tag = "3")]
+    pub slow_start_ms: u64,
+    /// A response whose head takes longer is a failure to the breaker; 0: none is.
+    #[prost(uint64, tag = "4")]
+    pub breaker_latency_ms: u64,
+    #[prost(message, optional, tag = "5")]
+    pub limits: ::core::option::Option<BackendLimits>,
+    /// Of requests to the resource as a route's parent. Unset: the proxy's own.
+    #[prost(message, optional, tag = "6")]
+    pub retry_budget: ::core::option::Option<RetryBudget>,
 }
 /// Nested message and enum types in `BackendExtension`.
 pub mod backend_extension {
@@ -629,6 +744,23 @@ pub mod backend_extension {
             }
         }
     }
+}
+/// What one proxy may have at a backend; 0: the proxy's own bound.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BackendLimits {
+    /// To each endpoint.
+    #[prost(uint32, tag = "1")]
+    pub connections: u32,
+    #[prost(uint32, tag = "2")]
+    pub requests_in_flight: u32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RetryBudget {
+    /// Retries per hundred requests.
+    #[prost(uint32, tag = "1")]
+    pub percent: u32,
+    #[prost(uint32, tag = "2")]
+    pub min_per_second: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TrustBundleRequest {
@@ -786,7 +918,7 @@ pub mod extensions_client {
                 .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchTrustBundle"));
             self.inner.server_streaming(req, path, codec).await
         }
-        /// Everything that decides who may use a port. A proxy that is told this asks nothing else.
+        /// Who may use a port, what it speaks and how much it takes. A proxy that is told this goes by it alone.
         pub async fn watch_port_authorization(
             &mut self,
             request: impl tonic::IntoRequest<super::PortKey>,
@@ -887,7 +1019,7 @@ pub mod extensions_server {
             >
             + std::marker::Send
             + 'static;
-        /// Everything that decides who may use a port. A proxy that is told this asks nothing else.
+        /// Who may use a port, what it speaks and how much it takes. A proxy that is told this goes by it alone.
         async fn watch_port_authorization(
             &self,
             request: tonic::Request<super::PortKey>,

@@ -9,7 +9,9 @@ use mesh_model::authz::{
     Action, AuthorizationRule, ClientMatch, DefaultAccess, DefaultRule, Operation, PathPattern,
     PortAuthz, Probe, RouteScope, Source,
 };
-use mesh_model::inbound::ServerPolicy;
+use mesh_model::inbound::{
+    Concurrency, HeaderRate, PortExtension, PortLimits, PortProtocol, Rate, RateLimit, ServerPolicy,
+};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use proptest::collection::vec;
 use proptest::option;
@@ -19,7 +21,7 @@ use prost::Message;
 use tonic::Code;
 
 use crate::serve::{PATIENCE, Serving};
-use crate::strategies::{cidr, header_match, host, http_match, meta, method, network};
+use crate::strategies::{cidr, header_match, header_name, host, http_match, meta, method, network};
 use crate::{hostile, round_trip};
 
 fn rule() -> impl Strategy<Value = AuthorizationRule> {
@@ -60,7 +62,40 @@ fn authz() -> impl Strategy<Value = PortAuthz> {
     })
 }
 
+fn limits() -> impl Strategy<Value = PortLimits> {
+    let rate = || (any::<u32>(), 1u32..).prop_map(|(per_second, burst)| Rate { per_second, burst });
+    let overrides = vec((rate(), vec("[a-z]{1,4}", 0..3)), 0..3);
+    let header = (header_name(), rate()).prop_map(|(name, rate)| HeaderRate { name, rate });
+    let limit = (meta(), option::of(rate()), option::of(rate()), overrides, option::of(header))
+        .prop_map(|(meta, total, identity, overrides, header)| RateLimit {
+            meta,
+            total,
+            identity,
+            overrides,
+            header,
+        });
+    let concurrency = (meta(), any::<u32>()).prop_map(|(meta, max)| Concurrency { meta, max });
+    (option::of(limit), option::of(concurrency))
+        .prop_map(|(rate, concurrency)| PortLimits { rate, concurrency })
+}
+
+fn extension() -> impl Strategy<Value = PortExtension> {
+    (authz(), select(PortProtocol::ALL.to_vec()), limits())
+        .prop_map(|(authz, protocol, limits)| PortExtension { authz, protocol, limits })
+}
+
 proptest! {
+    #[test]
+    fn all_of_a_port_comes_back(extension in extension()) {
+        round_trip::comes_back(&extension)?;
+    }
+
+    #[test]
+    fn no_port_panics(extension in extension(), edits in hostile::edits()) {
+        let bytes = extension.to_proto().unwrap().encode_to_vec();
+        hostile::survives::<PortExtension>(&hostile::spoil(bytes, &edits));
+    }
+
     #[test]
     fn rules_come_back(authz in authz()) {
         round_trip::comes_back(&authz)?;
@@ -90,6 +125,31 @@ fn sample() -> PortAuthz {
         },
         probes: Default::default(),
     }
+}
+
+fn whole() -> PortExtension {
+    PortExtension { authz: sample(), protocol: PortProtocol::Http1, limits: PortLimits::default() }
+}
+
+#[test]
+fn a_limit_is_whole_or_an_error() {
+    let read = |spoil: fn(&mut ext::PortAuthorization)| {
+        let mut proto = whole().to_proto().unwrap();
+        spoil(&mut proto);
+        PortExtension::from_proto(proto).unwrap_err().to_string()
+    };
+    assert!(read(|port| port.protocol = 99).starts_with("protocol: is missing"));
+    let error = read(|port| port.rate_limit = Some(ext::PortRateLimit::default()));
+    assert!(error.starts_with("rate_limit.meta"), "{error}");
+    let error = read(|port| {
+        let total = Some(ext::PortRate { per_second: 5, burst: 0 });
+        port.rate_limit = Some(ext::PortRateLimit {
+            meta: Some(ext::PolicyMeta { default_name: "x".into(), ..Default::default() }),
+            total,
+            ..Default::default()
+        });
+    });
+    assert!(error.starts_with("rate_limit.total.burst"), "{error}");
 }
 
 fn spoilt(spoil: impl FnOnce(&mut ext::PortAuthorization)) -> String {
@@ -155,12 +215,12 @@ impl ControlPlane for Fake {
         nothing()
     }
 
-    fn port_authz(&self, workload: &Workload, port: u16) -> Told<PortAuthz> {
+    fn port_extension(&self, workload: &Workload, port: u16) -> Told<PortExtension> {
         if !self.extended {
             return Err(Refusal::Unimplemented("there is no such extension".into()));
         }
         assert_eq!((workload.to_string().as_str(), port), ("shop/web-1", 80));
-        let told = futures_util::stream::iter([sample()]);
+        let told = futures_util::stream::iter([whole()]);
         Ok(told.chain(futures_util::stream::pending()).boxed())
     }
 }
@@ -172,11 +232,11 @@ async fn a_port_can_be_watched_where_there_are_extensions() {
         ControlClient::new(ControlClient::lazy_channel(serving.addr), workload.clone())
     };
     let serving = Serving::new(control_plane_routes(Fake { extended: true }));
-    let mut told = client(&serving).watch_port_authz(80).await.unwrap();
+    let mut told = client(&serving).watch_port_extension(80).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, told.next()).await.unwrap();
-    assert_eq!(first.unwrap().unwrap(), Update::Valid(sample()));
+    assert_eq!(first.unwrap().unwrap(), Update::Valid(whole()));
 
     let serving = Serving::new(control_plane_routes(Fake { extended: false }));
-    let refused = client(&serving).watch_port_authz(80).await.map(drop).unwrap_err();
+    let refused = client(&serving).watch_port_extension(80).await.map(drop).unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
 }

@@ -4,7 +4,7 @@
 use http::StatusCode;
 use linkerd2_proxy_api::inbound::proxy_protocol::Kind as ServerKind;
 use mesh_api::{EncodeError, WholePolicy, Wire};
-use mesh_model::inbound::{ServerPolicy, ServerProtocol};
+use mesh_model::inbound::{Rate, ServerPolicy, ServerProtocol};
 use mesh_model::outbound::{Forward, Protocol, TcpPolicy};
 use mesh_model::route::{
     Filter, GrpcCodes, InjectedFailure, Mirror, PathModifier, QueryMatch, Ratio, Rewrite, Route,
@@ -81,7 +81,7 @@ fn a_rate_of_nothing_would_be_no_limit() {
     let ServerProtocol::Detect { limit: Some(limit), .. } = &mut policy.protocol else {
         unreachable!()
     };
-    limit.total = Some(0);
+    limit.total = Some(Rate { per_second: 0, burst: 1 });
     let error = policy.to_proto().unwrap_err();
     assert_eq!(error.field(), "protocol.detect.http_local_rate_limit.total");
 }

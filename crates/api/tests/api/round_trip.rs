@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_api::{BackendExtension, WholePolicy, Wire, ext, stats};
+use mesh_api::{BackendExtension, RetryBudget, WholePolicy, Wire, ext, stats};
 use mesh_model::outbound::Strategy as Balancing;
 use mesh_model::stats::{Histogram, SeriesKey, StatProtocol, Totals};
 use mesh_model::tap::{Record, StatusFilter, TapFilter};
@@ -94,8 +94,25 @@ fn extension() -> impl Strategy<Value = BackendExtension> {
         Balancing::RingHash,
     ]);
     let header = name().prop_map(|name| http::HeaderName::try_from(name).unwrap());
-    (strategy, option::of(header))
-        .prop_map(|(strategy, hash_header)| BackendExtension { strategy, hash_header })
+    let time = || option::of((1u64..).prop_map(std::time::Duration::from_millis));
+    let bound = || option::of(1u32..);
+    let budget = option::of(
+        (any::<u32>(), any::<u32>())
+            .prop_map(|(percent, min_per_second)| RetryBudget { percent, min_per_second }),
+    );
+    (strategy, option::of(header), (time(), time()), (bound(), bound()), budget).prop_map(
+        |(strategy, hash_header, (slow_start, breaker_latency), limits, retry_budget)| {
+            BackendExtension {
+                strategy,
+                hash_header,
+                slow_start,
+                breaker_latency,
+                max_connections: limits.0,
+                max_in_flight: limits.1,
+                retry_budget,
+            }
+        },
+    )
 }
 
 fn direction() -> impl Strategy<Value = Direction> {

@@ -12,7 +12,7 @@ use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use mesh_model::endpoint::{Endpoint, Http2Params, Labels, Profile, ProtocolHint};
 use mesh_model::inbound::{
-    Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
+    Authentication, Authorization, Authorize, Cidr, Network, Rate, RateLimit, ServerPolicy,
     ServerProtocol,
 };
 use mesh_model::matching::Pattern;
@@ -151,7 +151,7 @@ fn pattern() -> impl Strategy<Value = Pattern> {
     select(vec!["a.*", "[0-9]+", "/x/(a|b)", ""]).prop_map(|source| Pattern::new(source).unwrap())
 }
 
-fn header_name() -> impl Strategy<Value = HeaderName> + Clone {
+pub(crate) fn header_name() -> impl Strategy<Value = HeaderName> + Clone {
     name().prop_map(|name| HeaderName::try_from(name).unwrap())
 }
 
@@ -573,9 +573,16 @@ fn server_route<M: std::fmt::Debug>(
 }
 
 fn rate_limit() -> impl Strategy<Value = RateLimit> {
-    let overrides = vec((1u32.., vec(name(), 0..3)), 0..3);
-    (meta(), option::of(1u32..), option::of(1u32..), overrides).prop_map(
-        |(meta, total, identity, overrides)| RateLimit { meta, total, identity, overrides },
+    let rate = || (1u32..).prop_map(Rate::per_second);
+    let overrides = vec((rate(), vec(name(), 0..3)), 0..3);
+    (meta(), option::of(rate()), option::of(rate()), overrides).prop_map(
+        |(meta, total, identity, overrides)| RateLimit {
+            meta,
+            total,
+            identity,
+            overrides,
+            header: None,
+        },
     )
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 use mesh_model::inbound::{
-    Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
+    Authentication, Authorization, Authorize, Cidr, Network, Rate, RateLimit, ServerPolicy,
     ServerProtocol,
 };
 use mesh_model::outbound::{
@@ -201,8 +201,13 @@ pub(crate) fn server_rule(authorized: &str) -> Rule<HttpMatch, Authorize> {
 pub(crate) fn server() -> ServerPolicy {
     let route =
         Route { meta: meta("route"), hosts: Vec::new(), rules: vec![server_rule("callers")] };
-    let limit =
-        RateLimit { meta: meta("limit"), total: Some(100), identity: None, overrides: Vec::new() };
+    let limit = RateLimit {
+        meta: meta("limit"),
+        total: Some(Rate::per_second(100)),
+        identity: None,
+        overrides: Vec::new(),
+        header: None,
+    };
     let labels = ["group", "kind", "name"].map(|key| (key.to_owned(), format!("the-{key}")));
     ServerPolicy {
         protocol: ServerProtocol::Detect {

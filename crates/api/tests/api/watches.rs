@@ -91,7 +91,11 @@ impl ControlPlane for Fake {
     ) -> Result<BoxStream<'static, BackendExtension>, Refusal> {
         assert_eq!(*key, ResourceRef::service("shop", "tax", 80));
         let hash_header = Some(http::HeaderName::from_static("x-user"));
-        let extension = BackendExtension { strategy: Strategy::RingHash, hash_header };
+        let extension = BackendExtension {
+            strategy: Strategy::RingHash,
+            hash_header,
+            ..BackendExtension::default()
+        };
         Ok(stream::iter([extension]).chain(stream::pending()).boxed())
     }
 }

@@ -23,6 +23,7 @@ use super::object::{
     AuthorizationPolicy, Kind, Name, Pod, PolicyTarget, PortRef, RouteHead, RouteRule, policy_ref,
     route_ref,
 };
+use super::ports;
 
 /// The control plane's namespace. Its annotations are the mesh's.
 pub const MESH_NAMESPACE: &str = "mesh-system";
@@ -126,13 +127,9 @@ impl Objects {
     /// Of the port's own policy, then the pod, its namespace, the mesh.
     fn default_rule(&self, name: &Name, pod: Option<&Pod>, port: u16) -> DefaultRule {
         let cluster = Arc::clone(&self.defaults.cluster);
-        let policies = self.port_policies.range(Name::new(&name.namespace, "")..);
-        let mut policies = policies
-            .take_while(|(policy, _)| policy.namespace == name.namespace)
-            .filter(|(_, policy)| self.is_target(&policy.target, name, pod, port));
-        if let Some((policy, object)) = policies.next() {
-            let meta = Meta::Resource(policy_ref(Kind::ServerPolicy, policy));
-            return DefaultRule { access: object.default_access, meta, cluster };
+        let governing = self.governing(name, pod, port);
+        if let Some((policy, access)) = governing.first(|policy| policy.default_access) {
+            return DefaultRule { access, meta: ports::meta(policy), cluster };
         }
         let of_namespace = |name: &str| self.namespaces.get(name).and_then(|ns| ns.default_access);
         let access = match pod {
@@ -148,13 +145,18 @@ impl Objects {
 
     /// Whether policies of a namespace could be about a pod that nobody has seen yet.
     fn may_be_restricted(&self, namespace: &str) -> bool {
-        let here = |name: &Name| name.namespace == namespace;
         self.policies_in(namespace).any(|policy| policy.target != PolicyTarget::Namespace)
-            || self.port_policies.keys().any(here)
+            || self.port_policies_in(namespace).any(|policy| policy.default_access.is_some())
     }
 
     /// Whether a policy's target is the port, or what the port belongs to. Routes are not.
-    fn is_target(&self, target: &PolicyTarget, name: &Name, pod: Option<&Pod>, port: u16) -> bool {
+    pub(super) fn is_target(
+        &self,
+        target: &PolicyTarget,
+        name: &Name,
+        pod: Option<&Pod>,
+        port: u16,
+    ) -> bool {
         match target {
             PolicyTarget::Namespace => true,
             PolicyTarget::Workload { kind, name, port: wanted } => pod.is_some_and(|pod| {

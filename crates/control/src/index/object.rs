@@ -16,7 +16,8 @@ use mesh_model::outbound::{Breaker, Strategy};
 use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Ratio, Retry, Session, Timeouts};
 
 pub use self::policy::{
-    AuthorizationPolicy, POLICY_GROUP, PolicyTarget, PortPolicy, PortProbe, PortRef, policy_ref,
+    AuthorizationPolicy, Balancing, BreakerPolicy, POLICY_GROUP, PolicyTarget, PortPolicy,
+    PortProbe, PortRef, TrafficLimits, TrafficPolicy, policy_ref,
 };
 
 /// Namespace and name of an object. Sorts by namespace first.
@@ -68,6 +69,7 @@ pub enum Kind {
     ReferenceGrant,
     AuthorizationPolicy,
     ServerPolicy,
+    BackendTrafficPolicy,
 }
 
 impl Kind {
@@ -91,6 +93,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServerPolicy => "ServerPolicy",
+            Self::BackendTrafficPolicy => "BackendTrafficPolicy",
         }
     }
 
@@ -142,6 +145,7 @@ pub enum Object {
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     PortPolicy(PortPolicy),
+    TrafficPolicy(TrafficPolicy),
 }
 
 impl Object {
@@ -159,6 +163,7 @@ impl Object {
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
             Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
+            Self::TrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
         };
         ObjectKey { kind, name }
     }

@@ -9,8 +9,8 @@ use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
-    Name, Namespace, Object, ObjectKey, Pod, PortPolicy, PortSet, ReferenceGrant, RouteFilter,
-    RouteHead, RouteRule, Service, TcpRoute, TlsRoute, Workload,
+    Name, Namespace, Object, ObjectKey, Pod, PolicyTarget, PortPolicy, PortSet, ReferenceGrant,
+    RouteFilter, RouteHead, RouteRule, Service, TcpRoute, TlsRoute, TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -31,6 +31,7 @@ pub struct Objects {
     pub(super) grants: BTreeMap<Name, Arc<ReferenceGrant>>,
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
+    pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
     pub(super) defaults: Defaults,
 
     services_by_ip: Multimap<IpAddr, Name>,
@@ -107,6 +108,7 @@ impl Objects {
             Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
+            Kind::BackendTrafficPolicy => self.traffic_policies.keys().cloned().collect(),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -141,6 +143,10 @@ impl Objects {
 
     pub fn port_policy(&self, name: &Name) -> Option<&Arc<PortPolicy>> {
         self.port_policies.get(name)
+    }
+
+    pub fn traffic_policy(&self, name: &Name) -> Option<&Arc<TrafficPolicy>> {
+        self.traffic_policies.get(name)
     }
 
     pub fn tcp_routes(&self) -> impl Iterator<Item = &Arc<TcpRoute>> {
@@ -238,9 +244,9 @@ impl Objects {
                     replace(&mut self.authorization_policies, name.clone(), Some(o)),
                 );
             }
-            Object::PortPolicy(o) => {
-                let name = o.name.clone();
-                touched.policy(&name, replace(&mut self.port_policies, name.clone(), Some(o)));
+            Object::PortPolicy(o) => self.put_port_policy(&o.name.clone(), Some(o), &mut touched),
+            Object::TrafficPolicy(o) => {
+                self.put_traffic_policy(&o.name.clone(), Some(o), &mut touched)
             }
         }
         touched
@@ -263,9 +269,8 @@ impl Objects {
                 let gone = replace(&mut self.authorization_policies, name.clone(), None);
                 touched.policy(name, gone);
             }
-            Kind::ServerPolicy => {
-                touched.policy(name, replace(&mut self.port_policies, name.clone(), None));
-            }
+            Kind::ServerPolicy => self.put_port_policy(name, None, &mut touched),
+            Kind::BackendTrafficPolicy => self.put_traffic_policy(name, None, &mut touched),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -274,6 +279,43 @@ impl Objects {
             | Kind::CronJob => self.put_workload(key.kind, name, None, &mut touched),
         }
         touched
+    }
+
+    fn put_port_policy(&mut self, name: &Name, new: Option<PortPolicy>, touched: &mut Touched) {
+        let speaks = |policy: Option<&PortPolicy>| policy.and_then(|policy| policy.protocol);
+        let protocol = speaks(new.as_ref());
+        let replaced = replace(&mut self.port_policies, name.clone(), new);
+        let was = replaced.as_ref().map(|old| speaks(old.as_deref()));
+        touched.policy(name, replaced);
+        // What a port speaks is also known to those who connect to it.
+        if was.is_some_and(|was| was.or(protocol).is_some()) {
+            self.touch_pods_of(&name.namespace, touched);
+        }
+    }
+
+    fn put_traffic_policy(
+        &mut self,
+        name: &Name,
+        new: Option<TrafficPolicy>,
+        touched: &mut Touched,
+    ) {
+        let about = |policy: &TrafficPolicy| match &policy.target {
+            PolicyTarget::Service { name: service, .. } => {
+                Some(Name::new(&name.namespace, service))
+            }
+            _ => None,
+        };
+        let now = new.as_ref().and_then(about);
+        let replaced = replace(&mut self.traffic_policies, name.clone(), new);
+        let Some(old) = replaced else { return };
+        touched.changed = true;
+        for service in old.as_deref().and_then(about).into_iter().chain(now) {
+            let parents = self.parents_by_backend.get(&service);
+            touched
+                .policies
+                .extend(parents.into_iter().flat_map(|parents| parents.keys().cloned()));
+            touched.policies.insert(service);
+        }
     }
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
@@ -291,20 +333,14 @@ impl Objects {
         }
         touched.namespace = Some(name.to_owned());
         let first = Name::new(name, "");
-        for (service, object) in self.services.range(first.clone()..) {
+        for (service, object) in self.services.range(first..) {
             if service.namespace != name {
                 break;
             }
             touched.policies.insert(service.clone());
             touched.addresses.extend(&object.cluster_ips);
         }
-        for (pod, object) in self.pods.range(first..) {
-            if pod.namespace != name {
-                break;
-            }
-            self.touch_pod(pod, touched);
-            touched.addresses.extend(object.own_ips());
-        }
+        self.touch_pods_of(name, touched);
     }
 
     fn put_service(&mut self, name: &Name, new: Option<Service>, touched: &mut Touched) {
@@ -459,6 +495,16 @@ impl Objects {
         }
         if parents.is_empty() {
             self.parents_by_backend.remove(backend);
+        }
+    }
+
+    fn touch_pods_of(&self, namespace: &str, touched: &mut Touched) {
+        for (pod, object) in self.pods.range(Name::new(namespace, "")..) {
+            if pod.namespace != namespace {
+                break;
+            }
+            self.touch_pod(pod, touched);
+            touched.addresses.extend(object.own_ips());
         }
     }
 

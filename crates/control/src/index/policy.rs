@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_model::authz::PortAuthz;
-use mesh_model::inbound::{Authorization, Authorize, ServerPolicy, ServerProtocol};
+use mesh_model::inbound::{Authorization, Authorize, PortProtocol, ServerPolicy, ServerProtocol};
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, GrpcPolicy, HttpPolicy, OutboundPolicy, Protocol, TcpPolicy};
 use mesh_model::route::{Backoff, HttpMatch, PathMatch, Route, Rule};
@@ -16,7 +16,8 @@ use mesh_model::{Meta, Profile};
 use super::Objects;
 use super::authz;
 use super::lookup;
-use super::object::{AppProtocol, Balancer, Name, Pod, Service};
+use super::object::{AppProtocol, Name, Pod, Service};
+use super::ports;
 
 /// How long a silent client is waited for. Our proxy never waits that long: it lets the server
 /// speak first long before, and this is only the outer bound.
@@ -49,7 +50,7 @@ impl Objects {
     ) -> Option<OutboundPolicy> {
         let object = self.services.get(service)?;
         let app_protocol = object.port(port)?.app_protocol;
-        let breaker = object.breaker.unwrap_or(Some(DEFAULT_BREAKER));
+        let breaker = self.breaker(service, port);
         let http = || HttpPolicy { routes: self.http_policy(service, port, client), breaker };
         let grpc = || GrpcPolicy { routes: self.grpc_policy(service, port, client), breaker };
         let opaque = || TcpPolicy { routes: self.tcp_policy(service, port, client) };
@@ -83,11 +84,6 @@ impl Objects {
         Some(OutboundPolicy { meta: Meta::Resource(meta), protocol })
     }
 
-    /// How clients spread requests over a service's endpoints.
-    pub fn balancer(&self, service: &Name) -> Balancer {
-        self.services.get(service).map(|service| service.balancer.clone()).unwrap_or_default()
-    }
-
     /// What is known of a service's port besides its policy.
     pub fn service_profile(&self, service: &Name, port: u16) -> Option<Profile> {
         let object = self.services.get(service)?;
@@ -115,34 +111,44 @@ impl Objects {
         Profile { name: None, opaque, endpoint: None }
     }
 
-    /// What the proxy of a pod does with connections to one of its ports.
+    /// What the proxy of a pod does with connections to one of its ports, as far as the linkerd2 API
+    /// can say it.
     pub fn server_policy(&self, pod: &Name, port: u16) -> ServerPolicy {
-        let opaque = match self.pods.get(pod) {
-            Some(pod) => self.pod_port_is_opaque(pod, port),
-            None => self.is_opaque_by_namespace(&pod.namespace, port),
-        };
         let authz = self.port_authz(pod, port);
         let authorizations = authz::for_others(&authz);
-        let http = || http_routes(&authz, &authorizations);
-        let protocol = match self.pod_app_protocol(pod, port) {
-            _ if opaque => ServerProtocol::Opaque,
-            AppProtocol::Opaque => ServerProtocol::Opaque,
-            AppProtocol::Http2 => ServerProtocol::Http2 { routes: http(), limit: None },
-            AppProtocol::Grpc => {
+        let routes = || http_routes(&authz, &authorizations);
+        // Rates by a header alone are none to that API.
+        let limit = self.port_limits(pod, port).rate.filter(|limit| {
+            limit.total.is_some() || limit.identity.is_some() || !limit.overrides.is_empty()
+        });
+        let protocol = match self.port_protocol(pod, port) {
+            PortProtocol::Opaque => ServerProtocol::Opaque,
+            PortProtocol::Http1 => ServerProtocol::Http1 { routes: routes(), limit },
+            // gRPC is HTTP/2, and a limit is for HTTP only.
+            PortProtocol::Grpc if limit.is_some() => {
+                ServerProtocol::Http2 { routes: routes(), limit }
+            }
+            PortProtocol::Http2 => ServerProtocol::Http2 { routes: routes(), limit },
+            PortProtocol::Grpc => {
                 let routes = Arc::new([route("grpc", Vec::new(), &authorizations)]);
                 ServerProtocol::Grpc { routes }
             }
-            // HTTP/1 comes as HTTP/2 from other proxies, so even then it is to be detected.
-            AppProtocol::Http1 | AppProtocol::Unknown => {
-                ServerProtocol::Detect { timeout: DETECT_TIMEOUT, routes: http(), limit: None }
+            PortProtocol::Detect => {
+                ServerProtocol::Detect { timeout: DETECT_TIMEOUT, routes: routes(), limit }
             }
         };
-        let labels = Arc::new(authz::labels(&authz.default.meta));
+        let governing = self.governing(pod, self.pods.get(pod).map(|pod| &**pod), port);
+        let by = governing.top().map_or_else(|| authz.default.meta.clone(), ports::meta);
+        let labels = Arc::new(authz::labels(&by));
         ServerPolicy { protocol, authorizations, labels }
     }
 
     /// Whether a pod's port takes opaque bytes.
     pub(super) fn pod_port_is_opaque(&self, pod: &Pod, port: u16) -> bool {
+        let governing = self.governing(&pod.name, Some(pod), port);
+        if let Some((_, protocol)) = governing.first(|policy| policy.protocol) {
+            return protocol == PortProtocol::Opaque;
+        }
         match &pod.opaque_ports {
             Some(ports) => ports.contains(port),
             None => self.is_opaque_by_namespace(&pod.name.namespace, port),
@@ -164,7 +170,7 @@ impl Objects {
         }
     }
 
-    fn is_opaque_by_namespace(&self, namespace: &str, port: u16) -> bool {
+    pub(super) fn is_opaque_by_namespace(&self, namespace: &str, port: u16) -> bool {
         match self.namespace_opaque_ports(namespace) {
             Some(ports) => ports.contains(port),
             None => DEFAULT_OPAQUE_PORTS.contains(&port),
@@ -172,7 +178,7 @@ impl Objects {
     }
 
     /// What the services in front of a pod say its port speaks, if they agree.
-    fn pod_app_protocol(&self, pod: &Name, port: u16) -> AppProtocol {
+    pub(super) fn pod_app_protocol(&self, pod: &Name, port: u16) -> AppProtocol {
         let mut told: Option<AppProtocol> = None;
         for slice in self.slices_with(pod) {
             let service = Name::new(&slice.name.namespace, &slice.service);

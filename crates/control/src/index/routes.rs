@@ -40,7 +40,7 @@ impl Objects {
         let routes =
             self.effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client);
         if routes.is_empty() {
-            return Arc::new([default_route("http", service, port)]);
+            return Arc::new([default_route("http", self.backend(service, port))]);
         }
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
@@ -59,7 +59,7 @@ impl Objects {
         let routes =
             self.effective(&self.grpc_routes, Kind::GrpcRoute, |r| &r.head, service, port, client);
         if routes.is_empty() {
-            return Arc::new([default_route("grpc", service, port)]);
+            return Arc::new([default_route("grpc", self.backend(service, port))]);
         }
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
@@ -80,7 +80,7 @@ impl Objects {
             self.effective(&self.tcp_routes, Kind::TcpRoute, |r| &r.head, service, port, client);
         let (meta, backends) = match routes.first() {
             None => {
-                let only = Arc::new(backend(service, port));
+                let only = Arc::new(self.backend(service, port));
                 (Meta::Default("opaque".into()), Distribution::FirstAvailable(vec![only]))
             }
             Some(route) => {
@@ -214,7 +214,7 @@ impl Objects {
         match self.usable(from, &reference.target) {
             Ok((service, port)) => RouteBackend {
                 filters: self.filters(from, &reference.filters),
-                backend: backend(service, port),
+                backend: self.backend(service, port),
             },
             Err(unusable) => match &reference.target {
                 BackendTarget::Service { service, port } => {
@@ -233,12 +233,17 @@ impl Objects {
             RouteFilter::Mirror { target, ratio } => {
                 let (service, port) = self.usable(from, target).ok()?;
                 Some(Filter::Mirror(Box::new(Mirror {
-                    backend: backend(service, port),
+                    backend: self.backend(service, port),
                     ratio: *ratio,
                 })))
             }
         };
         filters.iter().filter_map(of).collect()
+    }
+
+    /// With the queue that policies give it.
+    fn backend(&self, service: &Name, port: u16) -> Backend {
+        Backend { queue: self.queue(service, port), ..backend(service, port) }
     }
 
     /// The service and port a route sends to.
@@ -342,8 +347,8 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
 }
 
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, service: &Name, port: u16) -> Route<M, Forward> {
-    let only = RouteBackend { filters: Vec::new(), backend: backend(service, port) };
+fn default_route<M>(name: &str, backend: Backend) -> Route<M, Forward> {
+    let only = RouteBackend { filters: Vec::new(), backend };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
         timeouts: Timeouts::default(),

@@ -5,6 +5,8 @@ mod endpoints;
 mod identity;
 mod order;
 mod policies;
+mod ports;
+mod traffic;
 
 use std::net::{IpAddr, SocketAddr};
 

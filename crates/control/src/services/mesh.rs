@@ -89,6 +89,8 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Mesh for MeshService {
     async fn info(&self, _: Request<ext::InfoRequest>) -> Answer<ext::InfoReply> {
+        // Before the lock is taken, as it takes it itself.
+        let problems = self.shared.problems();
         let index = self.shared.index.read();
         let objects = index.objects();
         let routes = objects.http_routes().count()
@@ -102,7 +104,7 @@ impl Mesh for MeshService {
             services: count(objects.services().count()),
             pods: count(objects.pods().count()),
             routes: count(routes),
-            problems: self.shared.problems().iter().map(problem).collect(),
+            problems: problems.iter().map(problem).collect(),
         }))
     }
 

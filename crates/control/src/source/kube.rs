@@ -20,8 +20,8 @@
 //! | `batch` | `jobs`, `cronjobs` | `list`, `watch` (metadata only) |
 //! | `gateway.networking.k8s.io` | `httproutes`, `grpcroutes`, `tcproutes`, `tlsroutes`, `referencegrants` | `list`, `watch` |
 //! | `gateway.networking.k8s.io` | `httproutes/status`, `grpcroutes/status`, `tcproutes/status`, `tlsroutes/status` | `patch` |
-//! | `policy.meshctl.dev` | `authorizationpolicies`, `serverpolicies` | `list`, `watch` |
-//! | `policy.meshctl.dev` | `authorizationpolicies/status`, `serverpolicies/status` | `patch` |
+//! | `policy.meshctl.dev` | `authorizationpolicies`, `backendtrafficpolicies`, `serverpolicies` | `list`, `watch` |
+//! | `policy.meshctl.dev` | the same with `/status` | `patch` |
 //! | `authentication.k8s.io` | `tokenreviews` | `create` |
 //!
 //! A Role in the control plane's namespace:

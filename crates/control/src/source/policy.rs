@@ -3,7 +3,9 @@
 //! A policy that is only half understood could let in too many, so that here, other than elsewhere,
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
+mod backend;
 mod schema;
+mod server;
 #[expect(
     unreachable_pub,
     clippy::duplicated_attributes,
@@ -16,30 +18,32 @@ mod tests;
 use http::{HeaderName, Method};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
-use mesh_model::authz::{
-    ClientMatch, DefaultAccess, IdentityPattern, Operation, PathPattern, Source,
-};
+use mesh_model::authz::{ClientMatch, IdentityPattern, Operation, PathPattern, Source};
 use mesh_model::inbound::{Cidr, Network};
 use mesh_model::matching::Pattern;
 use mesh_model::route::{HeaderMatch, ValueMatch};
 
+pub use self::backend::backend_traffic_policy;
+pub use self::server::server_policy;
 pub use self::shape::{
-    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, From, GrpcMethods, Header,
-    NetworkRange, PolicyStatus, Port, Range, Selector, ServerPolicyObject, ServerPolicySpec,
-    TargetRef, To, Written,
+    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, BackendTrafficPolicyObject,
+    BackendTrafficPolicySpec, From, GrpcMethods, Header, NetworkRange, PolicyStatus, Port, Range,
+    Selector, ServerPolicyObject, ServerPolicySpec, TargetRef, To, Written,
 };
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
 use crate::index::identity::MeshNames;
-use crate::index::object::{
-    AuthorizationPolicy, Kind, Name, POLICY_GROUP, PolicyTarget, PortPolicy, PortRef,
-};
+use crate::index::object::{AuthorizationPolicy, Kind, Name, POLICY_GROUP, PolicyTarget, PortRef};
 
 const VERSION: &str = "policy.meshctl.dev/v1alpha1";
 
 /// What makes a cluster understand our kinds, for `meshctl install`.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![shape::AuthorizationPolicy::crd(), shape::ServerPolicy::crd()]
+    vec![
+        shape::AuthorizationPolicy::crd(),
+        shape::BackendTrafficPolicy::crd(),
+        shape::ServerPolicy::crd(),
+    ]
 }
 
 /// `names` is what the identities of service accounts end in.
@@ -58,27 +62,6 @@ pub fn authorization_policy(
         name: read.name,
     };
     (policy, read.findings)
-}
-
-pub fn server_policy(object: &ServerPolicyObject) -> Converted<PortPolicy> {
-    // It names nobody.
-    let names = MeshNames::default();
-    let mut read = Reader::new(name_of(&object.metadata), &names);
-    read.version(&object.api_version);
-    let target = read.target(Some(&object.spec.target_ref));
-    if !matches!(target, PolicyTarget::Workload { .. } | PolicyTarget::Pods { .. }) {
-        let message = "a ServerPolicy is about a workload or pods; of a namespace, set the annotation \
-                       config.meshctl.dev/default-inbound-policy";
-        read.error("spec.targetRef.kind", message);
-    }
-    let access = DefaultAccess::from_name(&object.spec.default_access);
-    if access.is_none() {
-        let names = DefaultAccess::ALL.map(DefaultAccess::as_str).join(", ");
-        let message = format!("`{}` is not one of {names}", object.spec.default_access);
-        read.error("spec.defaultAccess", message);
-    }
-    let default_access = access.unwrap_or(DefaultAccess::Deny);
-    (PortPolicy { name: read.name, target, default_access }, read.findings)
 }
 
 struct Reader<'a> {
@@ -219,15 +202,8 @@ impl<'a> Reader<'a> {
             }
         }
         for (index, text) in from.service_accounts.iter().enumerate() {
-            let own = self.name.namespace.clone();
-            let (namespace, account) = text.split_once('/').unwrap_or((&own, text));
-            if is_name(namespace, b"-") && is_name(account, b"-.") {
-                let identity = format!("{account}.{}", self.names.suffix(namespace));
-                patterns.push(IdentityPattern::Exact(identity));
-            } else {
-                let message = format!("`{text}` is neither an account nor NAMESPACE/ACCOUNT");
-                self.error(format!("{at}.serviceAccounts[{index}]"), message);
-            }
+            let identity = self.account(text, &format!("{at}.serviceAccounts[{index}]"));
+            patterns.extend(identity.map(IdentityPattern::Exact));
         }
         for (index, namespace) in from.namespaces.iter().enumerate() {
             if is_name(namespace, b"-") {
@@ -259,6 +235,17 @@ impl<'a> Reader<'a> {
             (_, _, true) => ClientMatch::Anyone,
         };
         Source { client, networks }
+    }
+
+    /// The identity of a service account.
+    fn account(&mut self, text: &str, at: &str) -> Option<String> {
+        let own = self.name.namespace.clone();
+        let (namespace, account) = text.split_once('/').unwrap_or((&own, text));
+        if is_name(namespace, b"-") && is_name(account, b"-.") {
+            return Some(format!("{account}.{}", self.names.suffix(namespace)));
+        }
+        self.error(at, format!("`{text}` is neither an account nor NAMESPACE/ACCOUNT"));
+        None
     }
 
     fn network(&mut self, network: &NetworkRange, at: &str) -> Option<Network> {

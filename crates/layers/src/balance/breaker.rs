@@ -16,6 +16,8 @@ pub struct BreakerConfig {
     /// This many failures in a row open it. `None` and 0: never.
     pub consecutive: Option<u32>,
     pub success_rate: Option<SuccessRate>,
+    /// A response whose head takes longer than this is a failure.
+    pub latency: Option<Duration>,
     /// The terms of an open breaker, longer each time a probe fails.
     pub backoff: Backoff,
     /// Take a `Retry-After` of the failure as the term, within the bounds of `backoff`.
@@ -42,6 +44,7 @@ impl Default for BreakerConfig {
         Self {
             consecutive: Some(7),
             success_rate: None,
+            latency: None,
             backoff: Backoff {
                 min: Duration::from_secs(1),
                 max: Duration::from_secs(60),

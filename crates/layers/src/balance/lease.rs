@@ -63,6 +63,12 @@ impl<S> Lease<S> {
         self.shared.config.breaker.is_some()
     }
 
+    /// Whether an answer now comes too late for the breaker.
+    pub(super) fn is_late(&self, now: Instant) -> bool {
+        let latency = self.shared.config.breaker.and_then(|breaker| breaker.latency);
+        latency.is_some_and(|most| now.saturating_duration_since(self.started) > most)
+    }
+
     /// Whether it decides about the endpoint and has not yet.
     pub(super) fn awaits_verdict(&self) -> bool {
         self.probe && !self.settled

@@ -56,6 +56,8 @@ pub struct BalanceConfig {
     pub failfast_timeout: Duration,
     /// Makes endpoints that answer 429 look slow; of the peak-EWMA strategy only.
     pub penalty: Option<Penalty>,
+    /// How long an endpoint takes to get its whole share after it was added; not by hash.
+    pub slow_start: Option<Duration>,
     /// Told each change of an endpoint's breaker, outside of any lock.
     pub breaker_hook: Option<BreakerHook>,
 }
@@ -72,6 +74,7 @@ impl Default for BalanceConfig {
             capacity: 10_000,
             failfast_timeout: Duration::from_secs(3),
             penalty: None,
+            slow_start: None,
             breaker_hook: None,
         }
     }
@@ -124,6 +127,9 @@ pub enum Reason {
     NoEndpoints { exists: bool },
     #[error("the circuit breaker has ejected all endpoints")]
     AllEjected,
+    /// Of an endpoint that was picked; told by its connections, not by the balancer.
+    #[error("all connections that it may have are in use")]
+    NoConnection,
 }
 
 /// A request got no endpoint.
@@ -379,6 +385,7 @@ impl fmt::Debug for BalanceConfig {
             .field("capacity", &self.capacity)
             .field("failfast_timeout", &self.failfast_timeout)
             .field("penalty", &self.penalty)
+            .field("slow_start", &self.slow_start)
             .finish_non_exhaustive()
     }
 }

@@ -16,10 +16,11 @@ use tower::Service;
 
 use super::retry_after::retry_after;
 use super::upload::Starved;
-use super::{Balancer, Lease};
+use super::{Balancer, Lease, Unavailable};
 use crate::{
     Affinity, BoxError, End, Outcome, Request, RequestDeadline, Response, ResponseFuture, Track,
-    Tried, TryDeadline, is_request_body_error, response_outcome, track, trailers_outcome,
+    Tried, TryDeadline, find_cause, is_request_body_error, response_outcome, track,
+    trailers_outcome,
 };
 
 impl<S> Service<Request> for Balancer<S>
@@ -182,7 +183,9 @@ where
                 Ok(answered(lease, response, patience))
             }
             Err(error) => {
-                if !is_request_body_error(&error) {
+                // What is refused here never came to the endpoint.
+                let ours = find_cause::<Unavailable>(&error).is_some();
+                if !ours && !is_request_body_error(&error) {
                     lease.failure(None);
                 }
                 Err(error)
@@ -208,6 +211,9 @@ where
         lease.penalize(hint(), now);
     } else {
         lease.observe(rtt, now);
+    }
+    if lease.is_late(now) {
+        lease.settle_failure(None);
     }
     // A body may last for ever; a probe can't wait for that.
     if outcome == Some(Outcome::Success) && lease.awaits_verdict() {
@@ -255,9 +261,10 @@ impl<S> Drop for Unanswered<S> {
     fn drop(&mut self) {
         let Some(lease) = &mut self.lease else { return };
         let now = Instant::now();
-        if self.patience.ended_before_head(now) {
+        let starved = self.patience.starved.now();
+        if self.patience.ended_before_head(now) || (lease.is_late(now) && !starved) {
             lease.failure(None);
-        } else if !self.patience.starved.now() {
+        } else if !starved {
             // Not to its discredit, but it can't be faster than that.
             lease.observe_at_least(now);
         }

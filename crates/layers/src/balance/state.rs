@@ -47,12 +47,20 @@ impl Record {
     }
 }
 
+/// An endpoint that starts slowly gets this much of its share at once, as otherwise it would never be
+/// found out how it fares.
+const FIRST_SHARE: f64 = 0.1;
+/// Steps to the whole share, and the time that each takes at least.
+const SHARES: u32 = 20;
+const MIN_SHARE_TIME: Duration = Duration::from_millis(50);
+
 /// Of latencies that are only shown.
 const DISPLAY_DECAY: Duration = Duration::from_secs(10);
 
 struct Slot<S> {
     endpoint: Arc<Endpoint<S>>,
     weight: u32,
+    added: Instant,
     /// Its phase when the set was last settled.
     standing: Standing,
 }
@@ -79,6 +87,8 @@ pub(super) struct State<S> {
     probes: Vec<usize>,
     /// The soonest end of a term.
     next_probe: Option<Instant>,
+    /// When the shares of endpoints that start slowly are worked out anew.
+    next_share: Option<Instant>,
     /// Since when nothing is in service.
     unavailable_since: Option<Instant>,
     rng: SmallRng,
@@ -112,6 +122,7 @@ impl<S> State<S> {
             ring: Ring::default(),
             probes: Vec::new(),
             next_probe: None,
+            next_share: None,
             unavailable_since: Some(now),
             rng: SmallRng::seed_from_u64(seed),
         }
@@ -126,7 +137,7 @@ impl<S> State<S> {
         now: Instant,
         transitions: &mut Transitions,
     ) -> Result<(Arc<Endpoint<S>>, bool), Blocked> {
-        if self.next_probe.is_some_and(|at| at <= now) {
+        if [self.next_probe, self.next_share].into_iter().flatten().any(|at| at <= now) {
             self.settle(config, now, transitions);
         }
         let meant = match affinity {
@@ -227,6 +238,7 @@ impl<S> State<S> {
     ) {
         self.probes.clear();
         self.next_probe = None;
+        self.next_share = None;
         // Weight 0 means no traffic, unless that would mean none at all.
         let weighty = self.slots.iter().any(|slot| slot.weight > 0);
         let mut in_service = Vec::with_capacity(self.slots.len());
@@ -252,12 +264,33 @@ impl<S> State<S> {
                 Standing::Out => {}
             }
         }
+        if let Some(window) = config.slow_start {
+            self.start_slowly(window, &mut in_service, now);
+        }
         self.unavailable_since = match in_service.is_empty() {
             true => self.unavailable_since.or(Some(now)),
             false => None,
         };
         let in_turn = config.strategy == Strategy::RoundRobin;
         self.picker = Picker::new(&in_service, in_turn.then_some(&mut self.rng));
+    }
+
+    /// Gives endpoints that were added lately a part of their share, more and more of it. Where all
+    /// are as new, nothing changes.
+    fn start_slowly(&mut self, window: Duration, in_service: &mut [(usize, u32)], now: Instant) {
+        let age = |slot: &Slot<S>| now.saturating_duration_since(slot.added);
+        if self.slots.iter().all(|slot| age(slot) >= window) {
+            return;
+        }
+        self.next_share = now.checked_add((window / SHARES).max(MIN_SHARE_TIME));
+        let heaviest = in_service.iter().map(|(_, weight)| *weight).max().unwrap_or(1);
+        // Fine enough for parts of the smallest weight.
+        let scale = (u32::MAX / heaviest.max(1)).min(1_000);
+        for (index, weight) in in_service {
+            let part = age(&self.slots[*index]).as_secs_f64() / window.as_secs_f64().max(1e-9);
+            let part = part.clamp(FIRST_SHARE, 1.0);
+            *weight = ((f64::from(*weight * scale) * part) as u32).max(1);
+        }
     }
 
     /// Endpoints that left may have taken the set below the floor: those ejected that are soonest
@@ -386,7 +419,8 @@ impl<'a, S> EndpointSet<'a, S> {
     pub fn insert(&mut self, addr: SocketAddr, weight: u32, service: S) {
         let record = Mutex::new(Record::new(self.config, Instant::now()));
         let endpoint = Arc::new(Endpoint { addr, service, pending: AtomicU32::new(0), record });
-        let slot = Slot { endpoint, weight, standing: Standing::Out };
+        let added = Instant::now();
+        let slot = Slot { endpoint, weight, added, standing: Standing::Out };
         self.state.missing = Missing::NoEndpoints;
         match self.state.by_addr.get(&addr) {
             Some(index) => {

@@ -466,3 +466,33 @@ async fn the_endpoint_that_is_meant_is_taken_while_it_serves() {
     assert_ne!(balancer.acquire(meant, &[]).await.unwrap().addr(), addr(2));
     assert_eq!(balancer.find(|have| have == addr(2)), None);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_new_endpoint_gets_its_share_little_by_little() {
+    for strategy in [Strategy::RoundRobin, Strategy::LeastRequest] {
+        let config = BalanceConfig { slow_start: Some(10 * SECOND), ..with_strategy(strategy) };
+        let balancer = balancer(config, 1);
+        advance(20 * SECOND).await;
+        balancer.insert(addr(2), 10_000, "");
+        let share = || {
+            let picks = 2_000;
+            let new = (0..picks).filter(|_| acquire_now(&balancer).addr() == addr(2)).count();
+            new as f64 / f64::from(picks)
+        };
+        // Of its weight over the sum of both.
+        for (after, part) in [(0, 0.1), (5, 0.5), (5, 1.0), (5, 1.0)] {
+            advance(SECOND * after).await;
+            let (share, due) = (share(), part / (1.0 + part));
+            assert!((share - due).abs() < 0.04, "{strategy:?}: {share}, due {due}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_are_all_new_share_alike() {
+    let config =
+        BalanceConfig { slow_start: Some(10 * SECOND), ..with_strategy(Strategy::RoundRobin) };
+    let balancer = balancer(config, 2);
+    let first = (0..1_000).filter(|_| acquire_now(&balancer).addr() == addr(1)).count();
+    assert!((499..=501).contains(&first), "{first}");
+}

@@ -13,7 +13,7 @@ use mesh_model::endpoint::Http2Params;
 use tokio::time::Instant;
 
 use super::forward;
-use super::pool::{Http1, Permit, Pool, Stream};
+use super::pool::{Http1, Permit, Pool, PoolLimits, Stream};
 use crate::config::Limits;
 use crate::connect::Connect;
 
@@ -49,8 +49,13 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 pub(super) const CONNECTION_WINDOW: u32 = MAX_STREAMS as u32 * STREAM_WINDOW;
 
 impl Client {
-    pub(crate) fn new(connect: Connect, http2: Http2Params, limits: &Limits) -> Self {
-        let pool = Arc::new(Pool::new(limits.max_endpoint_connections, limits.pool_idle_timeout));
+    pub(crate) fn new(
+        connect: Connect,
+        http2: Http2Params,
+        limits: &Limits,
+        of_pool: PoolLimits,
+    ) -> Self {
+        let pool = Arc::new(Pool::new(of_pool, limits.pool_idle_timeout));
         let max_header_bytes = limits.max_header_bytes;
         Self { inner: Arc::new(Inner { connect, pool, http2, max_header_bytes }) }
     }
@@ -81,7 +86,7 @@ impl Client {
     async fn send_http1(&self, mut request: Request) -> Result<Response, BoxError> {
         let pool = &self.inner.pool;
         loop {
-            let (mut send, reused) = match pool.http1().await {
+            let (mut send, reused) = match pool.http1().await? {
                 Http1::Reused(send) => (send, true),
                 Http1::Open(permit) => (self.open_http1(permit).await?, false),
             };
@@ -101,7 +106,7 @@ impl Client {
     }
 
     async fn send_upgrade(&self, request: Request) -> Result<Response, BoxError> {
-        let permit = self.inner.pool.permit().await;
+        let permit = self.inner.pool.permit().await?;
         let mut send = self.open_http1(permit).await?;
         let response = send.send_request(request).await.map_err(|e| self.failed(e, true))?;
         let (head, body) = response.into_parts();
@@ -158,9 +163,9 @@ impl Client {
             }
             let permit = match pool.try_permit() {
                 Some(permit) => permit,
-                None => match pool.queued_stream() {
+                None => match pool.queued_stream()? {
                     Some(stream) => return Ok(stream),
-                    None => pool.permit().await,
+                    None => pool.permit().await?,
                 },
             };
             self.open_http2(permit).await?;

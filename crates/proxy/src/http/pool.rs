@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use hyper::client::conn::{http1, http2};
-use mesh_layers::Body;
+use mesh_layers::{Body, Reason, Unavailable};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -20,7 +20,26 @@ pub(crate) struct Pool {
     pub(crate) opening: tokio::sync::Mutex<()>,
     open: Arc<Semaphore>,
     freed: Arc<Notify>,
+    /// Requests that wait for a connection.
+    waiting: AtomicUsize,
+    max_waiting: usize,
     idle_timeout: Duration,
+}
+
+/// How many connections there may be, and how many requests may wait for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PoolLimits {
+    pub(crate) connections: usize,
+    pub(crate) waiting: usize,
+}
+
+/// A request that waits for a connection.
+struct Place<'a>(&'a AtomicUsize);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -49,36 +68,64 @@ impl Drop for Stream {
 }
 
 impl Pool {
-    pub(crate) fn new(max_connections: usize, idle_timeout: Duration) -> Self {
+    pub(crate) fn new(limits: PoolLimits, idle_timeout: Duration) -> Self {
         Self {
             idle: Mutex::default(),
             streams: Mutex::default(),
             opening: tokio::sync::Mutex::default(),
-            open: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            open: Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS))),
             freed: Arc::default(),
+            waiting: AtomicUsize::new(0),
+            max_waiting: limits.waiting,
             idle_timeout,
         }
     }
 
+    fn enter(&self) -> Result<Place<'_>, Unavailable> {
+        let place = Place(&self.waiting);
+        if self.waiting.fetch_add(1, Relaxed) < self.max_waiting {
+            return Ok(place);
+        }
+        Err(self.full())
+    }
+
+    fn full(&self) -> Unavailable {
+        Unavailable::QueueFull { capacity: self.max_waiting, reason: Reason::NoConnection }
+    }
+
     /// The HTTP/1 connection used last, if one is free; or leave to open one. Waits while all that
     /// are allowed are in use.
-    pub(crate) async fn http1(&self) -> Http1 {
+    ///
+    /// # Errors
+    /// When as many wait already as may.
+    pub(crate) async fn http1(&self) -> Result<Http1, Unavailable> {
+        let mut place = None;
         loop {
             if let Some(send) = self.take_idle() {
-                return Http1::Reused(send);
+                return Ok(Http1::Reused(send));
             }
-            if let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() {
-                return Http1::Open(self.granted(permit));
+            if let Some(permit) = self.try_permit() {
+                return Ok(Http1::Open(permit));
+            }
+            if place.is_none() {
+                place = Some(self.enter()?);
             }
             self.freed.notified().await;
         }
     }
 
     /// Leave to open a connection that is not shared. Waits likewise.
-    pub(crate) async fn permit(&self) -> Permit {
+    ///
+    /// # Errors
+    /// Likewise.
+    pub(crate) async fn permit(&self) -> Result<Permit, Unavailable> {
+        let mut place = None;
         loop {
-            if let Ok(permit) = Arc::clone(&self.open).try_acquire_owned() {
-                return self.granted(permit);
+            if let Some(permit) = self.try_permit() {
+                return Ok(permit);
+            }
+            if place.is_none() {
+                place = Some(self.enter()?);
             }
             self.freed.notified().await;
         }
@@ -124,11 +171,24 @@ impl Pool {
     }
 
     /// A stream on the least busy open connection, which has no room: it waits its turn there.
-    pub(crate) fn queued_stream(&self) -> Option<(http2::SendRequest<Body>, Stream)> {
+    ///
+    /// # Errors
+    /// When as many wait already as may.
+    pub(crate) fn queued_stream(
+        &self,
+    ) -> Result<Option<(http2::SendRequest<Body>, Stream)>, Unavailable> {
         let streams = self.streams.lock();
-        let conn = streams.iter().min_by_key(|conn| conn.in_flight.load(Relaxed))?;
+        let Some(conn) = streams.iter().min_by_key(|conn| conn.in_flight.load(Relaxed)) else {
+            return Ok(None);
+        };
+        let waiting = streams.iter().map(|conn| {
+            conn.in_flight.load(Relaxed).saturating_sub(conn.allowed.load(Relaxed).max(1))
+        });
+        if waiting.sum::<usize>() >= self.max_waiting {
+            return Err(self.full());
+        }
         conn.in_flight.fetch_add(1, Relaxed);
-        Some((conn.send.clone(), Stream(Arc::clone(&conn.in_flight))))
+        Ok(Some((conn.send.clone(), Stream(Arc::clone(&conn.in_flight)))))
     }
 
     /// Whether another connection may be opened now.
@@ -176,10 +236,14 @@ impl Drop for Permit {
 mod tests {
     use super::*;
 
+    fn pool(connections: usize, waiting: usize) -> Pool {
+        Pool::new(PoolLimits { connections, waiting }, Duration::from_secs(3))
+    }
+
     #[tokio::test]
     async fn an_open_connection_does_not_keep_the_pool() {
-        let pool = Arc::new(Pool::new(1, Duration::from_secs(3)));
-        let Http1::Open(permit) = pool.http1().await else { panic!("there is none to reuse") };
+        let pool = Arc::new(pool(1, 1));
+        let Ok(Http1::Open(permit)) = pool.http1().await else { panic!("there is none to reuse") };
         let alive = Arc::downgrade(&pool);
         drop(pool);
         assert!(alive.upgrade().is_none());
@@ -188,9 +252,24 @@ mod tests {
 
     #[tokio::test]
     async fn a_connection_that_ends_makes_room_for_who_waits() {
-        let pool = Pool::new(1, Duration::from_secs(3));
-        let permit = pool.permit().await;
+        let pool = pool(1, 1);
+        let permit = pool.permit().await.unwrap();
         let (_second, ()) = tokio::join!(pool.permit(), async { drop(permit) });
         assert!(pool.try_permit().is_none());
+    }
+
+    #[tokio::test]
+    async fn so_many_wait_and_no_more() {
+        let pool = pool(1, 1);
+        let permit = pool.permit().await.unwrap();
+        let full = Unavailable::QueueFull { capacity: 1, reason: Reason::NoConnection };
+        let (waited, refused) = tokio::join!(pool.http1(), async {
+            let refused = pool.http1().await.map(drop);
+            drop(permit);
+            refused
+        });
+        assert!(waited.is_ok());
+        assert_eq!(refused, Err(full));
+        assert_eq!(pool.waiting.load(Relaxed), 0);
     }
 }

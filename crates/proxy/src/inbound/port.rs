@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
-use mesh_layers::{BoxError, Request, Response};
+use mesh_layers::{BoxError, Overloaded, Request, Response, find_cause};
 use mesh_model::authz::HttpRequest;
 use mesh_model::endpoint::Http2Params;
 use mesh_model::inbound::{
-    Authentication, Authorization, Authorize, Cidr, Network, RateLimit, ServerPolicy,
-    ServerProtocol,
+    Authentication, Authorization, Authorize, Cidr, Network, ServerPolicy, ServerProtocol,
 };
 use mesh_model::matching::{self, MatchRequest};
 use mesh_model::route::{Filter, Route};
@@ -24,19 +23,20 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tower::{Layer, Service, service_fn};
 use tracing::Instrument;
 
 use self::authorize::Attempt;
 pub(super) use self::authorize::Head;
-use super::Client;
-use super::rate_limit::RateLimiter;
+use super::{Client, RateLimiter};
 use crate::config::Config;
 use crate::connect::{Connect, ConnectError};
 use crate::describe;
-use crate::discovery::{Discovery, PortRules};
+use crate::discovery::{Discovery, PortConcurrency, PortRules};
 use crate::error::MeshError;
 use crate::exchange::{Exchange, Recorder, RouteInfo};
 use crate::http::client::Client as HttpClient;
+use crate::http::pool::PoolLimits;
 use crate::http::{filters, forward};
 use crate::io::Io;
 use crate::telemetry::{
@@ -71,7 +71,6 @@ struct State {
     routes: HashMap<Meta, Arc<RouteInfo>>,
     /// By what decided.
     authz: HashMap<Meta, AuthzOf>,
-    limiter: Option<Arc<RateLimiter>>,
 }
 
 /// Values by a key that is cheap to make and a route, whose name is copied for new entries only.
@@ -133,7 +132,16 @@ impl Port {
         Self {
             local,
             encrypts,
-            app: HttpClient::new(connect, Http2Params::default(), &config.limits),
+            app: HttpClient::new(
+                connect,
+                Http2Params::default(),
+                &config.limits,
+                // As many may wait as may be in flight at all.
+                PoolLimits {
+                    connections: config.limits.max_endpoint_connections,
+                    waiting: config.limits.max_in_flight,
+                },
+            ),
             observed: recorder.telemetry.observed.port(local.port()),
             recorder: Arc::clone(recorder),
             rules: discovery.port(local.port()),
@@ -187,12 +195,12 @@ impl Port {
         client: &Client,
         request: &mut Request,
     ) -> Result<Option<Response>, MeshError> {
-        let (found, limit) = match &rules.policy.protocol {
-            ServerProtocol::Detect { routes, limit, .. }
-            | ServerProtocol::Http1 { routes, limit }
-            | ServerProtocol::Http2 { routes, limit } => (find(routes, request)?, limit.as_ref()),
-            ServerProtocol::Grpc { routes } => (find(routes, request)?, None),
-            ServerProtocol::Opaque | ServerProtocol::Tls => (None, None),
+        let found = match &rules.policy.protocol {
+            ServerProtocol::Detect { routes, .. }
+            | ServerProtocol::Http1 { routes, .. }
+            | ServerProtocol::Http2 { routes, .. } => find(routes, request)?,
+            ServerProtocol::Grpc { routes } => find(routes, request)?,
+            ServerProtocol::Opaque | ServerProtocol::Tls => None,
         };
         let route = found.as_ref().map(|found| found.route);
         let of_route = found.as_ref().map_or(&[][..], |found| &found.authorize.authorizations);
@@ -211,8 +219,8 @@ impl Port {
         }
         let exchange = Exchange::of(request).map(|exchange| &**exchange);
         self.permit(rules, &Attempt { client, http: Some(http), route, of_route }, exchange)?;
-        if let Some(limit) = limit {
-            self.rate_limit(limit, rules, client)?;
+        if let Some(limiter) = &rules.rate_limit {
+            self.rate_limit(limiter, rules, client, request)?;
         }
         match found.map(|found| found.filters) {
             None | Some([]) => Ok(None),
@@ -222,23 +230,17 @@ impl Port {
 
     fn rate_limit(
         &self,
-        limit: &RateLimit,
+        limiter: &RateLimiter,
         rules: &PortRules,
         client: &Client,
+        request: &Request,
     ) -> Result<(), MeshError> {
-        let limiter = {
-            let mut state = self.state.lock();
-            match &state.limiter {
-                Some(limiter) if limiter.is_for(limit) => Arc::clone(limiter),
-                _ => Arc::clone(state.limiter.insert(Arc::new(RateLimiter::new(limit)))),
-            }
-        };
-        let who = client.id.as_deref().map_or_else(|| client.addr.ip().to_string(), str::to_owned);
-        if limiter.admit(&who, Instant::now()) {
-            return Ok(());
-        }
-        self.counters(rules, true, &limit.meta, None, client).rate_limited.inc();
-        let message = format!("{} allows no more requests now", limit.meta);
+        let (id, ip) = (client.id.as_deref(), client.addr.ip());
+        let admitted = limiter.admit(id, ip, request.headers(), Instant::now());
+        let Err(bound) = admitted else { return Ok(()) };
+        let by = &limiter.limit().meta;
+        self.counters(rules, true, by, None, client).rate_limited.inc();
+        let message = format!("{by} allows no more requests {} now", bound.as_str());
         Err(MeshError::new(Reason::RateLimited, message))
     }
 
@@ -302,8 +304,26 @@ impl Port {
         series
     }
 
-    /// Sends a request to the application.
-    pub(super) async fn forward(&self, mut request: Request) -> Result<Response, BoxError> {
+    /// Sends a request to the application, unless too many are there already.
+    pub(super) async fn forward(
+        &self,
+        rules: &PortRules,
+        request: Request,
+    ) -> Result<Response, BoxError> {
+        let Some(PortConcurrency { of, limit }) = &rules.concurrency else {
+            return self.send(request).await;
+        };
+        let mut limited = limit.layer(service_fn(|request| self.send(request)));
+        limited.call(request).await.map_err(|error| match find_cause::<Overloaded>(&error) {
+            Some(_) => {
+                let message = format!("{} allows {} requests in flight", of.meta, of.max);
+                MeshError::new(Reason::Overloaded, message).into()
+            }
+            None => error,
+        })
+    }
+
+    async fn send(&self, mut request: Request) -> Result<Response, BoxError> {
         let authority = self.local.to_string();
         if request.version() == http::Version::HTTP_2 {
             forward::to_http2(&mut request, &authority);
@@ -328,7 +348,9 @@ impl Port {
         json!({
             "listen": self.local.to_string(),
             "forward": self.app.connect().addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "policy": rules.map(|rules| describe::server_policy(&rules.policy)),
+            "policy": rules.as_ref().map(|rules| describe::server_policy(&rules.policy)),
+            "protocol": rules.as_ref().map(|rules| rules.protocol.as_str()),
+            "limits": rules.as_ref().map(|rules| describe::port_limits(rules)),
             "authorization": authz.map(|authz| describe::port_authz(&authz)),
         })
     }
@@ -382,7 +404,7 @@ fn open_rules() -> PortRules {
         }]),
         labels: Arc::default(),
     };
-    PortRules { policy: Arc::new(policy), authz: None }
+    PortRules::new(Arc::new(policy), None, None)
 }
 
 #[cfg(test)]

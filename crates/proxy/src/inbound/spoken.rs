@@ -4,21 +4,16 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use mesh_model::Direction;
-use mesh_model::inbound::{ServerPolicy, ServerProtocol};
+use mesh_model::inbound::{PortProtocol, ServerProtocol};
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::Inbound;
 use super::port::Port;
 use crate::detect::{Detected, Detector, Greeting, PATIENCE, greeting};
+use crate::discovery::PortRules;
 use crate::io::Io;
 use crate::telemetry::Detected as DetectedLabel;
-
-/// Whether a port takes nothing else.
-pub(super) fn is_http_only(policy: &ServerPolicy) -> bool {
-    use ServerProtocol::{Grpc, Http1, Http2};
-    matches!(policy.protocol, Http1 { .. } | Http2 { .. } | Grpc { .. })
-}
 
 /// How a port's protocol is found out.
 enum How {
@@ -40,15 +35,18 @@ impl Inbound {
         &self,
         io: &mut Io,
         port: &Port,
-        policy: &ServerPolicy,
+        rules: &PortRules,
         app: &mut Option<Io>,
     ) -> std::io::Result<Option<Detected>> {
-        let how = match policy.protocol {
-            ServerProtocol::Opaque | ServerProtocol::Tls => How::Declared,
-            ServerProtocol::Detect { timeout, .. } => How::Anything(timeout),
-            ServerProtocol::Http1 { .. }
-            | ServerProtocol::Http2 { .. }
-            | ServerProtocol::Grpc { .. } => How::HttpOnly(self.config.limits.header_timeout),
+        let limit = self.config.limits.header_timeout;
+        let how = match (rules.protocol, &rules.policy.protocol) {
+            (PortProtocol::Opaque, _) => How::Declared,
+            (PortProtocol::Detect, ServerProtocol::Detect { timeout, .. }) => {
+                How::Anything(*timeout)
+            }
+            // The one stream may be ahead of the other for a moment.
+            (PortProtocol::Detect, _) => How::Anything(limit),
+            _ => How::HttpOnly(limit),
         };
         let started = Instant::now();
         let mut detector = Detector::default();

@@ -9,23 +9,27 @@ use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures_util::future::Either;
 use mesh_api::BackendExtension;
 use mesh_layers::{
-    Affinity, BalanceConfig, Balancer, BoxError, BreakerConfig, EndpointStatus, Health, Missing,
-    Penalty, Request, Response, Strategy, SuccessRate,
+    Affinity, BalanceConfig, Balancer, BoxError, BreakerConfig, Budget, ConcurrencyLimit,
+    EndpointStatus, Health, LimitedFuture, Missing, Penalty, Request, Response, Strategy,
+    SuccessRate,
 };
 use mesh_model::Meta;
 use mesh_model::endpoint::Endpoint;
 use mesh_model::outbound::{self as model, Backend, BackendKind};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
-use tower::Service;
+use tower::{Layer, Service};
 
 use super::endpoint::EndpointService;
 use crate::config::Config;
-use crate::discovery::{Discovery, EndpointSet};
+use crate::discovery::{BackendRules, Discovery, EndpointSet};
 use crate::exchange::{BackendInfo, Exchange, Recorder};
+use crate::http::pool::PoolLimits;
 use crate::identity::Identity;
 use crate::telemetry::{BalancerView, EndpointState};
 
@@ -44,6 +48,8 @@ struct Key {
     parent: Meta,
     backend: Meta,
     place: Place,
+    /// A port of which it is not known what it speaks has two: bytes have no breaker.
+    breaks: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -59,16 +65,17 @@ pub(crate) struct BackendStack {
     parent: Meta,
     backend: Backend,
     breaker: Option<model::Breaker>,
-    current: Arc<RwLock<Current>>,
+    current: Arc<RwLock<Arc<Current>>>,
     /// Ends with the backend.
     _follow: Option<AbortOnDropHandle<()>>,
 }
 
 /// The balancer, and what our extensions say of it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Current {
     balancer: Balancer<EndpointService>,
     extension: BackendExtension,
+    in_flight: Option<ConcurrencyLimit>,
 }
 
 impl Backends {
@@ -92,7 +99,12 @@ impl Backends {
             BackendKind::Balance(balance) => Place::Path(balance.path.clone()),
             BackendKind::Forward(endpoint) => Place::Addr(endpoint.addr),
         };
-        let key = Key { parent: parent.clone(), backend: backend.meta.clone(), place };
+        let key = Key {
+            parent: parent.clone(),
+            backend: backend.meta.clone(),
+            place,
+            breaks: breaker.is_some(),
+        };
         let mut shared = self.shared.lock();
         if let Some(found) = shared.get(&key).and_then(Weak::upgrade)
             && found.backend == *backend
@@ -115,7 +127,8 @@ impl Backends {
         let info = BackendInfo::new(&backend.meta);
         let balance = balance_config(&info, backend, breaker, &BackendExtension::default());
         let balancer = Balancer::new(balance);
-        let current = Current { balancer, extension: BackendExtension::default() };
+        let extension = BackendExtension::default();
+        let current = Arc::new(Current { balancer, extension, in_flight: None });
         let current = Arc::new(RwLock::new(current));
         let follow = Follow {
             config: Arc::clone(&self.config),
@@ -125,6 +138,7 @@ impl Backends {
             backend: backend.clone(),
             breaker,
             current: Arc::clone(&current),
+            retired: Mutex::default(),
         };
         let follow = match &backend.kind {
             BackendKind::Forward(endpoint) => {
@@ -141,6 +155,23 @@ impl Backends {
         BackendStack { info, parent, backend, breaker, current, _follow: follow }
     }
 
+    /// What retries of requests to `parent` may cost, for as long as the rules are followed: what comes
+    /// with it has to be kept.
+    pub(crate) fn budget(&self, parent: &Meta) -> (Budget, Option<watch::Receiver<BackendRules>>) {
+        let rules = parent.resource().map(|key| self.discovery.extension(key));
+        let budget = rules.as_ref().map(|rules| rules.borrow().budget.clone());
+        (budget.unwrap_or_default(), rules)
+    }
+
+    /// One of each name, for people: of two the one with a breaker.
+    pub(crate) fn named(&self) -> Vec<Arc<BackendStack>> {
+        let shared = self.shared.lock();
+        let other = |key: &Key| shared.get(&Key { breaks: true, ..key.clone() });
+        let hidden = |key: &Key| !key.breaks && other(key).is_some_and(|o| o.strong_count() > 0);
+        let named = shared.iter().filter(|(key, _)| !hidden(key));
+        named.filter_map(|(_, stack)| stack.upgrade()).collect()
+    }
+
     /// All backends in use.
     pub(crate) fn all(&self) -> Vec<Arc<BackendStack>> {
         self.shared.lock().values().filter_map(Weak::upgrade).collect()
@@ -148,12 +179,12 @@ impl Backends {
 }
 
 impl BackendStack {
-    fn current(&self) -> Current {
-        self.current.read().clone()
+    fn current(&self) -> Arc<Current> {
+        Arc::clone(&self.current.read())
     }
 
     pub(crate) fn balancer(&self) -> Balancer<EndpointService> {
-        self.current.read().balancer.clone()
+        self.current().balancer.clone()
     }
 
     /// Whether a request would get an endpoint at once.
@@ -177,16 +208,29 @@ impl BackendStack {
                 "consecutive_failures": status.consecutive_failures,
             })
         };
+        let current = self.current();
+        let Current { extension, in_flight, .. } = &*current;
+        let time = |time: Option<Duration>| time.map(|time| format!("{time:?}"));
+        let budget = extension.retry_budget.map(|budget| {
+            serde_json::json!({ "percent": budget.percent, "min_per_second": budget.min_per_second })
+        });
         serde_json::json!({
             "parent": self.parent.to_string(),
             "backend": self.info.text.as_ref(),
-            "strategy": self.current.read().extension.strategy.as_str(),
+            "strategy": extension.strategy.as_str(),
+            "slow_start": time(extension.slow_start),
+            "breaker_latency": time(extension.breaker_latency),
+            "max_connections": extension.max_connections,
+            "max_in_flight": extension.max_in_flight,
+            "in_flight": in_flight.as_ref().map(ConcurrencyLimit::in_flight),
+            "max_pending": self.backend.queue.capacity,
+            "retry_budget": budget,
             "endpoints": self.endpoints().into_iter().map(endpoint).collect::<Vec<_>>(),
         })
     }
 
     /// Closes connections that have been idle for too long.
-    pub(crate) fn expire(&self, now: tokio::time::Instant) {
+    pub(crate) fn expire(&self, now: Instant) {
         self.balancer().update(|set| set.services().for_each(|(_, s)| s.client().expire(now)));
     }
 
@@ -214,6 +258,8 @@ fn state_name(state: Health) -> &'static str {
     }
 }
 
+type Balanced = <Balancer<EndpointService> as Service<Request>>::Future;
+
 /// The backend as the end of a route's stack.
 #[derive(Clone, Debug)]
 pub(crate) struct BackendService(pub(crate) Arc<BackendStack>);
@@ -221,14 +267,15 @@ pub(crate) struct BackendService(pub(crate) Arc<BackendStack>);
 impl Service<Request> for BackendService {
     type Response = Response;
     type Error = BoxError;
-    type Future = <Balancer<EndpointService> as Service<Request>>::Future;
+    type Future = Either<Balanced, LimitedFuture<Balanced>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, mut request: Request) -> Self::Future {
-        let Current { mut balancer, extension } = self.0.current();
+        let current = self.0.current();
+        let Current { balancer, extension, in_flight } = &*current;
         let mut client = None;
         if let Some(exchange) = Exchange::of(&request) {
             exchange.split(&self.0.info);
@@ -236,10 +283,14 @@ impl Service<Request> for BackendService {
         }
         let has_session = request.extensions().get::<Affinity>().is_some();
         if extension.strategy == model::Strategy::RingHash && !has_session {
-            let key = hash_key(&extension, &request, client);
+            let key = hash_key(extension, &request, client);
             request.extensions_mut().insert(Affinity::Hash(key));
         }
-        balancer.call(request)
+        let mut balancer = balancer.clone();
+        match in_flight {
+            None => Either::Left(balancer.call(request)),
+            Some(limit) => Either::Right(limit.layer(balancer).call(request)),
+        }
     }
 }
 
@@ -263,17 +314,24 @@ struct Follow {
     info: Arc<BackendInfo>,
     backend: Backend,
     breaker: Option<model::Breaker>,
-    current: Arc<RwLock<Current>>,
+    current: Arc<RwLock<Arc<Current>>>,
+    /// Balancers that were replaced, and until when requests may still wait there: they, too, are told
+    /// of endpoints.
+    retired: Mutex<Vec<(Instant, Balancer<EndpointService>)>>,
 }
+
+/// Of many changes in a row only the last ones can have a request waiting that is not answered yet.
+const MAX_RETIRED: usize = 16;
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
 impl Follow {
     async fn run(
         self,
         mut endpoints: watch::Receiver<EndpointSet>,
-        extension: Option<watch::Receiver<BackendExtension>>,
+        extension: Option<watch::Receiver<BackendRules>>,
     ) {
         // Without extensions to hear of, that branch stays pending.
-        let (_none, never) = watch::channel(BackendExtension::default());
+        let (_none, never) = watch::channel(BackendRules::default());
         let mut extension = extension.unwrap_or(never);
         loop {
             self.extend(&extension.borrow_and_update().clone());
@@ -282,6 +340,7 @@ impl Follow {
                 EndpointSet::Known { exists, endpoints } if endpoints.is_empty() => {
                     let why = if exists { Missing::NoEndpoints } else { Missing::NotFound };
                     self.current.read().balancer.set_missing(why);
+                    self.retired().iter().for_each(|old| old.set_missing(why));
                 }
                 EndpointSet::Known { endpoints, .. } => self.apply(&endpoints),
             }
@@ -297,7 +356,8 @@ impl Follow {
 
     /// Makes these the balancer's endpoints; those that are the same keep all they have.
     fn apply(&self, endpoints: &[Arc<Endpoint>]) {
-        let balancer = &self.current.read().balancer;
+        let current = Arc::clone(&self.current.read());
+        let Current { balancer, extension, .. } = &*current;
         let known: HashMap<SocketAddr, EndpointService> =
             balancer.update(|set| set.services().map(|(addr, s)| (addr, s.clone())).collect());
         let same = |old: &Endpoint, new: &Endpoint| {
@@ -312,32 +372,78 @@ impl Follow {
                         kept.insert(endpoint.addr);
                         service.clone()
                     }
-                    _ => self.service(endpoint),
+                    _ => self.service(endpoint, extension),
                 };
                 (endpoint.addr, endpoint.weight, service)
             })
             .collect();
+        for old in self.retired() {
+            old.replace(next.iter().cloned(), |addr| kept.contains(addr));
+        }
         balancer.replace(next, |addr| kept.contains(addr));
     }
 
-    /// A new strategy is a new balancer with the same endpoints.
-    fn extend(&self, extension: &BackendExtension) {
-        let mut current = self.current.write();
-        if current.extension == *extension {
-            return;
-        }
-        let config = balance_config(&self.info, &self.backend, self.breaker, extension);
-        let balancer = Balancer::new(config);
-        let endpoints: Vec<_> = current.balancer.update(|set| {
-            set.services().map(|(addr, s)| (addr, s.endpoint().weight, s.clone())).collect()
-        });
-        balancer.replace(endpoints, |_| true);
-        *current = Current { balancer, extension: extension.clone() };
+    /// Where requests may still wait.
+    fn retired(&self) -> Vec<Balancer<EndpointService>> {
+        let mut retired = self.retired.lock();
+        retired.retain(|(until, _)| *until > Instant::now());
+        retired.iter().map(|(_, balancer)| balancer.clone()).collect()
     }
 
-    fn service(&self, endpoint: &Arc<Endpoint>) -> EndpointService {
+    fn retire(&self, balancer: &Balancer<EndpointService>) {
+        let mut retired = self.retired.lock();
+        if retired.len() >= MAX_RETIRED {
+            retired.remove(0);
+        }
+        // Twice as long as anybody waits.
+        let until = Instant::now() + 2 * self.backend.queue.failfast_timeout.min(MAX_WAIT);
+        retired.push((until, balancer.clone()));
+    }
+
+    /// Other rules of picking are a new balancer with the same endpoints; another limit of
+    /// connections, with new ones. What is under way ends where it is.
+    fn extend(&self, rules: &BackendRules) {
+        let mut current = self.current.write();
+        let (new, old) = (&rules.extension, &current.extension);
+        if new == old {
+            return;
+        }
+        let bounds = BackendExtension {
+            max_in_flight: new.max_in_flight,
+            retry_budget: new.retry_budget,
+            ..old.clone()
+        };
+        let balancer = if bounds == *new {
+            current.balancer.clone()
+        } else {
+            let config = balance_config(&self.info, &self.backend, self.breaker, new);
+            let balancer = Balancer::new(config);
+            let endpoints: Vec<_> = current.balancer.update(|set| {
+                let service = |service: &EndpointService| {
+                    if new.max_connections == old.max_connections {
+                        return service.clone();
+                    }
+                    self.service(service.endpoint(), new)
+                };
+                set.services().map(|(addr, s)| (addr, s.endpoint().weight, service(s))).collect()
+            });
+            balancer.replace(endpoints, |_| true);
+            self.retire(&current.balancer);
+            balancer
+        };
+        let (extension, in_flight) = (new.clone(), rules.in_flight.clone());
+        *current = Arc::new(Current { balancer, extension, in_flight });
+    }
+
+    fn service(&self, endpoint: &Arc<Endpoint>, extension: &BackendExtension) -> EndpointService {
         let Self { config, recorder, identity, info, .. } = self;
-        EndpointService::new(Arc::clone(endpoint), info, recorder, config, identity)
+        let connections = match extension.max_connections {
+            // Each worker has connections of its own.
+            Some(max) => (max as usize / config.threads).max(1),
+            None => config.limits.max_endpoint_connections,
+        };
+        let of_pool = PoolLimits { connections, waiting: self.backend.queue.capacity as usize };
+        EndpointService::new(Arc::clone(endpoint), info, recorder, config, identity, of_pool)
     }
 }
 
@@ -359,7 +465,8 @@ fn balance_config(
             model::Strategy::RoundRobin => Strategy::RoundRobin,
             model::Strategy::RingHash => Strategy::RingHash,
         },
-        breaker: breaker.map(breaker_config),
+        breaker: breaker.map(|breaker| breaker_config(breaker, extension.breaker_latency)),
+        slow_start: extension.slow_start,
         capacity: backend.queue.capacity as usize,
         failfast_timeout: backend.queue.failfast_timeout,
         penalty: penalty.map(|penalty| Penalty {
@@ -373,8 +480,9 @@ fn balance_config(
     }
 }
 
-fn breaker_config(breaker: model::Breaker) -> BreakerConfig {
+fn breaker_config(breaker: model::Breaker, latency: Option<Duration>) -> BreakerConfig {
     BreakerConfig {
+        latency,
         consecutive: breaker.consecutive,
         success_rate: breaker.success_rate.map(|rate| SuccessRate {
             threshold: rate.threshold,

@@ -18,6 +18,7 @@ use crate::error::{PeerRefused, told_reason};
 use crate::exchange::{BackendInfo, Exchange, Recorder, RouteInfo};
 use crate::http::client::Client;
 use crate::http::forward::{self, L5D_PROXY_ERROR};
+use crate::http::pool::PoolLimits;
 use crate::identity::Identity;
 use crate::io::Io;
 use crate::telemetry::{HttpLabels, Peer, Series, SeriesSpec, Tls, TransportLabels};
@@ -58,6 +59,7 @@ impl EndpointService {
         recorder: &Arc<Recorder>,
         config: &Config,
         identity: &Identity,
+        of_pool: PoolLimits,
     ) -> Self {
         let own = config.pod_ips.contains(&endpoint.addr.ip());
         let secure = identity.id().and(endpoint.identity.as_ref()).map(|peer| Secure {
@@ -86,7 +88,7 @@ impl EndpointService {
         };
         let inner = Inner {
             tls,
-            client: Client::new(connect, endpoint.http2.clone(), limits),
+            client: Client::new(connect, endpoint.http2.clone(), limits, of_pool),
             authority: endpoint.addr.to_string().into(),
             backend: Arc::clone(backend),
             recorder: Arc::clone(recorder),

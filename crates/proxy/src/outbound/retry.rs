@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, Method, request, response};
 use mesh_layers::{
-    Backoff, BoxError, RetryEvent, RetryOn, RetryParams, RetryPolicy, TimedOut, TimeoutKind,
-    Unavailable, find_cause, grpc_status, is_grpc, is_request_body_error,
+    Backoff, BoxError, Overloaded, RetryEvent, RetryOn, RetryParams, RetryPolicy, TimedOut,
+    TimeoutKind, Unavailable, find_cause, grpc_status, is_grpc, is_request_body_error,
 };
 use mesh_model::route::{GrpcCodes, Retry};
 
@@ -109,6 +109,7 @@ impl RetryPolicy for Policy {
     fn retry_error(&self, error: &BoxError) -> RetryOn {
         if find_cause::<MeshError>(error).is_some()
             || find_cause::<Unavailable>(error).is_some()
+            || find_cause::<Overloaded>(error).is_some()
             || is_request_body_error(error)
         {
             return RetryOn::No;

@@ -6,8 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_layers::{
-    BoxError, Budget, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer,
-    Timeouts,
+    BoxError, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer, Timeouts,
 };
 use mesh_model::matching::{self, MatchRequest};
 use mesh_model::outbound::{
@@ -15,6 +14,7 @@ use mesh_model::outbound::{
 };
 use mesh_model::route::{Distribution, Filter, GrpcMatch, HttpMatch, PathModifier, Route, Rule};
 use mesh_model::{Meta, OutboundPolicy, Reason};
+use tokio::sync::watch;
 use tower::{Service, ServiceBuilder};
 use tracing::Instrument;
 use tracing::instrument::Instrumented;
@@ -22,17 +22,13 @@ use tracing::instrument::Instrumented;
 use super::backend::{BackendService, BackendStack, Backends, stable_hash};
 use super::retry;
 use super::session::Sessions;
+use crate::discovery::BackendRules;
 use crate::draws::Draws;
 use crate::error::MeshError;
 use crate::exchange::{Exchange, RouteInfo};
 use crate::http::filters::{Apply, FilterLayer, MatchedPrefix};
 use crate::http::mirror::Mirror;
 use crate::telemetry::Telemetry;
-
-/// Retries per request, and a second on top of that.
-const BUDGET_RATIO: f64 = 0.2;
-const BUDGET_PER_SECOND: u32 = 10;
-const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
 /// A policy ready for use.
 #[derive(Debug)]
@@ -99,6 +95,8 @@ struct RuleStack {
     route: Arc<RouteInfo>,
     /// A filter wants to know the prefix that matched.
     wants_prefix: bool,
+    /// Keeps the retry budget's figures up to date.
+    _of_budget: Option<watch::Receiver<BackendRules>>,
 }
 
 impl HttpRouter {
@@ -172,7 +170,7 @@ impl Build<'_> {
         let names_methods =
             !rule.matches.is_empty() && rule.matches.iter().all(NamesMethod::names_method);
         let retry = retry::Policy::new(forward.retry.as_ref(), names_methods, route);
-        let budget = Budget::new(BUDGET_RATIO, BUDGET_PER_SECOND, BUDGET_WINDOW);
+        let (budget, of_budget) = self.backends.budget(self.parent);
         let timeouts = forward.timeouts;
         let service = ServiceBuilder::new()
             // Everything below is one type to everything above.
@@ -193,6 +191,7 @@ impl Build<'_> {
             route: Arc::clone(route),
             wants_prefix: rule.filters.iter().any(wants_prefix)
                 || forward.backends.backends().any(|b| b.filters.iter().any(wants_prefix)),
+            _of_budget: of_budget,
         }
     }
 

@@ -1,9 +1,13 @@
 //! Policies about who may do what, as objects.
 
-use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
-use mesh_model::meta::ResourceRef;
+use std::time::Duration;
 
-use super::{Kind, Labels, Name};
+use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
+use mesh_model::inbound::{PortProtocol, RateLimit};
+use mesh_model::meta::ResourceRef;
+use mesh_model::outbound::{Breaker, RetryBudget};
+
+use super::{Balancer, Kind, Labels, Name};
 
 /// The group of our own kinds.
 pub const POLICY_GROUP: &str = "policy.meshctl.dev";
@@ -62,13 +66,72 @@ impl PortRef {
     }
 }
 
-/// Who may use a port of a workload where no AuthorizationPolicy says so.
+/// How the proxies of a workload treat a port, or all. What is `None` is left to others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PortPolicy {
     pub name: Name,
+    /// Seconds since the Unix epoch; of two policies about the same, the older one counts. `None`
+    /// sorts first.
+    pub created: Option<i64>,
     /// A workload or pods.
     pub target: PolicyTarget,
-    pub default_access: DefaultAccess,
+    /// Who may use the port where no AuthorizationPolicy says so.
+    pub default_access: Option<DefaultAccess>,
+    pub protocol: Option<PortProtocol>,
+    pub rate_limit: Option<RateLimit>,
+    /// Requests in flight.
+    pub concurrency: Option<u32>,
+}
+
+impl PolicyTarget {
+    /// The one port that it is about, if it is about one.
+    pub fn port(&self) -> Option<&PortRef> {
+        match self {
+            Self::Workload { port, .. } | Self::Pods { port, .. } | Self::Service { port, .. } => {
+                port.as_ref()
+            }
+            Self::Namespace | Self::Route { .. } => None,
+        }
+    }
+}
+
+/// How clients of a Service treat it. What is `None` is left to others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrafficPolicy {
+    pub name: Name,
+    /// As [`PortPolicy::created`].
+    pub created: Option<i64>,
+    /// A Service.
+    pub target: PolicyTarget,
+    pub balancing: Option<Balancing>,
+    pub breaker: Option<BreakerPolicy>,
+    pub limits: TrafficLimits,
+    pub retry_budget: Option<RetryBudget>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Balancing {
+    pub balancer: Balancer,
+    pub slow_start: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum BreakerPolicy {
+    Disabled,
+    Enabled {
+        breaker: Breaker,
+        /// A response whose head takes longer is a failure.
+        latency: Option<Duration>,
+    },
+}
+
+/// What one client may have at a Service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrafficLimits {
+    /// To each endpoint.
+    pub connections: Option<u32>,
+    pub pending: Option<u32>,
+    pub in_flight: Option<u32>,
 }
 
 /// A health probe that a pod declares.

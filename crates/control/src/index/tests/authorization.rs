@@ -113,7 +113,7 @@ fn a_route_limits_a_policy_to_its_requests() {
     assert_eq!(found.matches, [path("/buy")], "in the form in which paths are compared");
     assert!(scope(&index, 81).is_empty());
 
-    let mut watch = index.watch_authz(&shop("web-1"), 80);
+    let mut watch = index.watch_port(&shop("web-1"), 80);
     watch.mark_unchanged();
     route.rules.push(RouteRule::default());
     index.apply(Object::HttpRoute(route));
@@ -145,11 +145,11 @@ fn defaults_come_from_the_nearest_who_sets_one() {
     let mesh = Defaults { access: DefaultAccess::Deny, ..Defaults::default() };
     let mut index = Index::new(mesh, None);
     index.apply(Object::Pod(web()));
-    let mut watch = index.watch_authz(&shop("web-1"), 80);
+    let mut watch = index.watch_port(&shop("web-1"), 80);
     let mut servers = index.watch_server(&shop("web-1"), 80);
     let mut expect = |index: &Index, expected: DefaultAccess| {
         assert_eq!(access(index, 80).access, expected);
-        assert_eq!(watch.borrow_and_update().default.access, expected, "the watch is told");
+        assert_eq!(watch.borrow_and_update().authz.default.access, expected, "the watch is told");
         assert_eq!(servers.borrow_and_update().labels["name"], expected.as_str());
     };
     expect(&index, DefaultAccess::Deny);
@@ -167,7 +167,11 @@ fn defaults_come_from_the_nearest_who_sets_one() {
     index.apply(Object::PortPolicy(PortPolicy {
         name: shop("admin"),
         target: workload(Kind::Deployment, "web", Some(PortRef::Number(80))),
-        default_access: DefaultAccess::Deny,
+        created: None,
+        default_access: Some(DefaultAccess::Deny),
+        protocol: None,
+        rate_limit: None,
+        concurrency: None,
     }));
     assert_eq!(access(&index, 80).access, DefaultAccess::Deny);
     assert_eq!(access(&index, 80).meta.to_string(), "ServerPolicy/shop/admin");
@@ -191,14 +195,14 @@ fn a_pod_that_is_not_seen_yet_is_closed_if_a_policy_could_be_about_it() {
 #[test]
 fn policies_change_live_and_only_what_they_are_about() {
     let mut index = index(objects());
-    let mut here = index.watch_authz(&shop("web-1"), 80);
-    let other = index.watch_authz(&Name::new("bank", "web-1"), 80);
+    let mut here = index.watch_port(&shop("web-1"), 80);
+    let other = index.watch_port(&Name::new("bank", "web-1"), 80);
     index.apply(policy_for("p", PolicyTarget::Namespace));
-    assert_eq!(here.borrow_and_update().rules.len(), 1);
+    assert_eq!(here.borrow_and_update().authz.rules.len(), 1);
     index.apply(policy_for("q", to_service("api", None)));
     assert!(!here.has_changed().unwrap() && !other.has_changed().unwrap());
     index.delete(&ObjectKey { kind: Kind::AuthorizationPolicy, name: shop("p") });
-    assert!(here.borrow_and_update().rules.is_empty());
+    assert!(here.borrow_and_update().authz.rules.is_empty());
 }
 
 #[test]

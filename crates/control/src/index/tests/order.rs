@@ -81,7 +81,7 @@ fn everything(index: &Index) -> Vec<String> {
         }
         all.push(format!("{:?}", objects.endpoints(&service, 8080)));
         all.push(format!("{:?}", objects.server_policy(&pod, 80)));
-        all.push(format!("{:?}", objects.port_authz(&pod, 80)));
+        all.push(format!("{:?}", objects.port_extension(&pod, 80)));
         all.push(format!("{:?}", objects.pods_of_service(&service)));
         for ip in ["10.0.0.", "127.0.0."] {
             let address = addr(&format!("{ip}{}:8080", n + 1));
@@ -161,7 +161,7 @@ proptest! {
             index.watch_service_profile(service, 8080),
             index.watch_server(pod, 80),
         )).collect();
-        let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_authz(pod, 80)).collect();
+        let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_port(pod, 80)).collect();
         let profiles: Vec<_> = addresses.iter().map(|a| index.watch_address_profile(*a)).collect();
         for (object, delete) in after {
             let key = object.key();
@@ -186,7 +186,7 @@ proptest! {
             prop_assert_eq!(told(Some(server)), format!("{:?}", Some(objects.server_policy(pod, 80))));
         }
         for ((_, pod), authz) in names.iter().zip(authz) {
-            prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_authz(pod, 80))));
+            prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_extension(pod, 80))));
         }
         for (address, profile) in addresses.into_iter().zip(profiles) {
             prop_assert_eq!(told(Some(profile)), format!("{:?}", Some(index.objects().address_profile(address))));

@@ -119,8 +119,13 @@ fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<O
             map(policy::authorization_policy(policy, names), Object::AuthorizationPolicy)
         }),
         Kind::ServerPolicy => parse(value, |policy: &policy::ServerPolicyObject| {
-            map(policy::server_policy(policy), Object::PortPolicy)
+            map(policy::server_policy(policy, names), Object::PortPolicy)
         }),
+        Kind::BackendTrafficPolicy => {
+            parse(value, |policy: &policy::BackendTrafficPolicyObject| {
+                map(policy::backend_traffic_policy(policy), Object::TrafficPolicy)
+            })
+        }
         _ => return (None, Vec::new()),
     };
     match read {

@@ -36,7 +36,7 @@ pub const REQUIRED: [Kind; 10] = [
 ];
 
 /// The kinds that are there when their CustomResourceDefinitions are. Whether they are has to be known.
-pub const OPTIONAL: [Kind; 7] = [
+pub const OPTIONAL: [Kind; 8] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TcpRoute,
@@ -44,6 +44,7 @@ pub const OPTIONAL: [Kind; 7] = [
     Kind::ReferenceGrant,
     Kind::AuthorizationPolicy,
     Kind::ServerPolicy,
+    Kind::BackendTrafficPolicy,
 ];
 
 /// Something that happened to a kind of objects.

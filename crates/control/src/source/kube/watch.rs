@@ -125,6 +125,7 @@ fn place(kind: Kind) -> (&'static str, &'static [&'static str], &'static str) {
         Kind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
         Kind::ReferenceGrant => (GATEWAY, &["v1", "v1beta1"], "referencegrants"),
         Kind::AuthorizationPolicy => (POLICY_GROUP, &["v1alpha1"], "authorizationpolicies"),
+        Kind::BackendTrafficPolicy => (POLICY_GROUP, &["v1alpha1"], "backendtrafficpolicies"),
         // The only one left of those that are optional.
         _ => (POLICY_GROUP, &["v1alpha1"], "serverpolicies"),
     }

@@ -170,8 +170,13 @@ fn convert(document: &Document, names: &MeshNames) -> Converted<Option<Declared>
             })
         }
         (POLICY_GROUP, "ServerPolicy") => parse(document, |o: &policy::ServerPolicyObject| {
-            object(map(policy::server_policy(o), Object::PortPolicy))
+            object(map(policy::server_policy(o, names), Object::PortPolicy))
         }),
+        (POLICY_GROUP, "BackendTrafficPolicy") => {
+            parse(document, |o: &policy::BackendTrafficPolicyObject| {
+                object(map(policy::backend_traffic_policy(o), Object::TrafficPolicy))
+            })
+        }
         // Running pods are told by the supervisor; an account is only a name so far.
         ("", "Pod" | "ServiceAccount") => return (None, Vec::new()),
         ("", "List") => {

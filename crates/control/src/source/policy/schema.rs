@@ -1,6 +1,8 @@
 //! What an API server is told about fields that Rust's types say less of.
 
 use mesh_model::authz::DefaultAccess;
+use mesh_model::inbound::PortProtocol;
+use mesh_model::outbound::Strategy;
 use schemars::{Schema, SchemaGenerator, json_schema};
 
 /// The kinds that policies may be about.
@@ -20,6 +22,46 @@ pub(super) const TARGET_KINDS: [&str; 11] = [
 
 pub(super) fn target_kind(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": TARGET_KINDS })
+}
+
+pub(super) fn port_protocol(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": PortProtocol::ALL.map(PortProtocol::as_str) })
+}
+
+/// The most requests, connections or percent that anybody can mean.
+pub(super) const MAX_COUNT: u32 = 1_000_000;
+
+pub(super) fn count(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": MAX_COUNT })
+}
+
+/// Balancers, as users write them.
+pub(super) const BALANCERS: [(&str, Strategy); 4] = [
+    ("PeakEwma", Strategy::PeakEwma),
+    ("LeastRequest", Strategy::LeastRequest),
+    ("RoundRobin", Strategy::RoundRobin),
+    ("RingHash", Strategy::RingHash),
+];
+
+pub(super) fn balancer(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": BALANCERS.map(|(name, _)| name) })
+}
+
+/// A Gateway API duration.
+pub(super) fn duration(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$" })
+}
+
+pub(super) fn count_or_none(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0, "maximum": MAX_COUNT })
+}
+
+pub(super) fn percent(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 1, "maximum": 100 })
+}
+
+pub(super) fn percent_or_none(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "minimum": 0, "maximum": 100 })
 }
 
 pub(super) fn default_access(_: &mut SchemaGenerator) -> Schema {

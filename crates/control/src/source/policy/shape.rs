@@ -4,6 +4,9 @@
 //! are what `kubectl explain` tells. What an API server can check, it checks; [`super`] checks all of
 //! it, since files have no API server.
 
+mod backend;
+mod server;
+
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -14,6 +17,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+pub use self::backend::{
+    BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
+    RetryBudget,
+};
+pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;
 
 /// An object as it is written, of which nothing is passed over.
@@ -30,6 +38,7 @@ pub struct Written<S> {
 }
 
 pub type AuthorizationPolicyObject = Written<AuthorizationPolicySpec>;
+pub type BackendTrafficPolicyObject = Written<BackendTrafficPolicySpec>;
 pub type ServerPolicyObject = Written<ServerPolicySpec>;
 
 /// Who may do what at a workload, a Service, the requests of a route, or everything in the namespace.
@@ -74,49 +83,12 @@ pub struct AuthorizationPolicySpec {
     pub to: Option<Vec<To>>,
 }
 
-/// How the proxies of a workload treat one of its ports, or all.
-#[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[kube(
-    group = "policy.meshctl.dev",
-    version = "v1alpha1",
-    kind = "ServerPolicy",
-    plural = "serverpolicies",
-    category = "meshctl",
-    namespaced,
-    status = "PolicyStatus",
-    derive = "PartialEq",
-    doc = "Says who may use a port of a workload about which no AuthorizationPolicy says anything.",
-    printcolumn(name = "Kind", type_ = "string", json_path = ".spec.targetRef.kind"),
-    printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.name"),
-    printcolumn(name = "Port", type_ = "string", json_path = ".spec.targetRef.port"),
-    printcolumn(name = "Default", type_ = "string", json_path = ".spec.defaultAccess"),
-    printcolumn(
-        name = "Accepted",
-        type_ = "string",
-        json_path = ".status.conditions[?(@.type==\"Accepted\")].status"
-    ),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
-)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new(
-    "!(self.targetRef.kind in ['Namespace', 'Service', 'HTTPRoute', 'GRPCRoute'])"
-).message(
-    "a ServerPolicy is about a workload or pods; of a namespace, set the annotation \
-     config.meshctl.dev/default-inbound-policy"
-))]
-pub struct ServerPolicySpec {
-    /// The workload or the pods, and the port.
-    pub target_ref: TargetRef,
-    /// Who may use the port where no AuthorizationPolicy says so.
-    #[schemars(schema_with = "schema::default_access")]
-    pub default_access: String,
-}
-
 /// What the control plane makes of a policy.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyStatus {
     /// `Accepted`: whether it is in force. `ResolvedRefs`: whether what it is about is there.
+    /// `Conflicted`: whether an older policy about the same is in force in its place.
     #[schemars(schema_with = "schema::conditions")]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,

@@ -1,10 +1,15 @@
 //! Our kinds as people write them.
 
+use std::time::Duration;
+
 use mesh_model::Meta;
-use mesh_model::authz::{Action, AuthorizationRule, ClientMatch};
+use mesh_model::authz::{Action, AuthorizationRule, ClientMatch, DefaultAccess};
+use mesh_model::inbound::{PortProtocol, Rate};
+use mesh_model::outbound::Strategy;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::index::object::BreakerPolicy;
 
 fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
     let object = json!({
@@ -165,14 +170,153 @@ fn a_server_policy_is_about_a_workload() {
             "metadata": { "name": "p", "namespace": "shop" },
             "spec": { "targetRef": { "kind": kind, "name": "x", "port": 80 }, "defaultAccess": access },
         });
-        let (policy, findings) = server_policy(&serde_json::from_value(object).unwrap());
+        let object = serde_json::from_value(object).unwrap();
+        let (policy, findings) = server_policy(&object, &MeshNames::default());
         let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
         (policy.default_access, fields.join(" "))
     };
-    let read_ok = (DefaultAccess::ClusterAuthenticated, String::new());
+    let read_ok = (Some(DefaultAccess::ClusterAuthenticated), String::new());
     assert_eq!(read("Deployment", "cluster-authenticated"), read_ok);
     assert_eq!(read("Service", "deny").1, "spec.targetRef.kind");
-    assert_eq!(read("Deployment", "open"), (DefaultAccess::Deny, "spec.defaultAccess".into()));
+    assert_eq!(
+        read("Deployment", "open"),
+        (Some(DefaultAccess::Deny), "spec.defaultAccess".into())
+    );
+}
+
+#[test]
+fn limits_of_a_port_are_read_whole_or_refused() {
+    let read = |spec: Value| {
+        let mut spec = spec;
+        spec["targetRef"] = json!({ "kind": "Deployment", "name": "x", "port": 80 });
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "ServerPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": spec,
+        });
+        let (policy, findings) =
+            server_policy(&serde_json::from_value(object).unwrap(), &MeshNames::default());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy, fields.join(" "))
+    };
+    let (policy, wrong) = read(json!({
+        "protocol": "gRPC",
+        "concurrency": 50,
+        "rateLimit": {
+            "total": { "requestsPerSecond": 100, "burst": 5 },
+            "perIdentity": { "requestsPerSecond": 10 },
+            "overrides": [{ "serviceAccounts": ["bank/batch"], "requestsPerSecond": 1 }],
+            "perHeader": { "name": "x-tenant", "requestsPerSecond": 20 },
+        },
+    }));
+    assert_eq!((wrong.as_str(), policy.concurrency), ("", Some(50)));
+    assert_eq!(policy.protocol, Some(PortProtocol::Grpc));
+    let limit = policy.rate_limit.unwrap();
+    assert_eq!(limit.meta.to_string(), "ServerPolicy/shop/p");
+    assert_eq!(limit.total, Some(Rate { per_second: 100, burst: 5 }));
+    assert_eq!(limit.identity, Some(Rate { per_second: 10, burst: 10 }));
+    assert!(limit.overrides[0].1[0].starts_with("batch.bank."));
+    assert_eq!(limit.header.unwrap().name, "x-tenant");
+
+    for (spec, field) in [
+        (json!({}), "spec"),
+        (json!({ "protocol": "TCP" }), "spec.protocol"),
+        (json!({ "protocol": "opaque", "concurrency": 1 }), "spec.protocol"),
+        (json!({ "concurrency": 0 }), "spec.concurrency"),
+        (json!({ "rateLimit": {} }), "spec.rateLimit"),
+        (
+            json!({ "rateLimit": { "total": { "requestsPerSecond": 2_000_000, "burst": 1 } } }),
+            "spec.rateLimit.total.requestsPerSecond",
+        ),
+        (
+            json!({ "rateLimit": { "perHeader": { "name": "a b", "requestsPerSecond": 1 } } }),
+            "spec.rateLimit.perHeader.name",
+        ),
+        (
+            json!({ "rateLimit": { "overrides": [
+                { "identities": ["*.x.y"], "requestsPerSecond": 1 },
+            ] } }),
+            "spec.rateLimit.overrides[0].identities[0]",
+        ),
+    ] {
+        assert_eq!(read(spec.clone()).1, field, "{spec}");
+    }
+}
+
+#[test]
+fn a_backend_traffic_policy_is_read_whole_or_refused() {
+    let read = |mut spec: Value| {
+        if spec["targetRef"].is_null() {
+            spec["targetRef"] = json!({ "kind": "Service", "name": "x", "port": 80 });
+        }
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "BackendTrafficPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": spec,
+        });
+        let (policy, findings) = backend_traffic_policy(&serde_json::from_value(object).unwrap());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy, fields.join(" "))
+    };
+    let (policy, wrong) = read(json!({
+        "loadBalancer": { "type": "LeastRequest", "slowStart": "1m30s" },
+        "circuitBreaker": {
+            "successRate": { "threshold": 90 },
+            "latency": "250ms",
+            "backoff": { "min": "500ms" },
+            "minReadyEndpoints": 0,
+        },
+        "limits": { "pendingRequests": 5 },
+        "retryBudget": { "minPerSecond": 0 },
+    }));
+    assert_eq!(wrong, "");
+    let balancing = policy.balancing.unwrap();
+    assert_eq!(balancing.balancer.strategy, Strategy::LeastRequest);
+    assert_eq!(balancing.slow_start, Some(Duration::from_secs(90)));
+    let Some(BreakerPolicy::Enabled { breaker, latency }) = policy.breaker else { panic!() };
+    assert_eq!(latency, Some(Duration::from_millis(250)));
+    assert_eq!((breaker.consecutive, breaker.min_ready), (None, 0));
+    assert_eq!(breaker.backoff.min, Duration::from_millis(500));
+    let rate = breaker.success_rate.unwrap();
+    assert_eq!((rate.threshold, rate.min_requests), (0.9, 5));
+    assert_eq!(policy.limits.pending, Some(5));
+    let budget = policy.retry_budget.unwrap();
+    assert_eq!((budget.percent, budget.min_per_second), (20, 0));
+
+    let disabled = read(json!({ "circuitBreaker": { "disabled": true } })).0;
+    assert_eq!(disabled.breaker, Some(BreakerPolicy::Disabled));
+    let default = read(json!({ "circuitBreaker": {} })).0.breaker;
+    let Some(BreakerPolicy::Enabled { breaker, .. }) = default else { panic!() };
+    assert_eq!(breaker.consecutive, Some(7));
+
+    let at_once = json!({ "type": "RingHash", "slowStart": "1s" });
+    let deployment = json!({ "kind": "Deployment", "name": "x" });
+    for (spec, field) in [
+        (json!({}), "spec"),
+        (
+            json!({ "targetRef": deployment, "limits": { "pendingRequests": 1 } }),
+            "spec.targetRef.kind",
+        ),
+        (json!({ "loadBalancer": { "type": "Random" } }), "spec.loadBalancer.type"),
+        (json!({ "loadBalancer": at_once }), "spec.loadBalancer.slowStart"),
+        (
+            json!({ "loadBalancer": { "type": "PeakEwma", "hashHeader": "x" } }),
+            "spec.loadBalancer.hashHeader",
+        ),
+        (json!({ "circuitBreaker": { "latency": "0s" } }), "spec.circuitBreaker.latency"),
+        (
+            json!({ "circuitBreaker": { "backoff": { "min": "2m" } } }),
+            "spec.circuitBreaker.backoff.max",
+        ),
+        (json!({ "circuitBreaker": { "disabled": true, "latency": "1s" } }), "spec.circuitBreaker"),
+        (json!({ "limits": {} }), "spec.limits"),
+        (json!({ "limits": { "requestsInFlight": 0 } }), "spec.limits.requestsInFlight"),
+        (json!({ "retryBudget": { "percent": 101 } }), "spec.retryBudget.percent"),
+    ] {
+        assert_eq!(read(spec.clone()).1, field, "{spec}");
+    }
 }
 
 #[test]

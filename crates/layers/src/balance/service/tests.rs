@@ -299,3 +299,54 @@ async fn who_stops_waiting_leaves_the_queue() {
     drop(waiting);
     assert_eq!(balancer.waiting(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_too_late_is_a_failure_to_the_breaker() {
+    let backoff = Backoff { min: 10 * SECOND, max: 60 * SECOND, jitter: 0.0 };
+    let latency = Some(200 * MS);
+    let breaker = BreakerConfig { consecutive: Some(2), backoff, latency, ..Default::default() };
+    let config = BalanceConfig { breaker: Some(breaker), ..BalanceConfig::default() };
+    let balancer = Balancer::new(config);
+    let take = Arc::new(Mutex::new(100 * MS));
+    let takes = Arc::clone(&take);
+    let serve = move |_: Request| {
+        let time = *takes.lock();
+        async move {
+            sleep(time).await;
+            Ok::<_, BoxError>(Response::new(Body::empty()))
+        }
+    };
+    balancer.insert(addr(1), 1, HttpService::new(service_fn(serve)));
+    for _ in 0..5 {
+        call(&balancer).await.unwrap();
+    }
+    *take.lock() = 300 * MS;
+    call(&balancer).await.unwrap();
+    assert!(!is_ejected(&balancer));
+    call(&balancer).await.unwrap();
+    assert!(is_ejected(&balancer));
+    // A probe that is late as well is none that helps; one that is in time is.
+    for (time, ejected) in [(300 * MS, true), (100 * MS, false)] {
+        advance(11 * SECOND).await;
+        *take.lock() = time;
+        advance(10 * SECOND).await;
+        call(&balancer).await.unwrap();
+        assert_eq!(is_ejected(&balancer), ejected);
+    }
+    // One that is given up is late, too.
+    *take.lock() = 10 * SECOND;
+    for _ in 0..2 {
+        assert!(tokio::time::timeout(SECOND, call(&balancer)).await.is_err());
+    }
+    assert!(is_ejected(&balancer));
+}
+
+#[tokio::test]
+async fn what_is_refused_before_the_endpoint_is_not_its_failure() {
+    let balancer = balancer(|_| async {
+        let reason = crate::balance::Reason::NoConnection;
+        Err(Unavailable::QueueFull { capacity: 1, reason }.into())
+    });
+    call(&balancer).await.unwrap_err();
+    assert!(!is_ejected(&balancer));
+}

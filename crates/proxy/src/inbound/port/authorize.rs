@@ -298,7 +298,7 @@ mod tests {
             authorizations: Arc::new([authorization]),
             labels: Default::default(),
         };
-        PortRules { policy: Arc::new(policy), authz: None }
+        PortRules::new(Arc::new(policy), None, None)
     }
 
     fn allowed(rules: &PortRules, ip: &str, id: Option<&str>) -> bool {

@@ -1,17 +1,18 @@
 //! The conditions that an object should have.
 //!
 //! `Accepted`: it is in force, or why not. `ResolvedRefs`: what it refers to is there, or what is not.
+//! `Conflicted`, of some policies: an older one is in force in its place.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{CONTROLLER, Subject, is_route};
-use crate::index::Objects;
 use crate::index::object::{
     BackendRef, Kind, Name, ObjectKey, PolicyTarget, PortRef, RouteFilter, RouteRule, Service,
 };
 use crate::index::routes::{RouteFrom, Unusable, route_from};
+use crate::index::{Objects, conflicts};
 use crate::source::{Finding, Severity};
 
 /// Messages say all that is wrong, as far as one can read. Characters.
@@ -46,7 +47,11 @@ pub(super) fn wanted(
     }
     let accepted = accepted(key, subject, objects);
     let of = |kind, verdict| condition(kind, verdict, subject.generation, &subject.have, now);
-    let list = vec![of("Accepted", accepted), of("ResolvedRefs", target_is_there(key, objects))];
+    let mut list =
+        vec![of("Accepted", accepted), of("ResolvedRefs", target_is_there(key, objects))];
+    if may_conflict(key.kind) {
+        list.push(of("Conflicted", conflicted(key, objects)));
+    }
     let same = list.iter().all(|wanted| {
         let have = subject.have.iter().find(|have| have["type"] == wanted["type"]);
         have.is_some_and(|have| says_the_same(have, wanted))
@@ -130,6 +135,9 @@ fn accepted(key: &ObjectKey, subject: &Subject, objects: &Objects) -> Verdict {
     };
     let errors = of(Severity::Error);
     if errors.is_empty() {
+        if let Some(before) = objects.before(key).filter(|before| before.everywhere) {
+            return Verdict::no("Conflicted", before.message(key.kind));
+        }
         let warnings = of(Severity::Warning);
         let message = match warnings.is_empty() {
             true => "it is in force".to_owned(),
@@ -143,6 +151,18 @@ fn accepted(key: &ObjectKey, subject: &Subject, objects: &Objects) -> Verdict {
         false => "it has no effect",
     };
     Verdict::no(reason, short(format!("{}; {meanwhile}", errors.join("; "))))
+}
+
+fn may_conflict(kind: Kind) -> bool {
+    conflicts::KINDS.contains(&kind)
+}
+
+/// Of the policy as it is in force.
+fn conflicted(key: &ObjectKey, objects: &Objects) -> Verdict {
+    match objects.before(key) {
+        Some(before) => Verdict::yes("Conflicted", before.message(key.kind)),
+        None => Verdict::no("NoConflicts", "no older policy is about the same"),
+    }
 }
 
 fn describe(finding: &Finding) -> String {
@@ -166,6 +186,7 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
         Kind::TcpRoute => objects.tcp_route(&key.name).is_some(),
         Kind::TlsRoute => objects.tls_route(&key.name).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policy(&key.name).is_some(),
+        Kind::BackendTrafficPolicy => objects.traffic_policy(&key.name).is_some(),
         _ => objects.port_policy(&key.name).is_some(),
     }
 }
@@ -253,6 +274,9 @@ fn target_is_there(key: &ObjectKey, objects: &Objects) -> Verdict {
     let target = match key.kind {
         Kind::AuthorizationPolicy => {
             objects.authorization_policy(&key.name).map(|policy| &policy.target)
+        }
+        Kind::BackendTrafficPolicy => {
+            objects.traffic_policy(&key.name).map(|policy| &policy.target)
         }
         _ => objects.port_policy(&key.name).map(|policy| &policy.target),
     };

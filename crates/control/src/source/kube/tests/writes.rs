@@ -66,6 +66,50 @@ async fn a_policy_says_whether_it_is_in_force() {
     assert!(message.ends_with("stays in force"), "{message}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_two_policies_about_the_same_the_younger_one_is_told() {
+    const KIND: &str = "backendtrafficpolicies";
+    let api = shop_api();
+    api.serve(POLICY, KIND);
+    let traffic = |name: &str, created: &str| {
+        json!({
+            "apiVersion": "policy.meshctl.dev/v1alpha1",
+            "kind": "BackendTrafficPolicy",
+            "metadata": {
+                "name": name,
+                "namespace": "shop",
+                "generation": 1,
+                "creationTimestamp": created,
+            },
+            "spec": {
+                "targetRef": { "kind": "Service", "name": "tax" },
+                "retryBudget": { "percent": 5 },
+            },
+        })
+    };
+    api.put(POLICY, KIND, traffic("a", "2026-01-02T00:00:00Z"));
+    api.put(POLICY, KIND, traffic("b", "2026-01-01T00:00:00Z"));
+    let run = Run::of(api);
+    run.ready().await;
+    settle().await;
+    let status =
+        |name: &str| run.api.object(POLICY, KIND, "shop", name)["status"]["conditions"].clone();
+    let older = status("b");
+    assert_eq!(condition(&older, "Accepted").0, "True");
+    assert_eq!(condition(&older, "ResolvedRefs").0, "True");
+    assert_eq!(condition(&older, "Conflicted").0, "False");
+    let younger = status("a");
+    let (value, reason, message) = condition(&younger, "Accepted");
+    assert_eq!((value, reason), ("False", "Conflicted"));
+    assert!(message.contains("BackendTrafficPolicy shop/b"), "{message}");
+    assert_eq!(condition(&younger, "Conflicted").0, "True");
+
+    run.api.delete(POLICY, KIND, "shop", "b");
+    settle().await;
+    assert_eq!(condition(&status("a"), "Accepted").0, "True");
+    assert_eq!(condition(&status("a"), "Conflicted").0, "False");
+}
+
 trait Owned {
     fn into_owned(self) -> (String, String, String);
 }

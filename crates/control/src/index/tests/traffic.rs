@@ -1,0 +1,135 @@
+//! What BackendTrafficPolicies make of a service's ports.
+
+use std::time::Duration;
+
+use mesh_model::outbound::{BackendExtension, Breaker, RetryBudget, Strategy};
+
+use super::*;
+use crate::index::conflicts::Before;
+use crate::index::object::{
+    Balancing, BreakerPolicy, Kind, ObjectKey, PolicyTarget, PortRef, TrafficLimits, TrafficPolicy,
+};
+use crate::index::policy::DEFAULT_BREAKER;
+
+fn web() -> Service {
+    let port = |name: &str, port| ServicePort { name: name.into(), port, ..ServicePort::default() };
+    Service {
+        ports: vec![port("http", 80), port("admin", 81)],
+        balancer: Balancer { strategy: Strategy::LeastRequest, hash_header: None },
+        breaker: Some(None),
+        ..service("web", "10.0.0.1")
+    }
+}
+
+fn policy(name: &str, created: i64, port: Option<PortRef>) -> TrafficPolicy {
+    TrafficPolicy {
+        name: shop(name),
+        created: Some(created),
+        target: PolicyTarget::Service { name: "web".into(), port },
+        balancing: None,
+        breaker: None,
+        limits: TrafficLimits::default(),
+        retry_budget: None,
+    }
+}
+
+fn budget(percent: u32) -> Option<RetryBudget> {
+    Some(RetryBudget { percent, min_per_second: 0 })
+}
+
+fn index(policies: impl IntoIterator<Item = TrafficPolicy>) -> Index {
+    let mut index = Index::default();
+    index.apply(Object::Service(web()));
+    policies.into_iter().for_each(|policy| index.apply(Object::TrafficPolicy(policy)));
+    index
+}
+
+fn told(index: &Index, port: u16) -> (Option<Breaker>, u32) {
+    let policy = index.objects().outbound_policy(&shop("web"), port, "shop").unwrap();
+    let Protocol::Detect { http1, .. } = policy.protocol else { panic!() };
+    let backends = &http1.routes[0].rules[0].action.backends;
+    let mesh_model::route::Distribution::FirstAvailable(backends) = backends else { panic!() };
+    (http1.breaker, backends[0].backend.queue.capacity)
+}
+
+#[test]
+fn a_policy_goes_before_annotations_and_one_port_before_the_service() {
+    let none = index([]);
+    let annotated = BackendExtension { strategy: Strategy::LeastRequest, ..Default::default() };
+    assert_eq!(none.objects().backend_extension(&shop("web"), 80), annotated);
+    assert_eq!(told(&none, 80), (None, 10_000));
+
+    let latency = Some(Duration::from_millis(250));
+    let breaker = Breaker { consecutive: Some(3), ..DEFAULT_BREAKER };
+    let limits = TrafficLimits { connections: Some(5), pending: Some(7), in_flight: Some(9) };
+    let index = index([
+        TrafficPolicy {
+            breaker: Some(BreakerPolicy::Enabled { breaker, latency }),
+            retry_budget: budget(5),
+            limits,
+            ..policy("all", 1, None)
+        },
+        TrafficPolicy {
+            balancing: Some(Balancing::default()),
+            retry_budget: budget(6),
+            ..policy("one", 2, Some(PortRef::Name("http".into())))
+        },
+    ]);
+    let of = |port| index.objects().backend_extension(&shop("web"), port);
+    let expected = BackendExtension {
+        breaker_latency: latency,
+        max_connections: Some(5),
+        max_in_flight: Some(9),
+        retry_budget: budget(6),
+        ..BackendExtension::default()
+    };
+    assert_eq!(of(80), expected);
+    assert_eq!((of(81).retry_budget, of(81).strategy), (budget(5), Strategy::LeastRequest));
+    assert_eq!(told(&index, 80), (Some(breaker), 7));
+    assert!(index.objects().conflicts().is_empty());
+}
+
+#[test]
+fn of_two_about_the_same_the_older_one_counts_and_watchers_are_told() {
+    let younger = TrafficPolicy { retry_budget: budget(1), ..policy("a", 2, None) };
+    let older = TrafficPolicy {
+        breaker: Some(BreakerPolicy::Disabled),
+        retry_budget: budget(2),
+        ..policy("b", 1, None)
+    };
+    let mut index = index([younger, older]);
+    let mut watch = index.watch_backend(&shop("web"), 80);
+    assert_eq!(watch.borrow_and_update().retry_budget, budget(2));
+    let key = |name| ObjectKey { kind: Kind::BackendTrafficPolicy, name: shop(name) };
+    let before = Before { policy: &shop("b"), everywhere: true };
+    assert_eq!(index.objects().before(&key("a")), Some(before));
+    assert_eq!(index.objects().before(&key("b")), None);
+    index.delete(&key("b"));
+    assert_eq!(watch.borrow_and_update().retry_budget, budget(1));
+    assert!(index.objects().conflicts().is_empty());
+
+    // By its name and by its number it is the same port.
+    let named = policy("named", 1, Some(PortRef::Name("http".into())));
+    let numbered = policy("numbered", 2, Some(PortRef::Number(80)));
+    index.apply(Object::TrafficPolicy(named));
+    index.apply(Object::TrafficPolicy(numbered));
+    let before = Before { policy: &shop("named"), everywhere: true };
+    assert_eq!(index.objects().before(&key("numbered")), Some(before));
+}
+
+#[test]
+fn those_who_route_to_the_service_are_told_of_its_queue() {
+    let mut index = index([]);
+    index.apply(Object::Service(service("front", "10.0.0.2")));
+    let mut route = http_route(shop("r"), "front", &[("web", 1)]);
+    if let BackendTarget::Service { port, .. } = &mut route.rules[0].backends[0].target {
+        *port = 80;
+    }
+    index.apply(Object::HttpRoute(route));
+    let mut watch = index.watch_outbound(&shop("front"), 8080, "shop").unwrap();
+    watch.mark_unchanged();
+    let limits = TrafficLimits { pending: Some(3), ..TrafficLimits::default() };
+    index.apply(Object::TrafficPolicy(TrafficPolicy { limits, ..policy("p", 1, None) }));
+    assert!(watch.has_changed().unwrap());
+    assert!(format!("{:?}", watch.borrow_and_update()).contains("capacity: 3"));
+}
