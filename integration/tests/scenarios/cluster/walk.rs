@@ -176,7 +176,7 @@ impl Cluster {
             group.versioned_resources(version).into_iter().find(|(of, _)| of.kind == kind)
         });
         let Some((resource, _)) = found else {
-            return eprintln!("the cluster knows of no {kind}; it is left out");
+            return programs::skipped("cluster::walk", &format!("the cluster has no {kind}"));
         };
         let name = object["metadata"]["name"].as_str().unwrap().to_owned();
         let api = match object["metadata"]["namespace"].as_str() {

@@ -96,7 +96,6 @@ async fn a_route_that_changes_under_load_fails_nothing_and_is_soon_everywhere() 
     for (weight, pod) in [(weights(0, 1), "v2"), (weights(1, 0), "v1"), (weights(0, 1), "v2")] {
         let before = load.outcomes().len();
         mesh.apply(&weight);
-        let changed = tokio::time::Instant::now();
         wait::until("the new route to be in force", async || {
             let outcomes = load.outcomes();
             let new = outcomes[before..].iter().rev().take(20);
@@ -105,7 +104,6 @@ async fn a_route_that_changes_under_load_fails_nothing_and_is_soon_everywhere() 
             all.then_some(())
         })
         .await;
-        eprintln!("{pod} after {:?}", changed.elapsed());
         load.more(500).await;
     }
     assert_none_failed(&load.stop().await);
