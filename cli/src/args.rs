@@ -71,6 +71,7 @@ pub enum Commands {
     Authz(commands::authz::AuthzArgs),
     Endpoints(commands::endpoints::EndpointsArgs),
     Describe(commands::describe::DescribeArgs),
+    Fault(commands::fault::FaultArgs),
     Proxy(commands::proxy::ProxyArgs),
     Identity(commands::identity::IdentityArgs),
     Inject(commands::inject::InjectArgs),

@@ -8,6 +8,7 @@ pub mod describe;
 pub mod edges;
 pub mod endpoints;
 pub mod explain;
+pub mod fault;
 pub mod identity;
 pub mod inject;
 pub mod install;
@@ -39,6 +40,7 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Authz(args) => authz::run(args, cx).await,
         Commands::Endpoints(args) => endpoints::run(args, cx).await,
         Commands::Describe(args) => describe::run(args, cx).await,
+        Commands::Fault(args) => fault::run(args, cx).await,
         Commands::Proxy(args) => proxy::run(args, cx).await,
         Commands::Completion(args) => completion::run(&args, cx),
         Commands::Identity(args) => identity::run(args, cx).await,

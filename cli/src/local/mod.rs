@@ -38,7 +38,7 @@ fn now() -> String {
 }
 
 /// An identifier nobody else has, in the shape Kubernetes gives its objects'.
-fn unique_id() -> String {
+pub(crate) fn unique_id() -> String {
     use std::hash::{BuildHasher, Hasher, RandomState};
     // Every `RandomState` has keys of its own, made from the system's randomness.
     let random = || RandomState::new().build_hasher().finish();

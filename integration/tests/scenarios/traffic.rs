@@ -2,4 +2,5 @@
 //! by real proxies.
 
 mod backend;
+mod faults;
 mod server;

@@ -39,13 +39,14 @@ impl Objects {
     ) -> Arc<[ModelHttpRoute]> {
         let routes =
             self.effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client);
+        let faults = self.fault_filters(service, port);
         if routes.is_empty() {
-            return Arc::new([default_route("http", self.backend(service, port))]);
+            return Arc::new([default_route("http", self.backend(service, port), faults)]);
         }
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules),
+            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules, &faults),
         };
         routes.into_iter().map(of).collect()
     }
@@ -58,13 +59,14 @@ impl Objects {
     ) -> Arc<[ModelGrpcRoute]> {
         let routes =
             self.effective(&self.grpc_routes, Kind::GrpcRoute, |r| &r.head, service, port, client);
+        let faults = self.fault_filters(service, port);
         if routes.is_empty() {
-            return Arc::new([default_route("grpc", self.backend(service, port))]);
+            return Arc::new([default_route("grpc", self.backend(service, port), faults)]);
         }
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules),
+            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules, &faults),
         };
         routes.into_iter().map(of).collect()
     }
@@ -178,10 +180,12 @@ impl Objects {
         &self,
         from: RouteFrom<'_>,
         rules: &[RouteRule<M>],
+        faults: &[Filter],
     ) -> Vec<Rule<M, Forward>> {
         let of = |rule: &RouteRule<M>| Rule {
             matches: rule.matches.clone(),
-            filters: self.filters(from, &rule.filters),
+            // First, as everything else would be in vain.
+            filters: [faults, &self.filters(from, &rule.filters)].concat(),
             action: Forward {
                 backends: self.backends(from, rule),
                 timeouts: rule.timeouts,
@@ -225,6 +229,10 @@ impl Objects {
                 }
             },
         }
+    }
+
+    fn fault_filters(&self, service: &Name, port: u16) -> Vec<Filter> {
+        self.faults(service, port).into_iter().cloned().map(Filter::Fault).collect()
     }
 
     fn filters(&self, from: RouteFrom<'_>, filters: &[RouteFilter]) -> Vec<Filter> {
@@ -347,7 +355,7 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
 }
 
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, backend: Backend) -> Route<M, Forward> {
+fn default_route<M>(name: &str, backend: Backend, filters: Vec<Filter>) -> Route<M, Forward> {
     let only = RouteBackend { filters: Vec::new(), backend };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
@@ -359,7 +367,7 @@ fn default_route<M>(name: &str, backend: Backend) -> Route<M, Forward> {
     Route {
         meta: Meta::Default(name.into()),
         hosts: Vec::new(),
-        rules: vec![Rule { matches: Vec::new(), filters: Vec::new(), action }],
+        rules: vec![Rule { matches: Vec::new(), filters, action }],
     }
 }
 

@@ -5,6 +5,7 @@
 //! the same, only the oldest counts. Where none says anything, the Service's annotations do.
 
 use mesh_model::outbound::{BackendExtension, Breaker, Queue};
+use mesh_model::route::Fault;
 
 use super::Objects;
 use super::conflicts::Before;
@@ -68,7 +69,7 @@ impl Objects {
         let mut governing = Governing::default();
         let name = self.services.get(service).and_then(|object| object.port(port));
         let name = name.map_or("", |port| port.name.as_str());
-        for policy in self.traffic_policies_in(&service.namespace) {
+        for policy in self.traffic_policies_in(&service.namespace).filter(|p| p.governs()) {
             let Some((of, wanted)) = target(policy) else { continue };
             if of != service.name || wanted.is_some_and(|wanted| !wanted.is(name, port)) {
                 continue;
@@ -81,6 +82,18 @@ impl Objects {
         governing
     }
 
+    /// The faults of a service's port, those of all policies.
+    pub fn faults(&self, service: &Name, port: u16) -> Vec<&Fault> {
+        let name = self.services.get(service).and_then(|object| object.port(port));
+        let name = name.map_or("", |port| port.name.as_str());
+        let policies = self.traffic_policies_in(&service.namespace).filter(|policy| {
+            target(policy).is_some_and(|(of, wanted)| {
+                of == service.name && wanted.is_none_or(|wanted| wanted.is(name, port))
+            })
+        });
+        policies.flat_map(|policy| &policy.faults).collect()
+    }
+
     fn traffic_policies_in<'a, 'n>(
         &'a self,
         namespace: &'n str,
@@ -91,7 +104,7 @@ impl Objects {
 
     /// The BackendTrafficPolicy that goes before another one that is about the same.
     pub(super) fn traffic_policy_before<'a>(&'a self, name: &Name) -> Option<Before<'a>> {
-        let policy = self.traffic_policies.get(name)?;
+        let policy = self.traffic_policies.get(name).filter(|policy| policy.governs())?;
         let (service, wanted) = target(policy)?;
         let object = self.services.get(&Name::new(&name.namespace, service));
         // A port may be meant by its number and by its name.
@@ -102,7 +115,7 @@ impl Objects {
         let same = |rival: &PortRef, wanted: &PortRef| {
             rival == wanted || number(rival).is_some_and(|port| number(wanted) == Some(port))
         };
-        let mut rivals = self.traffic_policies_in(&name.namespace);
+        let mut rivals = self.traffic_policies_in(&name.namespace).filter(|rival| rival.governs());
         let before = rivals.find(|rival| {
             let Some((of, rivals)) = target(rival) else { return false };
             let about_the_same = match (rivals, wanted) {

@@ -26,9 +26,9 @@ use mesh_model::route::{HeaderMatch, ValueMatch};
 pub use self::backend::backend_traffic_policy;
 pub use self::server::server_policy;
 pub use self::shape::{
-    Action, AuthorizationPolicyObject, AuthorizationPolicySpec, BackendTrafficPolicyObject,
-    BackendTrafficPolicySpec, From, GrpcMethods, Header, NetworkRange, PolicyStatus, Port, Range,
-    Selector, ServerPolicyObject, ServerPolicySpec, TargetRef, To, Written,
+    Abort, Action, AuthorizationPolicyObject, AuthorizationPolicySpec, BackendTrafficPolicyObject,
+    BackendTrafficPolicySpec, Fault, From, GrpcMethods, Header, NetworkRange, PolicyStatus, Port,
+    Range, Selector, ServerPolicyObject, ServerPolicySpec, TargetRef, To, Written,
 };
 use super::Finding;
 use super::kubernetes::{Converted, name_of};

@@ -6,6 +6,7 @@ use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
 use mesh_model::inbound::{PortProtocol, RateLimit};
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, RetryBudget};
+use mesh_model::route::Fault;
 
 use super::{Balancer, Kind, Labels, Name};
 
@@ -107,6 +108,18 @@ pub struct TrafficPolicy {
     pub breaker: Option<BreakerPolicy>,
     pub limits: TrafficLimits,
     pub retry_budget: Option<RetryBudget>,
+    /// Besides those of all other policies about the Service.
+    pub faults: Vec<Fault>,
+}
+
+impl TrafficPolicy {
+    /// Whether it says anything of which only one policy's word counts.
+    pub fn governs(&self) -> bool {
+        self.balancing.is_some()
+            || self.breaker.is_some()
+            || self.limits != TrafficLimits::default()
+            || self.retry_budget.is_some()
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -18,8 +18,8 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use self::backend::{
-    BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
-    RetryBudget,
+    Abort, BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Fault, Limits,
+    LoadBalancer, RetryBudget,
 };
 pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;

@@ -1,0 +1,352 @@
+//! `meshctl fault`: failures and delays on purpose, which end by themselves.
+//!
+//! A fault is a BackendTrafficPolicy of its own, with the time of its end in it: the proxies keep to that,
+//! whoever forgets it. Here is what people ask for; [`store`] is where it is kept, in a cluster or a local mesh.
+
+mod store;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use k8s_openapi::jiff::Timestamp;
+use mesh_control::source::policy::{self, Abort, BackendTrafficPolicySpec, Header, TargetRef};
+use serde::Serialize;
+
+use self::store::{Held, Store};
+use super::shared;
+use crate::completing;
+use crate::connect::Mesh;
+use crate::context::Context;
+use crate::error::CliError;
+use crate::local::unique_id;
+use crate::output::{Cell, Column, Format, Table, clean, format};
+use crate::selector::{Scope, Selectors};
+use crate::units;
+
+/// Have requests to a Service fail or take longer, for a while
+#[derive(Args, Debug)]
+pub struct FaultArgs {
+    #[command(subcommand)]
+    pub command: FaultCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum FaultCommand {
+    Add(AddArgs),
+    Ls(LsArgs),
+    Rm(RmArgs),
+}
+
+/// Add a fault
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+The clients' proxies do it, so that only requests of meshed pods are hit. It ends when --for is \
+over, whatever becomes of meshctl, the control plane or the cluster. What was hit has the reason \
+fault-injected.")]
+pub struct AddArgs {
+    /// The Service, svc/NAME or svc/NAME:PORT
+    #[arg(value_name = "SERVICE")]
+    pub service: String,
+    /// Answer with this HTTP status, or grpc:CODE
+    #[arg(long, value_name = "STATUS", value_parser = abort, required_unless_present = "delay",
+          conflicts_with = "delay")]
+    pub abort: Option<Failure>,
+    /// Let requests go on only after this time
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    pub delay: Option<Duration>,
+    /// The share of the requests that are meant, 1 to 100
+    #[arg(long, value_name = "PERCENT", default_value = "100",
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub percent: u32,
+    /// Only requests with this header, NAME=VALUE; several are all needed
+    #[arg(long = "header", value_name = "NAME=VALUE", value_parser = header)]
+    pub headers: Vec<(String, String)>,
+    /// When it ends by itself
+    #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = units::parse_duration)]
+    pub lasts: Duration,
+    /// The namespace of the Service
+    #[arg(long, short, value_name = "NS", add = completing::namespaces())]
+    pub namespace: Option<String>,
+}
+
+/// List faults, those of policies that people wrote included
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// Only this namespace
+    #[arg(long, short, value_name = "NS", add = completing::namespaces())]
+    pub namespace: Option<String>,
+    /// Output format
+    #[arg(long, short, value_name = "FORMAT", default_value = "table",
+          value_parser = Format::among(["table", "json", "yaml", "name"]))]
+    pub output: Format,
+}
+
+/// Remove faults that `fault add` has made
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// Their names, as `fault ls` has them
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    pub names: Vec<String>,
+    /// All of them
+    #[arg(long, conflicts_with = "names")]
+    pub all: bool,
+    /// Only in this namespace
+    #[arg(long, short, value_name = "NS", add = completing::namespaces())]
+    pub namespace: Option<String>,
+}
+
+/// What a request is answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    Http(u16),
+    Grpc(u16),
+}
+
+fn abort(text: &str) -> Result<Failure, String> {
+    let number = |text: &str, range: std::ops::RangeInclusive<u16>| {
+        text.parse().ok().filter(|number| range.contains(number))
+    };
+    match text.strip_prefix("grpc:") {
+        Some(code) => number(code, 1..=16).map(Failure::Grpc),
+        None => number(text, 200..=599).map(Failure::Http),
+    }
+    .ok_or_else(|| "a status from 200 to 599, or grpc: and a code from 1 to 16".to_owned())
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("NAME=VALUE, such as x-chaos=1")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+pub(super) async fn run(args: FaultArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
+    match args.command {
+        FaultCommand::Add(args) => add(args, cx).await,
+        FaultCommand::Ls(args) => ls(args, cx).await,
+        FaultCommand::Rm(args) => rm(args, cx).await,
+    }
+}
+
+async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
+    let mesh = cx.connect().await?;
+    let (namespace, name, port) = service(&args, &mesh).await?;
+    let mut store = Store::of(&mesh.place).await?;
+    let now = Timestamp::now();
+    // Nobody is to find them years later.
+    for held in store.list(None).await?.into_iter().filter(|held| held.is_over(now)) {
+        store.delete(&held, cx).await?;
+    }
+    let until = Timestamp::from_second(
+        now.as_second()
+            .saturating_add(i64::try_from(args.lasts.as_secs().max(1)).unwrap_or(i64::MAX)),
+    );
+    let until = until.map_err(|_| CliError::usage("--for: that is longer than there is time"))?;
+    let header = |(name, value): &(String, String)| Header {
+        name: name.clone(),
+        value: value.clone(),
+        r#type: None,
+    };
+    let fault = policy::Fault {
+        abort: args.abort.map(|failure| match failure {
+            Failure::Http(status) => Abort { http_status: Some(status), grpc_code: None },
+            Failure::Grpc(code) => Abort { http_status: None, grpc_code: Some(code) },
+        }),
+        delay: args.delay.map(|delay| format!("{}ms", delay.as_millis().max(1))),
+        percent: Some(args.percent),
+        headers: args.headers.iter().map(header).collect(),
+        until: Some(until.to_string()),
+    };
+    let spec = BackendTrafficPolicySpec {
+        target_ref: TargetRef {
+            kind: "Service".into(),
+            name: Some(name.clone()),
+            port,
+            ..TargetRef::default()
+        },
+        faults: vec![fault],
+        ..BackendTrafficPolicySpec::default()
+    };
+    let short: String = name.chars().take(40).collect();
+    let held =
+        Held { namespace, name: format!("fault-{short}-{}", &unique_id()[..8]), ours: true, spec };
+    store.create(&held, cx).await?;
+    mesh.refresh().await?;
+    cx.ui.line(&format!("{} added, until {until}", clean(&held.name)))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The one Service that is meant.
+async fn service(
+    args: &AddArgs,
+    mesh: &Mesh,
+) -> Result<(String, String, Option<policy::Port>), CliError> {
+    let (word, port) = match args.service.rsplit_once(':') {
+        Some((word, port)) => {
+            let port = match port.parse::<u16>() {
+                Ok(number) => policy::Port::Number(number.into()),
+                Err(_) => policy::Port::Name(port.to_owned()),
+            };
+            (word, Some(port))
+        }
+        None => (args.service.as_str(), None),
+    };
+    let scope = Scope { namespace: args.namespace.clone(), ..Scope::default() };
+    let selector = Selectors::parse_one(word, &scope)?;
+    if selector.kind != "service" || selector.name.is_empty() {
+        return Err(CliError::usage(format!("{word} is not a Service"))
+            .hint("svc/NAME: faults are for requests to a Service"));
+    }
+    let found = mesh.resources(selector.clone()).await?;
+    let mut found = found.into_iter().filter_map(|workload| workload.r#ref);
+    match (found.next(), found.next()) {
+        (None, _) => Err(shared::no_such(mesh, &selector).await),
+        (Some(only), None) => Ok((only.namespace, only.name, port)),
+        (Some(_), Some(_)) => {
+            Err(CliError::usage(format!("there is more than one Service {}", selector.name))
+                .hint("-n, the namespace that is meant"))
+        }
+    }
+}
+
+/// A line of `fault ls`.
+#[derive(Debug, Serialize)]
+struct Row {
+    namespace: String,
+    name: String,
+    service: String,
+    fault: String,
+    percent: u32,
+    headers: Vec<String>,
+    /// RFC 3339; null without an end.
+    until: Option<String>,
+    over: bool,
+}
+
+impl Row {
+    fn new(held: &Held, fault: &policy::Fault, now: Timestamp) -> Self {
+        let target = &held.spec.target_ref;
+        let port = target.port.as_ref().map(|port| match port {
+            policy::Port::Number(number) => format!(":{number}"),
+            policy::Port::Name(name) => format!(":{name}"),
+        });
+        let service = target.name.clone().unwrap_or_default() + &port.unwrap_or_default();
+        let what = match (&fault.abort, &fault.delay) {
+            (Some(Abort { http_status: Some(status), .. }), _) => format!("abort {status}"),
+            (Some(Abort { grpc_code: Some(code), .. }), _) => format!("abort grpc:{code}"),
+            (_, Some(delay)) => format!("delay {delay}"),
+            _ => String::new(),
+        };
+        Self {
+            namespace: held.namespace.clone(),
+            name: held.name.clone(),
+            service,
+            fault: what,
+            percent: fault.percent.unwrap_or(100),
+            headers: fault.headers.iter().map(|h| format!("{}={}", h.name, h.value)).collect(),
+            until: fault.until.clone(),
+            over: store::is_over(fault, now),
+        }
+    }
+}
+
+async fn ls(args: LsArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
+    let place = cx.place().await?;
+    let mut store = Store::of(&place).await?;
+    let now = Timestamp::now();
+    let all = store.list(args.namespace.as_deref()).await?;
+    let rows: Vec<Row> = all
+        .iter()
+        .flat_map(|held| held.spec.faults.iter().map(move |fault| Row::new(held, fault, now)))
+        .collect();
+    if rows.is_empty() && matches!(args.output, Format::Table) {
+        cx.ui.note("there are no faults");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let text = match args.output {
+        Format::Json => format::json(&serde_json::json!({ "faults": rows }))?,
+        Format::Yaml => format::yaml(&serde_json::json!({ "faults": rows }))?,
+        Format::Name => rows.iter().map(|row| format!("{}\n", clean(&row.name))).collect(),
+        _ => table(&rows).render(cx.ui.out_style),
+    };
+    cx.ui.print(&text)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn table(rows: &[Row]) -> Table {
+    let mut table = Table::new(vec![
+        Column::left("NAMESPACE"),
+        Column::left("NAME"),
+        Column::left("SERVICE"),
+        Column::left("FAULT"),
+        Column::right("PERCENT"),
+        Column::left("HEADERS"),
+        Column::left("UNTIL"),
+    ]);
+    for row in rows {
+        let until = match (&row.until, row.over) {
+            (None, _) => Cell::missing(),
+            (Some(until), false) => Cell::from(clean(until)),
+            (Some(_), true) => Cell::from("over"),
+        };
+        let headers = if row.headers.is_empty() {
+            Cell::missing()
+        } else {
+            Cell::from(clean(&row.headers.join(", ")))
+        };
+        table.row(vec![
+            Cell::from(clean(&row.namespace)),
+            Cell::from(clean(&row.name)),
+            Cell::from(clean(&row.service)),
+            Cell::from(clean(&row.fault)),
+            Cell::from(row.percent.to_string()),
+            headers,
+            until,
+        ]);
+    }
+    table
+}
+
+async fn rm(args: RmArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
+    let mesh = cx.connect().await?;
+    let mut store = Store::of(&mesh.place).await?;
+    let all = store.list(args.namespace.as_deref()).await?;
+    for name in &args.names {
+        match all.iter().find(|held| held.name == *name) {
+            None => {
+                return Err(CliError::failed(format!("there is no fault {name}"))
+                    .hint("meshctl fault ls, which has their names"));
+            }
+            Some(held) if !held.ours => {
+                return Err(CliError::failed(format!(
+                    "{name} is a BackendTrafficPolicy that somebody wrote"
+                ))
+                .hint("remove it where it comes from"));
+            }
+            Some(_) => {}
+        }
+    }
+    for held in all.iter().filter(|held| held.ours) {
+        if args.all || args.names.contains(&held.name) {
+            store.delete(held, cx).await?;
+            cx.ui.line(&format!("{} removed", clean(&held.name)))?;
+        }
+    }
+    mesh.refresh().await?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn aborts_are_read() {
+        assert_eq!(abort("503"), Ok(Failure::Http(503)));
+        assert_eq!(abort("grpc:14"), Ok(Failure::Grpc(14)));
+        for bad in ["99", "600", "grpc:0", "grpc:17", "grpc", "x", ""] {
+            assert!(abort(bad).is_err(), "{bad}");
+        }
+        assert_eq!(header("x-a=1=2"), Ok(("x-a".into(), "1=2".into())));
+        assert!(header("x-a").is_err());
+    }
+}
