@@ -1,6 +1,7 @@
 //! A local mesh from `up` to `down`, by the commands that users type.
 
 mod identity;
+mod rotation;
 mod transparent;
 
 use std::fs;
