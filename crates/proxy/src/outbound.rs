@@ -10,6 +10,7 @@ mod retry;
 mod route;
 mod target;
 mod tcp;
+mod wishes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

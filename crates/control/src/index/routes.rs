@@ -39,13 +39,14 @@ impl Objects {
     ) -> Arc<[ModelHttpRoute]> {
         let routes =
             self.effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client);
+        let wishes = self.allows_wishes(service);
         if routes.is_empty() {
-            return Arc::new([default_route("http", service, port)]);
+            return Arc::new([default_route("http", service, port, wishes)]);
         }
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: route.rules.iter().map(|rule| self.rule(rule)).collect(),
+            rules: route.rules.iter().map(|rule| self.rule(rule, wishes)).collect(),
         };
         routes.into_iter().map(of).collect()
     }
@@ -58,13 +59,14 @@ impl Objects {
     ) -> Arc<[ModelGrpcRoute]> {
         let routes =
             self.effective(&self.grpc_routes, Kind::GrpcRoute, |r| &r.head, service, port, client);
+        let wishes = self.allows_wishes(service);
         if routes.is_empty() {
-            return Arc::new([default_route("grpc", service, port)]);
+            return Arc::new([default_route("grpc", service, port, wishes)]);
         }
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: route.rules.iter().map(|rule| self.rule(rule)).collect(),
+            rules: route.rules.iter().map(|rule| self.rule(rule, wishes)).collect(),
         };
         routes.into_iter().map(of).collect()
     }
@@ -143,7 +145,11 @@ impl Objects {
         parent.service == *service && parent.port.is_none_or(|p| p == port) && section_fits
     }
 
-    fn rule<M: Clone>(&self, rule: &RouteRule<M>) -> Rule<M, Forward> {
+    fn allows_wishes(&self, service: &Name) -> bool {
+        self.services.get(service).is_some_and(|service| service.allow_request_headers)
+    }
+
+    fn rule<M: Clone>(&self, rule: &RouteRule<M>, wishes: bool) -> Rule<M, Forward> {
         let backends = rule
             .backends
             .iter()
@@ -157,7 +163,7 @@ impl Objects {
                 backends: distribution(backends),
                 timeouts: rule.timeouts,
                 retry: rule.retry.clone(),
-                allow_request_headers: false,
+                allow_request_headers: wishes,
             },
         }
     }
@@ -207,13 +213,13 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
 }
 
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, service: &Name, port: u16) -> Route<M, Forward> {
+fn default_route<M>(name: &str, service: &Name, port: u16, wishes: bool) -> Route<M, Forward> {
     let only = RouteBackend { filters: Vec::new(), backend: backend(service, port) };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
         timeouts: Timeouts::default(),
         retry: None,
-        allow_request_headers: false,
+        allow_request_headers: wishes,
     };
     Route {
         meta: Meta::Default(name.into()),

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use mesh_layers::{
     BoxError, Budget, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer,
-    Timeouts,
 };
 use mesh_model::matching::{self, MatchRequest};
 use mesh_model::outbound::{
@@ -21,6 +20,7 @@ use tracing::instrument::Instrumented;
 
 use super::backend::{BackendService, BackendStack, Backends};
 use super::retry;
+use super::wishes::{WishesLayer, timeouts_of};
 use crate::error::MeshError;
 use crate::exchange::{Exchange, RouteInfo};
 use crate::http::filters::{FilterLayer, MatchedPrefix};
@@ -170,21 +170,19 @@ impl Build<'_> {
             !rule.matches.is_empty() && rule.matches.iter().all(NamesMethod::names_method);
         let retry = retry::Policy::new(forward.retry.as_ref(), names_methods, route);
         let budget = Budget::new(BUDGET_RATIO, BUDGET_PER_SECOND, BUDGET_WINDOW);
-        let timeouts = forward.timeouts;
+        let split = self.split(&forward.backends, breaker);
         let service = ServiceBuilder::new()
             // Everything below is one type to everything above.
             .layer(HttpService::layer())
             // First, so that a redirect or an injected failure costs nothing further.
             .option_layer(FilterLayer::new(&rule.filters))
+            // Above what it replaces for requests that set their own limits, where the rule lets them.
+            .option_layer(WishesLayer::new(forward, names_methods, &budget, route, split.clone()))
             // Above the retries: the request's time covers all of its tries.
-            .layer(DeadlineLayer::new(Timeouts {
-                request: timeouts.request,
-                response: timeouts.response,
-                idle: timeouts.idle,
-            }))
+            .layer(DeadlineLayer::new(timeouts_of(forward.timeouts)))
             // Above the split and the balancer: a retry may go to another backend and endpoint.
             .layer(RetryLayer::new(retry, budget))
-            .service(self.split(&forward.backends, breaker));
+            .service(split);
         RuleStack {
             service: HttpService::new(service),
             route: Arc::clone(route),
