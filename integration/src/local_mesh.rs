@@ -5,6 +5,7 @@
 
 pub mod objects;
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -28,6 +29,7 @@ const SHOWN_LINES: usize = 25;
 #[derive(Debug)]
 pub struct LocalMesh {
     dir: TempDir,
+    env: Vec<(&'static str, OsString)>,
 }
 
 /// What a command said.
@@ -56,11 +58,18 @@ impl Default for LocalMesh {
         for folder in ["scratch", "scratch/stay-down"] {
             fs::create_dir(dir.path().join(folder)).expect("a folder in the temporary one");
         }
-        Self { dir }
+        Self { dir, env: Vec::new() }
     }
 }
 
 impl LocalMesh {
+    /// Has `meshctl` find this variable.
+    #[must_use]
+    pub fn with_env(mut self, name: &'static str, value: impl Into<OsString>) -> Self {
+        self.env.push((name, value.into()));
+        self
+    }
+
     /// Runs these objects and waits until all pods are ready.
     ///
     /// # Panics
@@ -153,6 +162,7 @@ impl LocalMesh {
         let mut command = Command::new(programs::meshctl());
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("XDG_RUNTIME_DIR", self.dir.path()).env("KUBECONFIG", "/nonexistent");
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
         command
     }
 

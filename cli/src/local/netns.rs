@@ -132,7 +132,8 @@ impl Netns {
     fn with_files(name: &str, hosts: &str) -> Result<Self, NetnsError> {
         let etc = etc_dir(name);
         let hosts = format!("127.0.0.1 localhost\n{hosts}");
-        let resolv_conf = "# names of services are in /etc/hosts\noptions timeout:1 attempts:1\n";
+        // Some programs want a server to be named. This is the one that is asked where none is.
+        let resolv_conf = "# names of services are in /etc/hosts\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n";
         for (file, text) in [("hosts", hosts.as_str()), ("resolv.conf", resolv_conf)] {
             let path = etc.join(file);
             fs::create_dir_all(&etc)

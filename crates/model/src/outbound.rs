@@ -65,7 +65,7 @@ pub struct Forward {
     pub backends: Distribution<RouteBackend>,
     pub timeouts: Timeouts,
     pub retry: Option<Retry>,
-    /// Requests may set `l5d-timeout`, `l5d-retry-*` headers themselves.
+    /// Requests may set timeouts and retries themselves, in the headers `l5d-timeout`, `l5d-retry-limit` and others.
     pub allow_request_headers: bool,
     /// An extension, as those of [`Filter`].
     pub session: Option<Session>,

@@ -6,6 +6,7 @@
 //! the control plane, and told by [`telemetry`].
 
 pub mod admin;
+pub mod alone;
 pub mod config;
 mod connect;
 mod control_plane;

@@ -11,6 +11,7 @@ mod route;
 mod session;
 mod target;
 mod tcp;
+mod wishes;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

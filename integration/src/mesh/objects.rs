@@ -1,5 +1,6 @@
 //! The Kubernetes objects of a test: what a user would apply, and what a kubelet would report.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
@@ -14,13 +15,15 @@ pub struct Service {
     target_port: u16,
     pods: String,
     app_protocol: Option<&'static str>,
+    annotations: BTreeMap<&'static str, &'static str>,
 }
 
 impl Service {
     /// Port 80 of `name` is `target_port` of the pod `name`; what it speaks is to be found out.
     pub fn new(name: &str, target_port: u16) -> Self {
         let (name, pods) = (name.to_owned(), name.to_owned());
-        Self { name, port: 80, target_port, pods, app_protocol: None }
+        let annotations = BTreeMap::new();
+        Self { name, port: 80, target_port, pods, app_protocol: None, annotations }
     }
 
     /// Stands in front of these pods instead.
@@ -43,16 +46,27 @@ impl Service {
         self
     }
 
+    /// Has this annotation, after `config.meshctl.dev/`.
+    #[must_use]
+    pub fn annotated(mut self, name: &'static str, value: &'static str) -> Self {
+        self.annotations.insert(name, value);
+        self
+    }
+
     /// As a user would apply it.
     pub fn object(&self) -> Value {
         let mut port = json!({ "port": self.port, "targetPort": self.target_port });
         if let Some(protocol) = self.app_protocol {
             port["appProtocol"] = protocol.into();
         }
+        let annotations = self.annotations.iter();
+        let annotations: BTreeMap<_, _> = annotations
+            .map(|(name, value)| (format!("config.meshctl.dev/{name}"), value))
+            .collect();
         json!({
             "apiVersion": "v1",
             "kind": "Service",
-            "metadata": { "namespace": NAMESPACE, "name": self.name },
+            "metadata": { "namespace": NAMESPACE, "name": self.name, "annotations": annotations },
             "spec": { "selector": { "app": self.pods }, "ports": [port] },
         })
     }

@@ -4,6 +4,7 @@ mod app;
 mod every_way;
 mod http1;
 mod upgrade;
+mod wishes;
 
 use std::net::SocketAddr;
 

@@ -1,6 +1,8 @@
 //! A local mesh from `up` to `down`, by the commands that users type.
 
 mod identity;
+mod linkerd;
+mod rotation;
 mod transparent;
 
 use std::fs;

@@ -195,6 +195,8 @@ pub struct Service {
     /// Instead of the default breaker; `Some(None)` is none at all.
     pub breaker: Option<Option<Breaker>>,
     pub balancer: Balancer,
+    /// Requests may set timeouts and retries themselves.
+    pub allow_request_headers: bool,
 }
 
 impl Service {

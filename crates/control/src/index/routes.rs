@@ -39,14 +39,14 @@ impl Objects {
     ) -> Arc<[ModelHttpRoute]> {
         let routes =
             self.effective(&self.http_routes, Kind::HttpRoute, |r| &r.head, service, port, client);
-        let faults = self.fault_filters(service, port);
+        let besides = self.besides(service, port);
         if routes.is_empty() {
-            return Arc::new([default_route("http", self.backend(service, port), faults)]);
+            return Arc::new([default_route("http", self.backend(service, port), besides)]);
         }
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules, &faults),
+            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules, &besides),
         };
         routes.into_iter().map(of).collect()
     }
@@ -59,14 +59,14 @@ impl Objects {
     ) -> Arc<[ModelGrpcRoute]> {
         let routes =
             self.effective(&self.grpc_routes, Kind::GrpcRoute, |r| &r.head, service, port, client);
-        let faults = self.fault_filters(service, port);
+        let besides = self.besides(service, port);
         if routes.is_empty() {
-            return Arc::new([default_route("grpc", self.backend(service, port), faults)]);
+            return Arc::new([default_route("grpc", self.backend(service, port), besides)]);
         }
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules, &faults),
+            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules, &besides),
         };
         routes.into_iter().map(of).collect()
     }
@@ -176,21 +176,27 @@ impl Objects {
         parent.service == *service && parent.port.is_none_or(|p| p == port) && section_fits
     }
 
+    fn besides(&self, service: &Name, port: u16) -> Besides {
+        let faults = self.faults(service, port).into_iter().cloned().map(Filter::Fault).collect();
+        let object = self.services.get(service);
+        Besides { faults, wishes: object.is_some_and(|object| object.allow_request_headers) }
+    }
+
     fn rules<M: Clone>(
         &self,
         from: RouteFrom<'_>,
         rules: &[RouteRule<M>],
-        faults: &[Filter],
+        besides: &Besides,
     ) -> Vec<Rule<M, Forward>> {
         let of = |rule: &RouteRule<M>| Rule {
             matches: rule.matches.clone(),
             // First, as everything else would be in vain.
-            filters: [faults, &self.filters(from, &rule.filters)].concat(),
+            filters: [&besides.faults[..], &self.filters(from, &rule.filters)].concat(),
             action: Forward {
                 backends: self.backends(from, rule),
                 timeouts: rule.timeouts,
                 retry: rule.retry.clone(),
-                allow_request_headers: false,
+                allow_request_headers: besides.wishes,
                 session: rule.session.clone(),
             },
         };
@@ -229,10 +235,6 @@ impl Objects {
                 }
             },
         }
-    }
-
-    fn fault_filters(&self, service: &Name, port: u16) -> Vec<Filter> {
-        self.faults(service, port).into_iter().cloned().map(Filter::Fault).collect()
     }
 
     fn filters(&self, from: RouteFrom<'_>, filters: &[RouteFilter]) -> Vec<Filter> {
@@ -304,6 +306,13 @@ impl Objects {
     }
 }
 
+/// What a service's port has in all of its rules.
+struct Besides {
+    faults: Vec<Filter>,
+    /// Whether requests may set their own limits.
+    wishes: bool,
+}
+
 /// Which route refers to something.
 #[derive(Clone, Copy, Debug)]
 pub struct RouteFrom<'a> {
@@ -355,19 +364,19 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
 }
 
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, backend: Backend, filters: Vec<Filter>) -> Route<M, Forward> {
+fn default_route<M>(name: &str, backend: Backend, besides: Besides) -> Route<M, Forward> {
     let only = RouteBackend { filters: Vec::new(), backend };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
         timeouts: Timeouts::default(),
         retry: None,
-        allow_request_headers: false,
+        allow_request_headers: besides.wishes,
         session: None,
     };
     Route {
         meta: Meta::Default(name.into()),
         hosts: Vec::new(),
-        rules: vec![Rule { matches: Vec::new(), filters, action }],
+        rules: vec![Rule { matches: Vec::new(), filters: besides.faults, action }],
     }
 }
 

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -44,11 +45,32 @@ pub(super) struct Secured {
     stream: TlsStream<TcpStream>,
     client: Client,
     _place: Place,
+    /// It was refused something, and the answer is on its way.
+    answered: bool,
+    over: bool,
 }
 
-/// Who is at the other end; nobody known if there is no identity.
+/// Who is at the other end.
 #[derive(Clone, Debug)]
-pub(super) struct Client(Option<Arc<str>>);
+pub(super) struct Client {
+    /// Nobody known if there is none.
+    id: Option<Arc<str>>,
+    /// It asked for what needs a certificate. The connection ends with that answer: whoever has a certificate by now
+    /// shows it on the next one. A linkerd2-proxy would ask on this one for ever, which it opened before it had any.
+    refused: Arc<AtomicBool>,
+}
+
+impl Client {
+    fn new(id: Option<Arc<str>>) -> Self {
+        Self { id, refused: Arc::default() }
+    }
+}
+
+impl Secured {
+    fn new(stream: TlsStream<TcpStream>, id: Option<Arc<str>>, place: Place) -> Self {
+        Self { stream, client: Client::new(id), _place: place, answered: false, over: false }
+    }
+}
 
 /// Connections whose handshake is done. Accepting ends when nobody reads them any more.
 pub(super) fn incoming(
@@ -98,9 +120,9 @@ async fn accept(
             let _ = stream.set_nodelay(true);
             match tokio::time::timeout(HANDSHAKE, held.reception.accept(stream)).await {
                 Ok(Ok((stream, client))) => {
-                    let client = Client(client.filter(|id| is_of(id, &mesh)));
+                    let client = client.filter(|id| is_of(id, &mesh));
                     // The receiver is gone when the server ends.
-                    let _ = accepted.send(Ok(Secured { stream, client, _place: place })).await;
+                    let _ = accepted.send(Ok(Secured::new(stream, client, place))).await;
                 }
                 Ok(Err(error)) => tracing::info!(%peer, %error, "no secure connection"),
                 Err(_) => {
@@ -134,6 +156,9 @@ impl AsyncRead for Secured {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.over {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -144,11 +169,19 @@ impl AsyncWrite for Secured {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.answered |= polled.is_ready() && self.client.refused.load(Relaxed);
+        polled
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        if polled.is_ready() && self.answered && !self.over {
+            self.over = true;
+            // The same task reads.
+            cx.waker().wake_by_ref();
+        }
+        polled
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -186,9 +219,14 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let known = request.extensions().get::<Client>().is_some_and(|Client(id)| id.is_some());
-        if known || FOR_ANYONE.contains(&request.uri().path()) {
+        let client = request.extensions().get::<Client>();
+        if client.is_some_and(|client| client.id.is_some())
+            || FOR_ANYONE.contains(&request.uri().path())
+        {
             return Either::Left(self.inner.call(request));
+        }
+        if let Some(client) = client {
+            client.refused.store(true, Relaxed);
         }
         let refusal = Status::unauthenticated("a client certificate of this mesh is needed");
         Either::Right(ready(Ok(refusal.into_http())))
@@ -197,6 +235,8 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
     use mesh_api::Workload;
     use mesh_api::client::{ControlClient, channel};
     use mesh_api::server::control_plane_routes;
@@ -266,17 +306,14 @@ mod tests {
         let bundle = TrustBundle::from_pem(&root.root).unwrap();
         let visitor = Visitor::new(&bundle);
         let id = control.to_string();
-        let visiting = channel(move || {
+        let visit = move || {
             let (visitor, id) = (visitor.clone(), id.clone());
             async move {
                 let stream = TcpStream::connect(addr).await?;
                 visitor.connect(stream, &id).await.map_err(io::Error::other)
             }
-        });
-        let visiting = ControlClient::new(visiting, Workload::default());
-        let target = Target::Authority("tax.shop:80".into());
-        let refused = visiting.watch_outbound(&target).await.map(drop).unwrap_err();
-        assert_eq!(refused.code(), Code::Unauthenticated);
+        };
+        let visiting = ControlClient::new(channel(visit.clone()), Workload::default());
         visiting.watch_trust_bundle().await.map(drop).unwrap();
         let key = Key::generate();
         let certified = visiting.certify(web.as_str(), "token", key.request(&web)).await.unwrap();
@@ -284,16 +321,32 @@ mod tests {
         let chain: Vec<_> = [vec![certified.leaf], certified.intermediates].concat();
         let credentials = mesh_tls::Credentials::new(&web, &key, &chain, &bundle).unwrap();
         let credentials = Arc::new(credentials);
+        // The first connection is of somebody without a certificate, as a linkerd2-proxy's.
+        let connections = Arc::new(AtomicU32::new(0));
+        let opened = Arc::clone(&connections);
         let known = channel(move || {
             let (credentials, id) = (Arc::clone(&credentials), control.to_string());
+            let (first, visit) = (opened.fetch_add(1, Relaxed) == 0, visit());
             async move {
+                if first {
+                    return visit.await;
+                }
                 let stream = TcpStream::connect(addr).await?;
                 let connecting = mesh_tls::connect(&credentials, stream, &id, &id, false);
                 connecting.await.map_err(io::Error::other)
             }
         });
         let known = ControlClient::new(known, Workload::default());
-        let missing = known.watch_outbound(&target).await.map(drop).unwrap_err();
+        let target = Target::Authority("tax.shop:80".into());
+        let refused = known.watch_outbound(&target).await.map(drop).unwrap_err();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        // What is asked while that connection ends may be lost with it.
+        let missing = loop {
+            let missing = known.watch_outbound(&target).await.map(drop).unwrap_err();
+            if connections.load(Relaxed) > 1 && missing.code() != Code::Unauthenticated {
+                break missing;
+            }
+        };
         assert_eq!(missing.code(), Code::NotFound, "asked and answered");
         serving.abort();
     }

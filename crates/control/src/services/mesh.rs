@@ -3,6 +3,7 @@
 //! Each method is in a file of its own; here is how they are reached.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_api::ext::mesh_server::{Mesh, MeshServer};
 use mesh_api::ext::{self, Selector};
@@ -14,6 +15,9 @@ use super::{authz, edges, observed, proxies, routes, stat, tap};
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
+
+/// How long a question waits for a control plane that has just begun.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Answers for the whole mesh.
 #[derive(Clone, Debug)]
@@ -38,6 +42,18 @@ impl MeshService {
 
     pub fn into_server(self) -> MeshServer<Self> {
         MeshServer::new(self)
+    }
+
+    /// Waits until the source has told everything. What is not known yet looks as if it did not exist, and people
+    /// act on that: a rotation would drop a root because "no proxy" needs it.
+    async fn informed(&self) -> Result<(), Failure> {
+        let mut ready = self.shared.watch_ready();
+        match tokio::time::timeout(PATIENCE, ready.wait_for(|ready| *ready)).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(Failure::Unreachable(
+                "the control plane has just begun and does not know the mesh yet".into(),
+            )),
+        }
     }
 }
 
@@ -109,6 +125,7 @@ impl Mesh for MeshService {
     }
 
     async fn resources(&self, request: Request<Selector>) -> Answer<ext::ResourcesReply> {
+        self.informed().await?;
         let index = self.shared.index.read();
         let objects = index.objects();
         let selected = select(objects, request.get_ref()).map_err(Failure::from)?;
@@ -134,11 +151,13 @@ impl Mesh for MeshService {
     }
 
     async fn stat(&self, request: Request<ext::StatRequest>) -> Answer<ext::StatReply> {
+        self.informed().await?;
         let reply = stat::stat(&self.shared, &self.asker, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
 
     async fn edges(&self, request: Request<ext::EdgesRequest>) -> Answer<ext::EdgesReply> {
+        self.informed().await?;
         let reply = edges::edges(&self.shared, &self.asker, request.into_inner()).await?;
         Ok(Response::new(reply))
     }
@@ -147,6 +166,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<ext::MeshObservedRequest>,
     ) -> Answer<ext::MeshObservedReply> {
+        self.informed().await?;
         let request = request.into_inner();
         let reply = observed::observed(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
@@ -155,6 +175,7 @@ impl Mesh for MeshService {
     type TapStream = tap::Events;
 
     async fn tap(&self, request: Request<ext::MeshTapRequest>) -> Answer<Self::TapStream> {
+        self.informed().await?;
         let events = tap::tap(&self.shared, &self.asker, request.into_inner())?;
         Ok(Response::new(events))
     }
@@ -163,16 +184,19 @@ impl Mesh for MeshService {
         &self,
         request: Request<ext::EndpointsRequest>,
     ) -> Answer<ext::EndpointsReply> {
+        self.informed().await?;
         let request = request.into_inner();
         let reply = proxies::endpoints(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
     }
 
     async fn routes(&self, request: Request<Selector>) -> Answer<ext::RoutesReply> {
+        self.informed().await?;
         Ok(Response::new(routes::routes(&self.shared, request.get_ref())?))
     }
 
     async fn proxies(&self, request: Request<Selector>) -> Answer<ext::ProxiesReply> {
+        self.informed().await?;
         let request = request.into_inner();
         let reply = proxies::proxies(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
@@ -182,6 +206,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<ext::ProxyConfigRequest>,
     ) -> Answer<ext::ConfigReply> {
+        self.informed().await?;
         let request = request.into_inner();
         let reply = proxies::proxy_config(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))
@@ -193,6 +218,7 @@ impl Mesh for MeshService {
     }
 
     async fn authorizations(&self, request: Request<Selector>) -> Answer<ext::AuthorizationsReply> {
+        self.informed().await?;
         Ok(Response::new(authz::authorizations(&self.shared, request.get_ref())?))
     }
 
@@ -200,6 +226,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<ext::PortAuthorizationsRequest>,
     ) -> Answer<ext::PortAuthorizationsReply> {
+        self.informed().await?;
         Ok(Response::new(authz::port_authorizations(&self.shared, request.get_ref())?))
     }
 }

@@ -50,6 +50,12 @@ impl World {
     }
 
     async fn with(proxy_port: u16, shared: Shared) -> Self {
+        shared.set_ready();
+        Self::begun(proxy_port, shared).await
+    }
+
+    /// One that may not know the mesh yet.
+    async fn begun(proxy_port: u16, shared: Shared) -> Self {
         let shared = Arc::new(shared);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

@@ -28,9 +28,11 @@ const JITTER: &str = "failure-accrual-jitter-ratio";
 const THRESHOLD: &str = "failure-accrual-success-rate-threshold";
 const WINDOW: &str = "failure-accrual-success-rate-decay";
 const MIN_REQUESTS: &str = "failure-accrual-success-rate-min-requests";
+const ALLOW_REQUEST_HEADERS: &str = "allow-request-headers";
 const MIN_READY: &str = "failure-accrual-min-ready-endpoints";
 
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 14] = [
+    ALLOW_REQUEST_HEADERS,
     OPAQUE_PORTS,
     DEFAULT_ACCESS,
     BALANCER,
@@ -115,6 +117,12 @@ impl<'a> Annotations<'a> {
         }
         let hash_header = hash_header.filter(|_| strategy == Strategy::RingHash);
         Balancer { strategy, hash_header }
+    }
+
+    /// Whether requests may set timeouts and retries themselves.
+    pub fn allow_request_headers(&mut self) -> bool {
+        self.parsed(ALLOW_REQUEST_HEADERS, "`true` or `false`", |text| text.parse().ok())
+            .unwrap_or_default()
     }
 
     /// The circuit breaker: `None` is the default, `Some(None)` is none.
@@ -269,6 +277,19 @@ mod tests {
         }
         let (none, _) = with(&[("opaque-ports", "")], |a| a.opaque_ports());
         assert_eq!(none, Some(PortSet::default()), "empty overrides the defaults");
+    }
+
+    #[test]
+    fn request_headers_are_ignored_unless_they_are_allowed() {
+        let allowed = |text| {
+            let (allowed, findings) =
+                with(&[("allow-request-headers", text)], |a| a.allow_request_headers());
+            (allowed, findings.len())
+        };
+        assert!(!with(&[], |a| a.allow_request_headers()).0);
+        assert_eq!(allowed("true"), (true, 0));
+        assert_eq!(allowed("false"), (false, 0));
+        assert_eq!(allowed("yes"), (false, 1));
     }
 
     #[test]

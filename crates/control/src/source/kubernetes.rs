@@ -62,6 +62,7 @@ pub fn service(object: &core::Service) -> Converted<Service> {
         ports: Vec::new(),
         opaque_ports: annotations.opaque_ports(),
         breaker: annotations.breaker(),
+        allow_request_headers: annotations.allow_request_headers(),
         balancer: annotations.balancer(),
     };
     let mut findings = annotations.findings;

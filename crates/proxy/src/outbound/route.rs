@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use mesh_layers::{
-    BoxError, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer, Timeouts,
+    BoxError, DeadlineLayer, HttpService, Request, Response, ResponseFuture, RetryLayer,
 };
 use mesh_model::matching::{self, MatchRequest};
 use mesh_model::outbound::{
@@ -22,6 +22,7 @@ use tracing::instrument::Instrumented;
 use super::backend::{BackendService, BackendStack, Backends, stable_hash};
 use super::retry;
 use super::session::Sessions;
+use super::wishes::{WishesLayer, timeouts_of};
 use crate::discovery::BackendRules;
 use crate::draws::Draws;
 use crate::error::MeshError;
@@ -171,21 +172,19 @@ impl Build<'_> {
             !rule.matches.is_empty() && rule.matches.iter().all(NamesMethod::names_method);
         let retry = retry::Policy::new(forward.retry.as_ref(), names_methods, route);
         let (budget, of_budget) = self.backends.budget(self.parent);
-        let timeouts = forward.timeouts;
+        let split = self.split(forward, breaker);
         let service = ServiceBuilder::new()
             // Everything below is one type to everything above.
             .layer(HttpService::layer())
             // First, so that a redirect or an injected failure costs nothing further.
             .option_layer(self.filters(&rule.filters))
+            // Above what it replaces for requests that set their own limits, where the rule lets them.
+            .option_layer(WishesLayer::new(forward, names_methods, &budget, route, split.clone()))
             // Above the retries: the request's time covers all of its tries.
-            .layer(DeadlineLayer::new(Timeouts {
-                request: timeouts.request,
-                response: timeouts.response,
-                idle: timeouts.idle,
-            }))
+            .layer(DeadlineLayer::new(timeouts_of(forward.timeouts)))
             // Above the split and the balancer: a retry may go to another backend and endpoint.
             .layer(RetryLayer::new(retry, budget))
-            .service(self.split(forward, breaker));
+            .service(split);
         RuleStack {
             service: HttpService::new(service),
             route: Arc::clone(route),

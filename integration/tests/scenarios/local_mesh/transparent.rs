@@ -7,28 +7,14 @@ use serde_json::{Value, json};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unmodified_programs_reach_services_by_name() {
     const TEST: &str = "unmodified_programs_reach_services_by_name";
-    if !rustix::process::geteuid().is_root() {
-        return programs::skipped(TEST, "not root");
-    }
-    for tool in ["ip", "curl", "python3", "sleep"] {
-        if programs::installed(tool).is_none() {
-            return programs::skipped(TEST, &format!("no {tool}"));
-        }
-    }
-    // In a container even root often may not.
-    let probe = format!("mesh-probe-{}", std::process::id());
-    let made = host(&["ip", "netns", "add", &probe]).await;
-    let veth = ["link", "add", "one", "type", "veth", "peer", "name", "two"];
-    let wired = host(&[&["ip", "-n", &probe][..], &veth].concat()).await;
-    host(&["ip", "netns", "delete", &probe]).await;
-    if let Some(ran) = [made, wired].iter().find(|ran| ran.code != Some(0)) {
-        return programs::skipped(TEST, ran.stderr.trim());
+    if let Some(why) = lacking(&["ip", "curl", "python3", "sleep"]).await {
+        return programs::skipped(TEST, &why);
     }
     let mesh = LocalMesh::default();
     let file = mesh.file("mesh.yaml", &manifests(&mesh));
     let up = ["local", "up", "--transparent", "-f", &file.display().to_string()];
     mesh.meshctl(&up).await.succeeded();
-    let pod = Namespace::of_client(&mesh).await;
+    let pod = Namespace::of(&mesh, "client").await;
 
     for name in ["web:8080", "web.test:8080", "web.test.svc.cluster.local:8080"] {
         let url = format!("http://{name}/after/1/200");
@@ -86,18 +72,39 @@ fn manifests(mesh: &LocalMesh) -> Vec<Value> {
     vec![web, objects::service("web"), ledger, ledger_service, client]
 }
 
-/// The network namespace of the client's pod.
-struct Namespace {
+/// What a transparent mesh needs and this machine lacks.
+pub(super) async fn lacking(tools: &[&str]) -> Option<String> {
+    if !rustix::process::geteuid().is_root() {
+        return Some("not root".into());
+    }
+    if let Some(tool) = tools.iter().find(|tool| programs::installed(tool).is_none()) {
+        return Some(format!("no {tool}"));
+    }
+    // In a container even root often may not.
+    let probe = format!("mesh-probe-{}-{:?}", std::process::id(), std::thread::current().id());
+    let probe = probe.replace(['(', ')'], "");
+    let made = host(&["ip", "netns", "add", &probe]).await;
+    let veth = ["link", "add", "one", "type", "veth", "peer", "name", "two"];
+    let wired = host(&[&["ip", "-n", &probe][..], &veth].concat()).await;
+    host(&["ip", "netns", "delete", &probe]).await;
+    let failed = [made, wired].into_iter().find(|ran| ran.code != Some(0))?;
+    Some(failed.stderr.trim().to_owned())
+}
+
+/// The network namespace of a pod.
+pub(super) struct Namespace {
     name: String,
     /// Of all namespaces of the mesh.
     prefix: String,
 }
 
 impl Namespace {
-    async fn of_client(mesh: &LocalMesh) -> Self {
+    /// That of the only pod of a Deployment.
+    pub(super) async fn of(mesh: &LocalMesh, deployment: &str) -> Self {
         let told = mesh.json(&["local", "ps"]).await;
         let pods = told["pods"].as_array().unwrap();
-        let client = pods.iter().find(|pod| pod["owner"] == "Deployment/client").unwrap();
+        let owner = format!("Deployment/{deployment}");
+        let client = pods.iter().find(|pod| pod["owner"] == *owner).unwrap();
         let prefix = format!("mesh-{}-", told["number"]);
         let list = host(&["ip", "netns", "list"]).await.stdout;
         let names = list.lines().filter_map(|line| line.split(' ').next());
@@ -106,7 +113,7 @@ impl Namespace {
         Self { name: names.next().unwrap().to_owned(), prefix }
     }
 
-    async fn run(&self, command: &[&str]) -> Ran {
+    pub(super) async fn run(&self, command: &[&str]) -> Ran {
         host(&[&["ip", "netns", "exec", &self.name], command].concat()).await
     }
 }

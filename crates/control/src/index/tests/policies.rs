@@ -287,6 +287,26 @@ fn breakers_can_be_changed_and_turned_off() {
 }
 
 #[test]
+fn a_service_may_let_requests_set_their_own_limits() {
+    let route = http_route(shop("r"), "tax", &[("tax", 1)]);
+    for allow_request_headers in [false, true] {
+        let tax = || Service { allow_request_headers, ..service("tax", "10.0.0.1") };
+        for objects in [
+            vec![Object::Service(tax())],
+            vec![Object::Service(tax()), Object::HttpRoute(route.clone())],
+            vec![Object::Service(with_protocol(tax(), AppProtocol::Grpc))],
+        ] {
+            let allowed = match policy(&index(objects), "tax").protocol {
+                Protocol::Detect { http1, .. } => http1.routes[0].rules[0].action.clone(),
+                Protocol::Grpc(grpc) => grpc.routes[0].rules[0].action.clone(),
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(allowed.allow_request_headers, allow_request_headers);
+        }
+    }
+}
+
+#[test]
 fn a_pods_own_ports_follow_the_same_hints() {
     let protocol = |app_protocol, port| {
         let index = index(vec![

@@ -65,6 +65,28 @@ async fn info_counts_and_tells_problems() {
 }
 
 #[tokio::test]
+async fn whoever_asks_before_the_mesh_is_known_waits() {
+    let world = World::begun(0, Shared::default()).await;
+    let mut client = world.client().await;
+    let asked = tokio::spawn(async move { client.proxies(selector("pod", "")).await });
+    // How far it has come is told all the same.
+    world.client().await.info(ext::InfoRequest {}).await.unwrap();
+    world.apply(Object::Pod(pod("tax-1", TAX)));
+    assert!(!asked.is_finished());
+    world.shared.set_ready();
+    let rows = asked.await.unwrap().unwrap().into_inner().proxies;
+    assert_eq!(rows.len(), 1, "{rows:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_asks_does_not_wait_for_ever() {
+    let service = MeshService::new(Arc::new(Shared::default()), "local");
+    let refused =
+        mesh_api::ext::mesh_server::Mesh::proxies(&service, Request::new(selector("pod", "")));
+    assert_eq!(refused.await.unwrap_err().code(), tonic::Code::Unavailable);
+}
+
+#[tokio::test]
 async fn resources_of_every_kind() {
     let (world, _port, _web) = world(Vec::new()).await;
     let empty = Workload {
