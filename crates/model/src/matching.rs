@@ -5,6 +5,7 @@
 //! service, method, number of headers. The first rule wins a tie. Prefixes match whole segments;
 //! regular expressions must match the whole value.
 
+mod cover;
 mod precedence;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ mod tests;
 use http::request::Parts;
 use http::{HeaderMap, Uri};
 
+pub use self::cover::{Cover, Position, Shadowed, shadowed};
 pub use self::precedence::{Candidate, Miss, Outcome, candidates};
 use crate::route::{
     GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch, Route, Rule, ValueMatch,

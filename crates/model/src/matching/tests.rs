@@ -199,7 +199,7 @@ fn compare(a: &HttpMatch, b: &HttpMatch) -> Ordering {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4096))]
+    #![proptest_config(ProptestConfig::with_cases(1024))]
 
     #[test]
     fn the_rule_found_is_that_of_the_specification(routes in routes(), req in request()) {
@@ -220,6 +220,37 @@ proptest! {
         let at = all.iter().position(|c| c.outcome == Outcome::Wins).unwrap_or(all.len());
         let missed = |c: &Candidate<'_>| matches!(c.outcome, Outcome::Misses(_));
         prop_assert!(all[..at].iter().all(missed));
+    }
+
+    #[test]
+    fn what_is_shadowed_or_impossible_never_decides(
+        routes in routes(),
+        requests in proptest::collection::vec(request(), 32),
+    ) {
+        let dead = shadowed(&routes);
+        for req in &requests {
+            let all = candidates(&routes, req);
+            for candidate in &all {
+                let matched = candidate.matched.unwrap_or(0);
+                let at = Position { route: candidate.route, rule: candidate.rule, matched };
+                // The rule may win by another of its matches.
+                let wins = candidate.outcome == Outcome::Wins;
+                prop_assert!(!wins || dead.iter().all(|shadowed| shadowed.at != at));
+                let rule = &routes[candidate.route].rules[candidate.rule];
+                let of = rule.matches.get(matched);
+                prop_assert!(!wins || of.is_none_or(|of| of.impossible().is_none()));
+            }
+            for Shadowed { at, by } in &dead {
+                let outcome = |of: &Position| {
+                    let is = |c: &&Candidate<'_>| {
+                        (c.route, c.rule, c.matched.unwrap_or(0)) == (of.route, of.rule, of.matched)
+                    };
+                    all.iter().find(is).map(|candidate| candidate.outcome)
+                };
+                let misses = |outcome| matches!(outcome, Some(Outcome::Misses(_)));
+                prop_assert!(misses(outcome(at)) || !misses(outcome(by)));
+            }
+        }
     }
 }
 
@@ -253,5 +284,57 @@ fn a_miss_says_what_did_not_hold() {
     assert_eq!(
         said,
         ["the path is another", "the method is another", "header x-beta is not 1"]
+    );
+}
+
+#[test]
+fn what_cannot_be_is_told() {
+    let http = |path: &str, values: &[&str]| HttpMatch {
+        path: Some(PathMatch::Prefix(path.into())),
+        headers: values
+            .iter()
+            .map(|value| HeaderMatch {
+                name: HeaderName::from_static("x-a"),
+                value: ValueMatch::Exact((*value).into()),
+            })
+            .collect(),
+        ..HttpMatch::default()
+    };
+    assert_eq!(http("/a", &["1"]).impossible(), None);
+    assert!(http("/a", &["1", "2"]).impossible().unwrap().contains("x-a"));
+    assert!(http("a", &[]).impossible().unwrap().contains("slash"));
+    assert!(http("/a?b", &[]).impossible().unwrap().contains('?'));
+    let grpc = GrpcMatch { service: Some("a/b".into()), ..GrpcMatch::default() };
+    assert!(grpc.impossible().is_some());
+}
+
+#[test]
+fn rules_behind_their_likes_are_shadowed() {
+    let rule = |paths: &[PathMatch]| Rule {
+        matches: paths
+            .iter()
+            .map(|path| HttpMatch { path: Some(path.clone()), ..HttpMatch::default() })
+            .collect(),
+        filters: Vec::new(),
+        action: (),
+    };
+    let prefix = |path: &str| PathMatch::Prefix(path.into());
+    let routes = [Route {
+        meta: Meta::Default("test".into()),
+        hosts: Vec::new(),
+        rules: vec![
+            rule(&[prefix("/")]),
+            rule(&[prefix("/a"), prefix("/")]),
+            rule(&[PathMatch::Regex(Pattern::new("/b.*").unwrap())]),
+        ],
+    }];
+    let at = |rule, matched| Position { route: 0, rule, matched };
+    assert_eq!(
+        shadowed(&routes),
+        [
+            Shadowed { at: at(1, 1), by: at(0, 0) },
+            // A prefix counts for more than an expression, however short it is.
+            Shadowed { at: at(2, 0), by: at(0, 0) },
+        ]
     );
 }
