@@ -4,9 +4,11 @@
 //! messages themselves are the business of `mesh-api`.
 
 mod ask;
+mod analysis;
 mod authz;
 mod edges;
 pub mod mesh;
+mod notable;
 mod observed;
 mod proxies;
 mod routes;
@@ -15,6 +17,8 @@ mod stat;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod what_if;
+mod words;
 
 use std::sync::Arc;
 

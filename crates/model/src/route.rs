@@ -318,6 +318,14 @@ pub struct Retry {
     pub backoff: Option<Backoff>,
 }
 
+/// Whether requests of a method may be processed twice, as HTTP has it.
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
+}
+
 /// A set of gRPC status codes 0…31.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GrpcCodes(pub u32);

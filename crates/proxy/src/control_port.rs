@@ -142,6 +142,13 @@ impl Proxy for ControlPort {
         }))
     }
 
+    async fn notable(
+        &self,
+        _: Request<ext::NotableRequest>,
+    ) -> Result<Response<ext::NotableReply>, Status> {
+        Ok(Response::new(ext::NotableReply::default()))
+    }
+
     async fn config(&self, _: Request<ConfigRequest>) -> Result<Response<ConfigReply>, Status> {
         Ok(Response::new(ConfigReply { json: (self.config)().to_string() }))
     }

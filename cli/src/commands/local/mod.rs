@@ -2,7 +2,7 @@
 //!
 //! The work is the supervisor's (`crate::local`); these commands tell it what to do and show what it says.
 
-mod files;
+pub(crate) mod files;
 mod logs;
 mod ps;
 mod up;

@@ -2714,9 +2714,12 @@ pub struct WhatIfReply {
     pub limits: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(message, repeated, tag = "10")]
     pub backends: ::prost::alloc::vec::Vec<WhatIfBackend>,
-    /// What is wrong with the manifests.
+    /// What is wrong with the manifests. With an error among them, nothing else is told.
     #[prost(message, repeated, tag = "11")]
     pub problems: ::prost::alloc::vec::Vec<Problem>,
+    /// What else to know, such as that the client has no proxy.
+    #[prost(string, repeated, tag = "12")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhatIfMatch {

@@ -154,7 +154,13 @@ impl Objects {
     }
 
     /// Whether a policy's target is the port, or what the port belongs to. Routes are not.
-    fn is_target(&self, target: &PolicyTarget, name: &Name, pod: Option<&Pod>, port: u16) -> bool {
+    pub fn is_target(
+        &self,
+        target: &PolicyTarget,
+        name: &Name,
+        pod: Option<&Pod>,
+        port: u16,
+    ) -> bool {
         match target {
             PolicyTarget::Namespace => true,
             PolicyTarget::Workload { kind, name, port: wanted } => pod.is_some_and(|pod| {

@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::ask::Asker;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
-use super::{authz, edges, observed, proxies, routes, stat, tap};
+use super::{analysis, authz, edges, notable, observed, proxies, routes, stat, tap, what_if};
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
@@ -200,9 +200,26 @@ impl Mesh for MeshService {
     ) -> Answer<ext::PortAuthorizationsReply> {
         Ok(Response::new(authz::port_authorizations(&self.shared, request.get_ref())?))
     }
+
+    async fn what_if(&self, request: Request<ext::WhatIfRequest>) -> Answer<ext::WhatIfReply> {
+        Ok(Response::new(what_if::what_if(&self.shared, request.get_ref())?))
+    }
+
+    async fn analyze(&self, request: Request<ext::AnalyzeRequest>) -> Answer<ext::AnalyzeReply> {
+        Ok(Response::new(analysis::analyze(&self.shared, request.get_ref())?))
+    }
+
+    async fn notable(
+        &self,
+        request: Request<ext::MeshNotableRequest>,
+    ) -> Answer<ext::MeshNotableReply> {
+        let request = request.into_inner();
+        let reply = notable::notable(&self.shared, &self.asker, request).await?;
+        Ok(Response::new(reply))
+    }
 }
 
-fn problem(problem: &Problem) -> ext::Problem {
+pub(super) fn problem(problem: &Problem) -> ext::Problem {
     ext::Problem {
         severity: problem.severity.as_str().into(),
         object: problem.object.clone(),

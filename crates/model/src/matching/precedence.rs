@@ -19,6 +19,7 @@ pub struct Candidate<'a> {
     pub rule: usize,
     /// Index into that rule's matches; `None` when the rule has none and takes any request.
     pub matched: Option<usize>,
+    pub specificity: Specificity,
     pub outcome: Outcome<'a>,
 }
 
@@ -69,7 +70,7 @@ pub fn candidates<'a, M: MatchRequest, R>(
     req: &Parts,
 ) -> Vec<Candidate<'a>> {
     let host = request_host(req);
-    let mut ranked: Vec<(Specificity, Candidate<'a>)> = Vec::new();
+    let mut ranked: Vec<Candidate<'a>> = Vec::new();
     for (route_index, route) in routes.iter().enumerate() {
         let host = match_hosts(&route.hosts, host);
         let of_host = host.is_none().then_some(Miss::Host(&route.hosts));
@@ -77,9 +78,8 @@ pub fn candidates<'a, M: MatchRequest, R>(
             let mut add = |matched, specificity, miss: Option<Miss<'a>>| {
                 let outcome = of_host.or(miss).map_or(Outcome::Loses, Outcome::Misses);
                 let specificity = Specificity { host: host.unwrap_or_default(), ..specificity };
-                let candidate =
-                    Candidate { route: route_index, rule: rule_index, matched, outcome };
-                ranked.push((specificity, candidate));
+                let (route, rule) = (route_index, rule_index);
+                ranked.push(Candidate { route, rule, matched, specificity, outcome });
             };
             if rule.matches.is_empty() {
                 add(None, Specificity::anything(), None);
@@ -90,10 +90,24 @@ pub fn candidates<'a, M: MatchRequest, R>(
         }
     }
     // Stable, so that equals stay in their order.
-    ranked.sort_by_key(|(specificity, _)| Reverse(*specificity));
-    let mut candidates: Vec<_> = ranked.into_iter().map(|(_, candidate)| candidate).collect();
-    if let Some(first) = candidates.iter_mut().find(|c| c.outcome == Outcome::Loses) {
+    ranked.sort_by_key(|candidate| Reverse(candidate.specificity));
+    if let Some(first) = ranked.iter_mut().find(|c| c.outcome == Outcome::Loses) {
         first.outcome = Outcome::Wins;
     }
-    candidates
+    ranked
+}
+
+impl Specificity {
+    /// In what it is less specific than another; `None` if it is not.
+    pub fn behind(self, other: Self) -> Option<&'static str> {
+        let parts = [
+            (self.host.cmp(&other.host), "its host"),
+            (self.path.cmp(&other.path), "its path"),
+            (self.method.cmp(&other.method), "its method"),
+            (self.headers.cmp(&other.headers), "the number of its headers"),
+            (self.query.cmp(&other.query), "the number of its query parameters"),
+        ];
+        let (order, part) = parts.into_iter().find(|(order, _)| order.is_ne())?;
+        order.is_lt().then_some(part)
+    }
 }

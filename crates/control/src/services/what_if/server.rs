@@ -1,0 +1,166 @@
+//! What is behind a backend: how clients balance, the endpoints, and who may.
+
+use std::sync::Arc;
+
+use mesh_api::ext::{WhatIfBackend, WhatIfEndpoint, WhatIfVerdict};
+use mesh_model::Meta;
+use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, decide};
+use mesh_model::endpoint::Endpoint;
+use mesh_model::inbound::{RateLimit, ServerProtocol};
+use mesh_model::outbound::{Breaker, Strategy};
+
+use super::Question;
+use super::effects::Sent;
+use crate::index::Objects;
+use crate::index::object::{Balancer, Name, Pod};
+
+/// Who asks.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) namespace: String,
+    /// `deployment/web`
+    pub(super) what: String,
+    pub(super) pods: Vec<Arc<Pod>>,
+}
+
+impl Client {
+    pub(super) fn notes(&self) -> Vec<String> {
+        let what = &self.what;
+        let unmeshed = self.pods.iter().filter(|pod| !pod.meshed()).count();
+        let mut notes = Vec::new();
+        if self.pods.is_empty() {
+            notes.push(format!("{what} has no running pods: who may do what is left open"));
+        } else if unmeshed == self.pods.len() {
+            notes.push(format!("{what} has no proxy: none of this applies to its requests"));
+        } else if unmeshed > 0 {
+            let all = self.pods.len();
+            notes.push(format!("{unmeshed} of {all} pods of {what} have no proxy"));
+        }
+        notes
+    }
+}
+
+impl Question<'_> {
+    /// A backend and its endpoints; `sent` is `None` of bytes.
+    pub(super) fn backend(
+        &self,
+        meta: &Meta,
+        breaker: Option<Breaker>,
+        sent: Option<&Sent>,
+    ) -> WhatIfBackend {
+        let mut told = WhatIfBackend { backend: meta.to_string(), ..WhatIfBackend::default() };
+        if let Some(sent) = sent {
+            told.method = sent.head.method.to_string();
+            told.authority = sent.authority().to_owned();
+            told.path = sent.path().to_owned();
+            told.breaker = breaker.map_or_else(|| "none".into(), describe_breaker);
+        }
+        let Some(service) = meta.resource().filter(|of| of.kind == "Service") else { return told };
+        let name = Name::new(&service.namespace, &service.name);
+        told.balancer = describe_balancer(&self.objects.balancer(&name));
+        let port = service.port.unwrap_or_default();
+        let set = self.objects.endpoints(&name, port).unwrap_or_default();
+        told.endpoints = set.endpoints.values().map(|of| self.endpoint(of, sent)).collect();
+        told
+    }
+
+    fn endpoint(&self, endpoint: &Endpoint, sent: Option<&Sent>) -> WhatIfEndpoint {
+        let label = |name: &str| endpoint.labels.get(name).cloned().unwrap_or_default();
+        let identity = endpoint.identity.as_ref();
+        let mut told = WhatIfEndpoint {
+            address: endpoint.addr.to_string(),
+            pod: label("pod"),
+            namespace: label("namespace"),
+            identity: identity.map(|identity| identity.id.clone()).unwrap_or_default(),
+            ..WhatIfEndpoint::default()
+        };
+        let pod = self.objects.pod(&Name::new(&told.namespace, &told.pod));
+        if let Some(pod) = pod.filter(|pod| pod.meshed()) {
+            let port = endpoint.addr.port();
+            told.verdict = self.verdict(pod, port, identity.is_some(), sent);
+            told.limits = limits(self.objects, pod, port);
+        }
+        told
+    }
+
+    /// What the endpoint's proxy decides about the client's pods; `None` when there are none.
+    fn verdict(
+        &self,
+        server: &Pod,
+        port: u16,
+        with_tls: bool,
+        sent: Option<&Sent>,
+    ) -> Option<WhatIfVerdict> {
+        let authz = self.objects.port_authz(&server.name, port);
+        let mut verdicts: Vec<WhatIfVerdict> = Vec::new();
+        for pod in &self.client.pods {
+            let Some(client) = pod.ip else { continue };
+            let identity = self.objects.identity_of(pod).filter(|_| with_tls);
+            let http = sent.map(|sent| HttpRequest {
+                method: &sent.head.method,
+                uri: &sent.head.uri,
+                headers: &sent.head.headers,
+            });
+            let identity = identity.as_ref().map(|id| id.as_str());
+            let verdict = decide(&authz, &AuthzRequest { client, identity, http });
+            let why = match verdict.basis {
+                Basis::Probe => "it is a health probe that the workload declares".into(),
+                Basis::Denied => "the policy denies it".into(),
+                Basis::Allowed => "the policy allows it".into(),
+                Basis::NoneMatched => "it governs, and no policy that allows applies".into(),
+                Basis::Default => format!(
+                    "no policy decides, and the default is {}",
+                    authz.default.access.as_str()
+                ),
+            };
+            let decided = verdict.decided.to_string();
+            verdicts.push(WhatIfVerdict { allowed: verdict.allowed, decided, why });
+        }
+        let (all, refused) = (verdicts.len(), verdicts.iter().filter(|v| !v.allowed).count());
+        let mut verdict = match verdicts.iter().position(|verdict| !verdict.allowed) {
+            Some(at) => verdicts.swap_remove(at),
+            None => verdicts.into_iter().next()?,
+        };
+        if refused > 0 && refused < all {
+            verdict.why += &format!(" (for {refused} of {all} pods of {})", self.client.what);
+        }
+        Some(verdict)
+    }
+}
+
+fn limits(objects: &Objects, pod: &Pod, port: u16) -> Vec<String> {
+    let limit = match objects.server_policy(&pod.name, port).protocol {
+        ServerProtocol::Detect { limit, .. }
+        | ServerProtocol::Http1 { limit, .. }
+        | ServerProtocol::Http2 { limit, .. } => limit,
+        ServerProtocol::Grpc { .. } | ServerProtocol::Opaque | ServerProtocol::Tls => None,
+    };
+    limit.map(|limit| describe_limit(&limit)).into_iter().collect()
+}
+
+fn describe_limit(limit: &RateLimit) -> String {
+    let total = limit.total.map(|rate| format!("{rate}/s in all"));
+    let each = limit.identity.map(|rate| format!("{rate}/s of each client"));
+    let others = limit.overrides.iter().map(|(rate, of)| format!("{rate}/s of {}", of.join(", ")));
+    let parts: Vec<String> = total.into_iter().chain(each).chain(others).collect();
+    format!("{} by {}", parts.join(", "), limit.meta)
+}
+
+fn describe_balancer(balancer: &Balancer) -> String {
+    let name = balancer.strategy.as_str();
+    match (balancer.strategy, &balancer.hash_header) {
+        (Strategy::RingHash, Some(header)) => format!("{name} of header {header}"),
+        (Strategy::RingHash, None) => format!("{name} of the client's address"),
+        _ => name.to_owned(),
+    }
+}
+
+fn describe_breaker(breaker: Breaker) -> String {
+    let consecutive = breaker.consecutive.map(|failures| format!("{failures} failures in a row"));
+    let rate = breaker
+        .success_rate
+        .map(|rate| format!("less than {}% successful", rate.threshold * 100.0));
+    let when: Vec<String> = consecutive.into_iter().chain(rate).collect();
+    let (min, max) = (breaker.backoff.min, breaker.backoff.max);
+    format!("opens after {}, for {min:?} to {max:?}", when.join(" or "))
+}
