@@ -169,6 +169,7 @@ pub(crate) fn workload(kind: &str, namespace: &str, name: &str, pods: u8) -> ext
         meshed: true,
         terminating: false,
         owner: Some(object(kind, namespace, name)),
+        identity: String::new(),
     };
     ext::Workload {
         r#ref: Some(object(kind, namespace, name)),

@@ -16,6 +16,7 @@ use crate::context::Context;
 use crate::error::CliError;
 use crate::output::table::Tone;
 use crate::output::{Format, Style, clean, format};
+use crate::units;
 
 /// Find what is wrong with routes, policies, labels and annotations
 #[derive(Args, Debug)]
@@ -37,25 +38,44 @@ pub struct AnalyzeArgs {
     /// The least severe finding that makes the exit code 1
     #[arg(long, value_enum, value_name = "SEVERITY", default_value = "error")]
     pub fail_on: FailOn,
+    /// The least severe finding to show
+    #[arg(long, value_enum, value_name = "SEVERITY", default_value = "warning")]
+    pub show: FailOn,
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "table",
           value_parser = Format::among(["table", "json"]))]
     pub output: Format,
 }
 
-/// What makes the exit code 1.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+/// From which severity on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub enum FailOn {
     Error,
     Warning,
     Info,
 }
 
+impl FailOn {
+    /// What makes the exit code 1 is shown.
+    fn or_less(self, other: Self) -> Self {
+        self.max(other)
+    }
+
+    fn means(self, severity: &str) -> bool {
+        match severity {
+            "error" => true,
+            "warning" => self >= Self::Warning,
+            _ => self == Self::Info,
+        }
+    }
+}
+
 const HELP: &str = "\
 meshctl analyze -n shop
 meshctl analyze --offline -f manifests/ --fail-on warning
 
-Every finding has a code; meshctl explain CODE says more. Exit code 1 if there is one that --fail-on means.
+Every finding has a code; meshctl explain CODE says more. Exit code 1 if there is one that --fail-on means. \
+Remarks that are worth knowing and nothing wrong (severity info) are counted, and shown with --show info.
 
 With --offline the files are all there is. A Service that they do not have is an error if they have others of \
 its namespace, and a warning if they have none.
@@ -99,10 +119,11 @@ pub(super) async fn run(args: AnalyzeArgs, cx: &mut Context) -> Result<ExitCode,
         let mesh = cx.connect().await?;
         let request = ext::AnalyzeRequest { namespace, manifests, selector: None };
         let reply = mesh.analyze(request).await?;
-        let objects = format!("{} objects", reply.objects);
+        let objects = units::plural(reply.objects as usize, "object");
         (reply.diagnoses.into_iter().map(Finding::from).collect(), objects)
     };
-    let report = Report::new(findings);
+    let mut report = Report::new(findings);
+    report.findings.retain(|finding| args.show.or_less(args.fail_on).means(&finding.severity));
     cx.ui.print(&match args.output {
         Format::Json => format::json(&report)?,
         _ => report.text(&looked_at, cx.ui.out_style),
@@ -121,7 +142,7 @@ fn offline(
     let mut found = analyze_over(&Objects::default(), &[], &overlay, false);
     let of = |d: &Diagnosis| d.object.split('/').nth(1) == Some(namespace);
     found.retain(|diagnosis| namespace.is_empty() || of(diagnosis));
-    let objects = format!("{} objects in files", overlay.written.len());
+    let objects = format!("{} in files", units::plural(overlay.written.len(), "object"));
     Ok((found.into_iter().map(Finding::from).collect(), objects))
 }
 
@@ -150,17 +171,19 @@ impl Report {
     fn text(&self, looked_at: &str, style: Style) -> String {
         let mut text: String = self.findings.iter().map(|of| of.text(style) + "\n").collect();
         let Counts { errors, warnings, infos } = self.counts;
-        text += &if errors + warnings + infos == 0 {
-            format!("{} in {looked_at}\n", Tone::Good.paint(style, "nothing wrong"))
-        } else {
-            let plural = |n: usize, of: &str| format!("{n} {of}{}", if n == 1 { "" } else { "s" });
-            format!(
-                "{}, {}, {} in {looked_at}\n",
-                plural(errors, "error"),
-                plural(warnings, "warning"),
-                plural(infos, "info")
-            )
+        let hidden = infos > 0 && !self.findings.iter().any(|of| of.severity == "info");
+        let hint = if hidden { ", which --show info shows" } else { "" };
+        let infos = match infos {
+            0 => String::new(),
+            n => format!(", {}{hint}", units::plural(n, "remark")),
         };
+        if errors + warnings == 0 {
+            let nothing = Tone::Good.paint(style, "nothing wrong");
+            return text + &format!("{nothing} in {looked_at}{infos}\n");
+        }
+        let (errors, warnings) =
+            (units::plural(errors, "error"), units::plural(warnings, "warning"));
+        text += &format!("{errors}, {warnings} in {looked_at}{infos}\n");
         text
     }
 }
@@ -223,5 +246,60 @@ impl From<Diagnosis> for Finding {
             message: of.message,
             remedy: of.code.remedy().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitCode;
+
+    use mesh_api::ext;
+
+    use crate::testing::{FakeMesh, golden, run_alone};
+
+    #[tokio::test]
+    async fn the_sample_application_is_clean() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/demo");
+        let ran = run_alone(&format!("analyze --offline -f {folder} --fail-on warning")).await;
+        assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS, "{}", ran.out);
+        assert!(ran.out.starts_with("nothing wrong in "), "{}", ran.out);
+    }
+
+    #[tokio::test]
+    async fn files_are_looked_at_without_a_mesh() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("route.yaml");
+        let route = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata:\n  name: r\n\
+                     spec:\n  parentRefs:\n    - {group: '', kind: Service, name: taxi}\n  rules:\n    \
+                     - backendRefs:\n        - {name: taxi, port: 80, weight: 0}\n";
+        std::fs::write(&file, route).unwrap();
+        let line = format!("analyze --offline -f {}", file.display());
+        let ran = run_alone(&line).await;
+        assert_eq!(ran.result.unwrap(), ExitCode::FAILURE, "all weights are zero");
+        golden("analyze-offline.txt", &ran.out.replace(&file.display().to_string(), "route.yaml"));
+        let ran = run_alone(&format!("{line} -n other")).await;
+        assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS);
+    }
+
+    #[tokio::test]
+    async fn a_mesh_is_asked_and_severities_decide() {
+        let diagnosis = ext::Diagnosis {
+            code: "MESH104".into(),
+            severity: "warning".into(),
+            object: "HTTPRoute/shop/tax".into(),
+            field: "spec.rules[1]".into(),
+            message: "no request is left for it: rule 0 takes them all".into(),
+            remedy: "remove the rule".into(),
+            ..Default::default()
+        };
+        let analysis = ext::AnalyzeReply { diagnoses: vec![diagnosis], objects: 12 };
+        let mesh = FakeMesh { analysis, ..FakeMesh::default() };
+        let ran = mesh.clone().run("analyze -n shop").await;
+        golden("analyze.txt", &ran.out);
+        assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS);
+        assert_eq!(ran.asked.analyze.unwrap().namespace, "shop");
+        golden("analyze.json", &mesh.clone().run("analyze -o json").await.out);
+        let ran = mesh.run("analyze --fail-on warning").await;
+        assert_eq!(ran.result.unwrap(), ExitCode::FAILURE);
     }
 }

@@ -114,7 +114,8 @@ impl Overlay {
         // Workloads that no machine runs by itself are there for policies to point to.
         if let Some(kind) = Kind::workload(&kind).filter(|of| of.as_str() == kind) {
             let name = Name::new(&namespace, &name);
-            let known = |declared: &Declared| declared.key() == ObjectKey { kind, name: name.clone() };
+            let known =
+                |declared: &Declared| declared.key() == ObjectKey { kind, name: name.clone() };
             if !self.declared.iter().any(known) {
                 let (labels, annotations) = (Labels::default(), Labels::default());
                 let workload = Workload { kind, name, labels, annotations };

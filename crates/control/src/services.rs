@@ -3,13 +3,14 @@
 //! [`Control`] is the index as proxies see it; [`mesh`] answers people by asking proxies. The
 //! messages themselves are the business of `mesh-api`.
 
-mod ask;
 mod analysis;
+mod ask;
 mod authz;
 mod edges;
 pub mod mesh;
 mod notable;
 mod observed;
+mod ports;
 mod proxies;
 mod routes;
 mod select;

@@ -5,6 +5,7 @@
 //! [`crate::telemetry`]; what their fields mean stands in `crates/api/proto`.
 
 mod door;
+mod remembered;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -144,9 +145,17 @@ impl Proxy for ControlPort {
 
     async fn notable(
         &self,
-        _: Request<ext::NotableRequest>,
+        request: Request<ext::NotableRequest>,
     ) -> Result<Response<ext::NotableReply>, Status> {
-        Ok(Response::new(ext::NotableReply::default()))
+        let ext::NotableRequest { id, limit } = request.into_inner();
+        let wanted = match id.as_str() {
+            "" => None,
+            id => Some(id.parse().map_err(|e| Status::invalid_argument(format!("`{id}`: {e}")))?),
+        };
+        let limit = if limit == 0 { usize::MAX } else { limit as usize };
+        let requests = self.telemetry.notable.latest(wanted, limit);
+        let requests = requests.iter().map(|request| remembered::write(request)).collect();
+        Ok(Response::new(ext::NotableReply { requests }))
     }
 
     async fn config(&self, _: Request<ConfigRequest>) -> Result<Response<ConfigReply>, Status> {

@@ -2,6 +2,7 @@
 //!
 //! The meaning of checks, reason codes and findings works offline: the text is `docs/troubleshooting.md`.
 
+mod notable;
 mod request;
 mod what_if;
 
@@ -20,14 +21,20 @@ use crate::selector;
 
 const DOCUMENT: &str = include_str!("../../../../docs/troubleshooting.md");
 
-/// Explain an id, or what would become of a request and why
+/// Explain an id, what became of a request, or what would, and why
 #[derive(Args, Debug)]
 #[command(after_long_help = HELP)]
 pub struct ExplainArgs {
-    /// The id of a check, a reason code or a finding: no-endpoints, proxies-in-sync, MESH101; without, all are
-    /// listed
-    #[arg(value_name = "ID", add = completing::explainable(), conflicts_with = "what_if")]
+    /// A check, reason code or finding (no-endpoints, MESH101), or the x-mesh-request-id of a response; without,
+    /// all but requests are listed
+    #[arg(value_name = "ID", add = completing::explainable(), conflicts_with_all = ["what_if", "last_errors"])]
     pub id: Option<String>,
+    /// What the proxies of this remember: requests that failed, were denied, retried or slow
+    #[arg(long, value_name = "RESOURCE", add = completing::resources(), conflicts_with = "what_if")]
+    pub last_errors: Option<String>,
+    /// At most so many, the latest
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub limit: u32,
     /// What would become of this request: 'GET /cart -H x-beta:1'
     #[arg(long, value_name = "REQUEST", value_parser = Asked::parse, requires_all = ["from", "to"])]
     pub what_if: Option<Asked>,
@@ -40,8 +47,8 @@ pub struct ExplainArgs {
     /// As if these manifests were applied: files, folders, or - for standard input
     #[arg(long = "filename", short, value_name = "FILE", requires = "what_if")]
     pub files: Vec<PathBuf>,
-    /// The namespace of client and server, unless they name one
-    #[arg(long, short, value_name = "NS", add = completing::namespaces(), requires = "what_if")]
+    /// The namespace of what is named, unless it names one
+    #[arg(long, short, value_name = "NS", add = completing::namespaces())]
     pub namespace: Option<String>,
     /// Output format
     #[arg(long, short, value_name = "FORMAT", default_value = "table",
@@ -51,14 +58,23 @@ pub struct ExplainArgs {
 
 const HELP: &str = "\
 meshctl explain no-endpoints
+meshctl explain --last-errors deploy/web
 meshctl explain --what-if 'GET /cart -H x-beta:1' --from deploy/web --to svc/checkout -f new-route.yaml
+
+Each proxy remembers its last 256 requests that the mesh failed or denied, that were retried, or that had no \
+answer for a second. Responses that the mesh makes name theirs in x-mesh-request-id. Of a Service, those are \
+shown that its clients sent, too.
 
 What would become of a request is asked of the functions that the proxies use: which route, rule and match \
 wins and why the others do not, what its filters do, where it goes by which shares, and whether the server \
 lets it in. Nothing is sent, and files are applied for the answer only. Exit code 0 if every endpoint that \
 the request may reach lets it in, 1 if not or if no route takes it.
 
-JSON and YAML: {request, service, client_namespace, protocol, protocol_why, notes, matches: [{route, rule, \
+JSON and YAML of requests that were: {requests: [{id, started_unix_ms, direction, pod, namespace, peer, source, \
+method, authority, path, notable, status, grpc_status, reason, message, parent, route, policy, identity, \
+duration_ms, tries: [{backend, endpoint, status, grpc_status, reason, duration_ms}]}], unreachable}.
+
+JSON and YAML of one that is not: {request, service, client_namespace, protocol, protocol_why, notes, matches: [{route, rule, \
 rule_name, match, matches, wins, why}], aside: [{route, why}], filters, answer: {status, why, location}, \
 limits, backends: [{backend, share, filters, answer, balancer, breaker, method, authority, path, endpoints: \
 [{address, pod, namespace, identity, allowed, decided, why, limits}]}]}.";
@@ -74,6 +90,9 @@ pub(super) async fn run(args: ExplainArgs, cx: &mut Context) -> Result<ExitCode,
     if args.what_if.is_some() {
         return what_if::run(args, cx).await;
     }
+    if args.last_errors.is_some() || args.id.as_deref().is_some_and(notable::is_id) {
+        return notable::run(args, cx).await;
+    }
     let style = cx.ui.out_style;
     let Some(id) = &args.id else {
         let mut table = Table::new([Column::left("ID"), Column::left("MEANING")]);
@@ -83,7 +102,8 @@ pub(super) async fn run(args: ExplainArgs, cx: &mut Context) -> Result<ExitCode,
         cx.ui.print(&table.render(style))?;
         return Ok(ExitCode::SUCCESS);
     };
-    let topic = topics().find(|topic| topic.id.eq_ignore_ascii_case(id)).ok_or_else(|| unknown(id))?;
+    let topic =
+        topics().find(|topic| topic.id.eq_ignore_ascii_case(id)).ok_or_else(|| unknown(id))?;
     cx.ui.print(&format!("{}\n\n{}\n", style.bold(topic.id), topic.text))?;
     Ok(ExitCode::SUCCESS)
 }

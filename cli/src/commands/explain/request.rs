@@ -84,7 +84,8 @@ mod tests {
 
     #[test]
     fn requests_are_read_as_curl_has_them() {
-        let asked = Asked::parse("post /cart?a=1 -H x-beta:1 -H 'x-user: \"a b\"' -Hx-c=2").unwrap();
+        let asked =
+            Asked::parse("post /cart?a=1 -H x-beta:1 -H 'x-user: \"a b\"' -Hx-c=2").unwrap();
         assert_eq!((asked.method.as_str(), asked.path.as_str()), ("POST", "/cart?a=1"));
         let headers: Vec<_> =
             asked.headers().into_iter().map(|header| (header.name, header.value)).collect();
@@ -95,7 +96,9 @@ mod tests {
 
     #[test]
     fn what_is_none_is_refused() {
-        for bad in ["", "GET", "GET cart", "GET /a b", "GET /a -H", "GET /a -H x", "G@T /", "GET '/"] {
+        for bad in
+            ["", "GET", "GET cart", "GET /a b", "GET /a -H", "GET /a -H x", "G@T /", "GET '/"]
+        {
             assert!(Asked::parse(bad).is_err(), "{bad}");
         }
     }

@@ -206,7 +206,8 @@ impl Report {
         }
         text += &some("Limits", &lines(&self.limits));
         for backend in &self.backends {
-            let heading = format!("{} of the requests to {}", percent(backend.share), backend.backend);
+            let heading =
+                format!("{} of the requests to {}", percent(backend.share), backend.backend);
             text += &shared::section(&clean(&heading), &backend.text(style));
         }
         text
@@ -355,5 +356,100 @@ impl From<ext::WhatIfEndpoint> for Endpoint {
             why: verdict.and_then(|verdict| given(verdict.why)),
             limits: of.limits,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::ExitCode;
+
+    use mesh_api::ext;
+
+    use crate::testing::{FakeMesh, golden};
+
+    fn reply() -> ext::WhatIfReply {
+        let found = |rule: u32, name: &str, of: &str, why: &str| ext::WhatIfMatch {
+            route: "HTTPRoute/shop/checkout".into(),
+            rule,
+            rule_name: name.into(),
+            r#match: of.into(),
+            matches: why.is_empty() || why.starts_with("its"),
+            wins: why.is_empty(),
+            why: why.into(),
+        };
+        let endpoint = |pod: &str, allowed: bool| ext::WhatIfEndpoint {
+            address: "127.101.0.4:8080".into(),
+            pod: pod.into(),
+            namespace: "shop".into(),
+            verdict: Some(ext::WhatIfVerdict {
+                allowed,
+                decided: "AuthorizationPolicy/shop/checkout".into(),
+                why: if allowed { "the policy allows it" } else { "the policy denies it" }.into(),
+            }),
+            ..Default::default()
+        };
+        let backend = |name: &str, share: f64, endpoints| ext::WhatIfBackend {
+            backend: format!("Service/shop/{name}:8080"),
+            share,
+            balancer: "peak-ewma".into(),
+            breaker: "opens after 7 failures in a row, for 1s to 60s".into(),
+            method: "GET".into(),
+            authority: "checkout.shop.svc.cluster.local:8080".into(),
+            path: "/v2/cart".into(),
+            endpoints,
+            ..Default::default()
+        };
+        ext::WhatIfReply {
+            service: "Service/shop/checkout:8080".into(),
+            client_namespace: "shop".into(),
+            protocol: "http".into(),
+            protocol_why: "nobody declares it: the proxy sees what is spoken".into(),
+            matches: vec![
+                found(2, "", "PathPrefix /cart GET header x-user=1", "header x-user is not 1"),
+                found(1, "beta", "PathPrefix /cart header x-beta=1", ""),
+                found(0, "", "PathPrefix /", "its path is less specific"),
+            ],
+            aside: vec![ext::WhatIfAside {
+                route: "HTTPRoute/other/theirs".into(),
+                why: "is for clients in namespace other only".into(),
+            }],
+            filters: vec!["rewrites to prefix /v2".into()],
+            limits: vec!["no timeout".into()],
+            backends: vec![
+                backend("checkout-v1", 0.75, vec![endpoint("checkout-v1-1", true)]),
+                backend("checkout-v2", 0.25, vec![endpoint("checkout-v2-1", false)]),
+            ],
+            ..Default::default()
+        }
+    }
+
+    const LINE: &str = "explain --what-if /cart --from deploy/web --to checkout.shop:8080";
+
+    #[tokio::test]
+    async fn the_way_of_a_request_is_told() {
+        let mesh = FakeMesh { what_if: reply(), ..FakeMesh::default() };
+        let ran = mesh.clone().run(LINE).await;
+        golden("what-if.txt", &ran.out);
+        assert_eq!(ran.result.unwrap(), ExitCode::FAILURE, "an endpoint does not let it in");
+        let asked = ran.asked.what_if.unwrap();
+        assert_eq!((asked.method.as_str(), asked.path.as_str()), ("GET", "/cart"));
+        assert_eq!(asked.authority, "checkout.shop:8080");
+        golden("what-if.json", &mesh.run(&format!("{LINE} -o json")).await.out);
+    }
+
+    #[tokio::test]
+    async fn errors_in_manifests_are_told_instead() {
+        let problem = ext::Problem {
+            severity: "error".into(),
+            object: "HTTPRoute/shop/r".into(),
+            file: "new.yaml".into(),
+            line: 3,
+            field: "spec".into(),
+            message: "is wrong".into(),
+        };
+        let what_if = ext::WhatIfReply { problems: vec![problem], ..Default::default() };
+        let ran = FakeMesh { what_if, ..FakeMesh::default() }.run(LINE).await;
+        assert!(ran.result.is_err());
+        assert_eq!(ran.err, "error: new.yaml:3: HTTPRoute/shop/r: spec: is wrong\n");
     }
 }

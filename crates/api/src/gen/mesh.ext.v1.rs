@@ -2211,8 +2211,23 @@ pub struct Workload {
     /// Of a service: its address and ports.
     #[prost(string, tag = "3")]
     pub cluster_ip: ::prost::alloc::string::String,
+    /// Of a service those it has, of others those their pods take requests at.
     #[prost(message, repeated, tag = "4")]
     pub ports: ::prost::alloc::vec::Vec<Port>,
+    /// Of a service: how clients use it.
+    #[prost(message, repeated, tag = "5")]
+    pub settings: ::prost::alloc::vec::Vec<Setting>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Setting {
+    /// `balancer`, `breaker`
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+    /// Who says so.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pod {
@@ -2231,6 +2246,9 @@ pub struct Pod {
     /// The workload that owns it, at the top (Deployment, not ReplicaSet).
     #[prost(message, optional, tag = "7")]
     pub owner: ::core::option::Option<ObjectRef>,
+    /// Whom its proxy proves to be; empty without one.
+    #[prost(string, tag = "8")]
+    pub identity: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Port {
@@ -2240,6 +2258,9 @@ pub struct Port {
     pub port: u32,
     #[prost(string, tag = "3")]
     pub protocol: ::prost::alloc::string::String,
+    /// Who says so.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatRequest {

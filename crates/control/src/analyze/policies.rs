@@ -5,9 +5,7 @@ use std::collections::BTreeSet;
 use mesh_model::authz::{Action, ClientMatch, DefaultAccess, IdentityPattern};
 
 use super::{Code, Found, Level, Scene, object_of};
-use crate::index::object::{
-    AuthorizationPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget,
-};
+use crate::index::object::{AuthorizationPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget};
 
 pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
     let identities = identities(scene);
@@ -38,7 +36,8 @@ fn target(scene: &Scene<'_>, policy: &ObjectKey, target: &PolicyTarget, found: &
         PolicyTarget::Workload { kind, name, .. } => {
             let owns = |pod: &&std::sync::Arc<Pod>| {
                 let owner = pod.owner.as_ref();
-                pod.name.namespace == *namespace && owner.is_some_and(|(k, n)| k == kind && n == name)
+                pod.name.namespace == *namespace
+                    && owner.is_some_and(|(k, n)| k == kind && n == name)
             };
             let is_there = objects.workload(*kind, &named(name)).is_some();
             if !is_there && objects.pods().find(owns).is_none() {
@@ -67,7 +66,8 @@ fn target(scene: &Scene<'_>, policy: &ObjectKey, target: &PolicyTarget, found: &
             }
         }
         PolicyTarget::Pods { labels, .. } => {
-            let is_one = |have: &Labels| labels.iter().all(|(key, value)| have.get(key) == Some(value));
+            let is_one =
+                |have: &Labels| labels.iter().all(|(key, value)| have.get(key) == Some(value));
             let runs = objects.pods().any(|p| p.name.namespace == *namespace && is_one(&p.labels));
             let written = || {
                 let here = scene.written.iter().filter(|written| written.namespace == *namespace);
@@ -128,7 +128,8 @@ fn overruled(scene: &Scene<'_>, policy: &AuthorizationPolicy, key: &ObjectKey, f
         return;
     }
     if let Some(other) = scene.objects.authorization_policies().find(denies) {
-        let message = format!("AuthorizationPolicy/{} denies the same, and denials win", other.name);
+        let message =
+            format!("AuthorizationPolicy/{} denies the same, and denials win", other.name);
         found.add(Code::Conflicting, key, "spec", message);
     }
 }
@@ -172,7 +173,8 @@ fn ports(scene: &Scene<'_>, found: &mut Found) {
         }
     }
     for (object, port) in closed {
-        let message = format!("nobody may use port {port}: the default is deny, and no policy allows");
+        let message =
+            format!("nobody may use port {port}: the default is deny, and no policy allows");
         found.add(Code::NobodyLetIn, object, "", message);
     }
     if !scene.complete {
@@ -184,9 +186,10 @@ fn ports(scene: &Scene<'_>, found: &mut Found) {
 fn closed_by_files(scene: &Scene<'_>, found: &mut Found) {
     for policy in scene.objects.port_policies() {
         let namespace = &policy.name.namespace;
-        let mut allowing = scene.objects.authorization_policies().filter(|other| {
-            other.action == Action::Allow && other.name.namespace == *namespace
-        });
+        let mut allowing = scene
+            .objects
+            .authorization_policies()
+            .filter(|other| other.action == Action::Allow && other.name.namespace == *namespace);
         if policy.default_access == DefaultAccess::Deny && allowing.next().is_none() {
             let key = ObjectKey { kind: Kind::ServerPolicy, name: policy.name.clone() };
             let message = "the default is deny, and no policy of the namespace allows anything";

@@ -21,11 +21,7 @@ pub(super) fn look(objects: &Objects, found: &mut Found) {
     }
 }
 
-fn of_route<M: Cover + NamesMethod>(
-    route: ObjectKey,
-    rules: &[RouteRule<M>],
-    found: &mut Found,
-) {
+fn of_route<M: Cover + NamesMethod>(route: ObjectKey, rules: &[RouteRule<M>], found: &mut Found) {
     for (index, rule) in rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
         for (index, of) in rule.matches.iter().enumerate() {
@@ -33,7 +29,8 @@ fn of_route<M: Cover + NamesMethod>(
                 found.add(Code::NeverMatches, &route, format!("{at}.matches[{index}]"), why);
             }
         }
-        let answers_itself = |filter: &RouteFilter| matches!(filter, RouteFilter::Is(Filter::Redirect(_)));
+        let answers_itself =
+            |filter: &RouteFilter| matches!(filter, RouteFilter::Is(Filter::Redirect(_)));
         if rule.filters.iter().any(answers_itself) {
             continue;
         }
@@ -73,7 +70,9 @@ fn limits<M: NamesMethod>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, foun
                 ),
                 None => (
                     "retry.backoff",
-                    format!("the first wait, {backoff:?}, is as long as the whole request may take"),
+                    format!(
+                        "the first wait, {backoff:?}, is as long as the whole request may take"
+                    ),
                 ),
             };
             found.add(Code::TimeoutsExclude, route, format!("{at}.{field}"), message);
@@ -83,7 +82,8 @@ fn limits<M: NamesMethod>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, foun
         && let (Some(absolute), Some(idle)) = (session.absolute, session.idle)
         && idle >= absolute
     {
-        let message = format!("the session ends after {absolute:?}, before it can be idle {idle:?}");
+        let message =
+            format!("the session ends after {absolute:?}, before it can be idle {idle:?}");
         let field = format!("{at}.sessionPersistence.idleTimeout");
         found.add(Code::TimeoutsExclude, route, field, message);
     }
@@ -114,7 +114,8 @@ fn shadows(objects: &Objects, kind: Kind, head: &RouteHead, found: &mut Found) {
             places = Some(match places {
                 None => here,
                 Some(before) => {
-                    let still = |(rule, _): &(usize, Vec<Told>)| here.iter().any(|(of, _)| of == rule);
+                    let still =
+                        |(rule, _): &(usize, Vec<Told>)| here.iter().any(|(of, _)| of == rule);
                     before.into_iter().filter(still).collect()
                 }
             });
@@ -133,16 +134,14 @@ struct Told(String);
 /// Rules of a route all of whose matches are shadowed.
 fn useless<M: Cover>(object: &str, routes: &[Route<M, Forward>]) -> Vec<(usize, Vec<Told>)> {
     let all = shadowed(routes);
-    let Some(own) = routes.iter().position(|r| object_of(&r.meta).as_deref() == Some(object)) else {
+    let Some(own) = routes.iter().position(|r| object_of(&r.meta).as_deref() == Some(object))
+    else {
         return Vec::new();
     };
     let rules = routes[own].rules.iter().enumerate();
     let of = |(index, rule): (usize, &mesh_model::route::Rule<M, Forward>)| {
-        let by: Vec<Position> = all
-            .iter()
-            .filter(|s| (s.at.route, s.at.rule) == (own, index))
-            .map(|s| s.by)
-            .collect();
+        let by: Vec<Position> =
+            all.iter().filter(|s| (s.at.route, s.at.rule) == (own, index)).map(|s| s.by).collect();
         (by.len() == rule.matches.len().max(1)).then(|| {
             let mut told: Vec<Told> = Vec::new();
             for by in by {

@@ -155,7 +155,9 @@ fn verdict(key: &str, value: &str, is_label: bool, place: Place) -> Option<(Code
     let message = match place {
         Place::Pod | Place::Namespace if !of_pods => "is read on Services only",
         Place::Service if !of_services => "is read on pods and namespaces only",
-        Place::Workload if of_pods => "is not read here: it belongs to the metadata of the template",
+        Place::Workload if of_pods => {
+            "is not read here: it belongs to the metadata of the template"
+        }
         Place::Workload => "is read on Services only",
         Place::Other => "is not read on objects of this kind",
         _ => return None,

@@ -69,11 +69,19 @@ fn every_code_of_routes() {
     let rule = |rest: &str| format!("[{{{rest}}}]");
     let both = |a: &str, b: &str| format!("[{{{a}, {BACKEND}}}, {{{b}, {BACKEND}}}]");
     let table = [
-        (Code::Object, "name: tax, port: 8080", rule(&format!("timeouts: {{request: soon}}, {BACKEND}"))),
+        (
+            Code::Object,
+            "name: tax, port: 8080",
+            rule(&format!("timeouts: {{request: soon}}, {BACKEND}")),
+        ),
         (Code::ParentMissing, "name: taxi", rule(BACKEND)),
         (Code::ParentMissing, "name: tax, port: 81", rule(BACKEND)),
         (Code::ParentMissing, "name: tax, sectionName: grpc", rule(BACKEND)),
-        (Code::BackendMissing, "name: tax, port: 8080", rule("backendRefs: [{name: taxi, port: 8080}]")),
+        (
+            Code::BackendMissing,
+            "name: tax, port: 8080",
+            rule("backendRefs: [{name: taxi, port: 8080}]"),
+        ),
         (
             Code::BackendMissing,
             "name: tax, port: 8080",
@@ -133,7 +141,11 @@ fn every_code_of_routes() {
 
 #[test]
 fn every_code_of_policies() {
-    let deny = policy("ServerPolicy", "p", "{targetRef: {kind: Deployment, name: tax}, defaultAccess: deny}");
+    let deny = policy(
+        "ServerPolicy",
+        "p",
+        "{targetRef: {kind: Deployment, name: tax}, defaultAccess: deny}",
+    );
     assert_eq!(codes(&[&deny]), [Code::NobodyLetIn]);
     let allow = policy("AuthorizationPolicy", "a", "{targetRef: {kind: Deployment, name: tax}}");
     assert_eq!(codes(&[&deny, &allow]), []);
@@ -166,9 +178,13 @@ fn every_code_of_policies() {
 
 #[test]
 fn names_that_nobody_reads() {
-    let with = |from: &str, to: &str| codes(&[&SERVICES.replace(from, to).replace("shop", "other")]);
+    let with =
+        |from: &str, to: &str| codes(&[&SERVICES.replace(from, to).replace("shop", "other")]);
     let annotated = |text: &str| {
-        with("metadata: {name: calls,", &format!("metadata: {{annotations: {{{text}}}, name: calls,"))
+        with(
+            "metadata: {name: calls,",
+            &format!("metadata: {{annotations: {{{text}}}, name: calls,"),
+        )
     };
     for misspelt in [
         "config.meshctl.dev/oqaque-ports: '1'",

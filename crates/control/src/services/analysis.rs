@@ -77,7 +77,8 @@ fn about(objects: &Objects, selected: &[super::select::Selected]) -> BTreeSet<St
     let mut services: BTreeSet<Name> = BTreeSet::new();
     for selected in selected {
         let of = &selected.object;
-        let kind = Kind::workload(&of.kind).map_or_else(|| capital(&of.kind), |k| k.as_str().into());
+        let kind =
+            Kind::workload(&of.kind).map_or_else(|| capital(&of.kind), |k| k.as_str().into());
         let place =
             if of.namespace.is_empty() { String::new() } else { format!("{}/", of.namespace) };
         about.insert(format!("{kind}/{place}{}", of.name));
@@ -85,7 +86,8 @@ fn about(objects: &Objects, selected: &[super::select::Selected]) -> BTreeSet<St
         match &selected.service {
             Some(service) => services.extend([service.clone()]),
             None => {
-                let of_pods = selected.pods.iter().flat_map(|pod| objects.services_of_pod(&pod.name));
+                let of_pods =
+                    selected.pods.iter().flat_map(|pod| objects.services_of_pod(&pod.name));
                 services.extend(of_pods);
             }
         }

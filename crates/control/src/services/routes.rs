@@ -57,7 +57,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
         for rule in &route.rules {
             let any = [HttpMatch::default()];
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
-            matches.extend(of.iter().map(|found| (http_rank(found), words::http_match(found), rule)));
+            matches
+                .extend(of.iter().map(|found| (http_rank(found), words::http_match(found), rule)));
         }
         push(objects, rows, route_from(Kind::HttpRoute, &route.head), &parent, &status, matches);
     }
@@ -67,7 +68,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
         for rule in &route.rules {
             let any = [GrpcMatch::default()];
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
-            matches.extend(of.iter().map(|found| (grpc_rank(found), words::grpc_match(found), rule)));
+            matches
+                .extend(of.iter().map(|found| (grpc_rank(found), words::grpc_match(found), rule)));
         }
         push(objects, rows, route_from(Kind::GrpcRoute, &route.head), &parent, &status, matches);
     }

@@ -4,6 +4,7 @@ mod authz;
 mod figures;
 mod people;
 mod proxies;
+mod what_if;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

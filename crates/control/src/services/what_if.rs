@@ -9,9 +9,7 @@ mod server;
 
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
-use mesh_api::ext::{
-    WhatIfAnswer, WhatIfAside, WhatIfMatch, WhatIfReply, WhatIfRequest,
-};
+use mesh_api::ext::{WhatIfAnswer, WhatIfAside, WhatIfMatch, WhatIfReply, WhatIfRequest};
 use mesh_model::Meta;
 use mesh_model::matching::{Candidate, Cover, Outcome, candidates, find};
 use mesh_model::outbound::{Breaker, Forward, HttpPolicy, OutboundPolicy, Protocol, TcpRoute};
@@ -189,7 +187,10 @@ impl Question<'_> {
                 self.bytes(&tcp.routes, reply);
                 let by_port = declared == AppProtocol::Opaque;
                 let why = if by_port { "by the Service's appProtocol" } else { "by opaque ports" };
-                ("opaque", format!("{why}: its bytes are carried unread, and no HTTP route applies"))
+                (
+                    "opaque",
+                    format!("{why}: its bytes are carried unread, and no HTTP route applies"),
+                )
             }
             Protocol::Tls(tcp) => {
                 self.bytes(&tcp.routes, reply);
@@ -217,7 +218,8 @@ impl Question<'_> {
         reply.matches = self.matches(routes, kind, &all);
         let Some(found) = find(routes, &self.head) else {
             let why = "no rule matches: the client's proxy answers itself (no-route)";
-            reply.answer = Some(WhatIfAnswer { status: 404, why: why.into(), ..Default::default() });
+            reply.answer =
+                Some(WhatIfAnswer { status: 404, why: why.into(), ..Default::default() });
             return;
         };
         let rule = found.rule_ref;
@@ -232,7 +234,8 @@ impl Question<'_> {
         let (weights, total) = weights(&rule.action.backends);
         if weights.is_empty() {
             let why = "the rule has no backend that can be used (no-backend)";
-            reply.answer = Some(WhatIfAnswer { status: 503, why: why.into(), ..Default::default() });
+            reply.answer =
+                Some(WhatIfAnswer { status: 503, why: why.into(), ..Default::default() });
         }
         for (backend, weight) in weights {
             let mut sent = sent.clone();
@@ -268,7 +271,9 @@ impl Question<'_> {
                         None if candidate.route == winner.route => {
                             "it is as specific, and comes later in its route".into()
                         }
-                        None => "it is as specific, and its route is younger, or later by name".into(),
+                        None => {
+                            "it is as specific, and its route is younger, or later by name".into()
+                        }
                     }
                 }
             };
@@ -336,7 +341,9 @@ impl Question<'_> {
         if named || grpc || keyed || is_idempotent(method) {
             return text;
         }
-        format!("{text}; not of this {method} once it was sent, as the rule does not name the method")
+        format!(
+            "{text}; not of this {method} once it was sent, as the rule does not name the method"
+        )
     }
 
     /// Bytes have one rule, or one for each server name.
@@ -396,7 +403,9 @@ impl Question<'_> {
             let of = &head.name.namespace;
             let why = if of != client && *of != name.namespace {
                 format!("is for clients in namespace {of} only")
-            } else if of != client && reply.matches.iter().any(|m| m.route.contains(&format!("/{client}/"))) {
+            } else if of != client
+                && reply.matches.iter().any(|m| m.route.contains(&format!("/{client}/")))
+            {
                 format!("routes of the client's namespace {client} replace it")
             } else if kind == Kind::TcpRoute && reply.protocol != "opaque" {
                 "is for connections that turn out not to be HTTP".into()

@@ -3,10 +3,13 @@
 use std::fmt::Write;
 
 use mesh_model::matching::Pattern;
+use mesh_model::outbound::{Breaker, Strategy};
 use mesh_model::route::{
     FaultKind, Filter, GrpcMatch, HeaderMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier,
     Retry, Rewrite, ValueMatch,
 };
+
+use crate::index::object::Balancer;
 
 /// `retry 2 on 500-504`
 pub(super) fn retry(retry: &Retry) -> String {
@@ -100,4 +103,24 @@ fn value(found: &ValueMatch) -> String {
         ValueMatch::Exact(bytes) => format!("={}", String::from_utf8_lossy(bytes)),
         ValueMatch::Regex(pattern) => format!("~{}", Pattern::as_str(pattern)),
     }
+}
+
+/// `ring-hash of header x-user`
+pub(super) fn balancer(of: &Balancer) -> String {
+    let name = of.strategy.as_str();
+    match (of.strategy, &of.hash_header) {
+        (Strategy::RingHash, Some(header)) => format!("{name} of header {header}"),
+        (Strategy::RingHash, None) => format!("{name} of the client's address"),
+        _ => name.to_owned(),
+    }
+}
+
+/// `opens after 7 failures in a row, for 1s to 60s`
+pub(super) fn breaker(of: Breaker) -> String {
+    let consecutive = of.consecutive.map(|failures| format!("{failures} failures in a row"));
+    let rate =
+        of.success_rate.map(|rate| format!("less than {}% successful", rate.threshold * 100.0));
+    let when: Vec<String> = consecutive.into_iter().chain(rate).collect();
+    let (min, max) = (of.backoff.min, of.backoff.max);
+    format!("opens after {}, for {min:?} to {max:?}", when.join(" or "))
 }

@@ -59,8 +59,11 @@ fn hosts() -> impl Strategy<Value = Vec<HostMatch>> {
 }
 
 fn routes() -> impl Strategy<Value = Routes> {
-    let rule = proptest::collection::vec(http_match(), 0..3)
-        .prop_map(|matches| Rule { matches, filters: Vec::new(), action: () });
+    let rule = proptest::collection::vec(http_match(), 0..3).prop_map(|matches| Rule {
+        matches,
+        filters: Vec::new(),
+        action: (),
+    });
     let route = (hosts(), proptest::collection::vec(rule, 1..4)).prop_map(|(hosts, rules)| Route {
         meta: Meta::Default("test".into()),
         hosts,
@@ -281,10 +284,7 @@ fn a_miss_says_what_did_not_hold() {
             other => format!("{other:?}"),
         })
         .collect();
-    assert_eq!(
-        said,
-        ["the path is another", "the method is another", "header x-beta is not 1"]
-    );
+    assert_eq!(said, ["the path is another", "the method is another", "header x-beta is not 1"]);
 }
 
 #[test]

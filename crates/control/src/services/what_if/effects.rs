@@ -126,7 +126,8 @@ impl Effects {
                         self.part(fault.ratio, status(failure).0, format!("{by} {what}"));
                     }
                     FaultKind::Delay(_) => {
-                        self.said.push(format!("{by} {what} {} of the requests", share(fault.ratio)));
+                        self.said
+                            .push(format!("{by} {what} {} of the requests", share(fault.ratio)));
                     }
                 }
             }

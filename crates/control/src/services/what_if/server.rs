@@ -7,12 +7,13 @@ use mesh_model::Meta;
 use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, decide};
 use mesh_model::endpoint::Endpoint;
 use mesh_model::inbound::{RateLimit, ServerProtocol};
-use mesh_model::outbound::{Breaker, Strategy};
+use mesh_model::outbound::Breaker;
 
 use super::Question;
 use super::effects::Sent;
 use crate::index::Objects;
-use crate::index::object::{Balancer, Name, Pod};
+use crate::index::object::{Name, Pod};
+use crate::services::words;
 
 /// Who asks.
 #[derive(Debug)]
@@ -53,11 +54,11 @@ impl Question<'_> {
             told.method = sent.head.method.to_string();
             told.authority = sent.authority().to_owned();
             told.path = sent.path().to_owned();
-            told.breaker = breaker.map_or_else(|| "none".into(), describe_breaker);
+            told.breaker = breaker.map_or_else(|| "none".into(), words::breaker);
         }
         let Some(service) = meta.resource().filter(|of| of.kind == "Service") else { return told };
         let name = Name::new(&service.namespace, &service.name);
-        told.balancer = describe_balancer(&self.objects.balancer(&name));
+        told.balancer = words::balancer(&self.objects.balancer(&name));
         let port = service.port.unwrap_or_default();
         let set = self.objects.endpoints(&name, port).unwrap_or_default();
         told.endpoints = set.endpoints.values().map(|of| self.endpoint(of, sent)).collect();
@@ -144,23 +145,4 @@ fn describe_limit(limit: &RateLimit) -> String {
     let others = limit.overrides.iter().map(|(rate, of)| format!("{rate}/s of {}", of.join(", ")));
     let parts: Vec<String> = total.into_iter().chain(each).chain(others).collect();
     format!("{} by {}", parts.join(", "), limit.meta)
-}
-
-fn describe_balancer(balancer: &Balancer) -> String {
-    let name = balancer.strategy.as_str();
-    match (balancer.strategy, &balancer.hash_header) {
-        (Strategy::RingHash, Some(header)) => format!("{name} of header {header}"),
-        (Strategy::RingHash, None) => format!("{name} of the client's address"),
-        _ => name.to_owned(),
-    }
-}
-
-fn describe_breaker(breaker: Breaker) -> String {
-    let consecutive = breaker.consecutive.map(|failures| format!("{failures} failures in a row"));
-    let rate = breaker
-        .success_rate
-        .map(|rate| format!("less than {}% successful", rate.threshold * 100.0));
-    let when: Vec<String> = consecutive.into_iter().chain(rate).collect();
-    let (min, max) = (breaker.backoff.min, breaker.backoff.max);
-    format!("opens after {}, for {min:?} to {max:?}", when.join(" or "))
 }
