@@ -337,7 +337,7 @@ impl Exchange {
             (decided.series.take(), decided.span.take(), decided)
         };
         let total = self.started.elapsed();
-        let series_identity = series.as_ref().and_then(|s| s.key().identity.clone());
+        self.keep(&decided, ended, total, series.as_deref());
         let identity = self.head.as_ref().and(series.as_ref());
         let identity = identity.and_then(|s| s.key().identity.as_deref().map(str::to_owned));
         if let Some(success) = ended.success {
@@ -359,7 +359,6 @@ impl Exchange {
                 attempts: 1,
             });
         }
-        self.keep(&decided, ended, total, series_identity);
         if let Some((tracer, span)) = self.recorder.tracer.as_ref().zip(span) {
             tracer.finish(*span, &self.span_end(&decided, ended, total));
         }

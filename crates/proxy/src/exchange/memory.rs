@@ -8,6 +8,7 @@ use mesh_layers::Request;
 
 use super::{Decided, Ended, Exchange, Tried, denied, name};
 use crate::error::REQUEST_ID;
+use crate::telemetry::Series;
 use crate::telemetry::notable::{Remembered, RequestId, SLOW, Try, Why};
 
 /// What the client asked for. Shares its bytes with the request: to keep it costs no copy.
@@ -64,7 +65,7 @@ impl Exchange {
         decided: &Decided,
         ended: &Ended<'_>,
         total: Duration,
-        identity: Option<Arc<str>>,
+        series: Option<&Series>,
     ) {
         let why = match ended.told {
             Some(reason) if denied(reason) => Why::Denied,
@@ -114,7 +115,10 @@ impl Exchange {
             message: ended.message.to_owned(),
             policy: decided.policy.clone().unwrap_or_default(),
             duration: total,
-            identity: identity.as_deref().unwrap_or_default().to_owned(),
+            identity: series
+                .and_then(|s| s.key().identity.as_deref())
+                .unwrap_or_default()
+                .to_owned(),
         });
     }
 }
