@@ -102,7 +102,7 @@ async fn what_would_be_is_what_is_and_what_was_is_remembered() {
     let (status, app, ..) = send(&mesh, "/beta/200", true).await;
     assert_eq!((status, app.as_str()), (200, "beta"), "the application saw the rewritten path");
 
-    let (told, code) = what_if(&mesh, "GET /old/x?a=1", &[]).await;
+    let (told, code) = what_if(&mesh, "GET /old/x?a=1 -H host:web.test:8080", &[]).await;
     assert_eq!((&told["answer"]["status"], code), (&json!(302), Some(0)), "{told:#}");
     let (status, _, location, _) = send(&mesh, "/old/x?a=1", false).await;
     assert_eq!((status, &json!(location)), (302, &told["answer"]["location"]));
@@ -207,6 +207,6 @@ async fn a_mesh_is_analyzed_and_described() {
     assert_eq!(web["policies"][0]["policy"], "default/all-unauthenticated");
     assert!(web["pods"][0]["identity"].as_str().unwrap().contains("serviceaccount"), "{web:#}");
     let described = mesh.json(&["describe", "deploy/beta"]).await;
-    assert_eq!(described[0]["ports"][0]["why"], "appProtocol of Service test/beta");
+    assert_eq!(described[0]["ports"][0]["why"], "appProtocol of Service beta");
     assert_eq!(described[0]["findings"], json!([]));
 }
