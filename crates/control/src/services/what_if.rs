@@ -51,7 +51,7 @@ pub(super) fn what_if(shared: &Shared, request: &WhatIfRequest) -> Result<WhatIf
     };
     let client = client(objects, request)?;
     let (service, port) = target(objects, request, &client.namespace)?;
-    let head = head(request, &service, port)?;
+    let head = head(request, service, port)?;
     let policy = objects.outbound_policy(&service.name, port, &client.namespace);
     let policy = policy.ok_or_else(|| no_such_port(service, port))?;
     let mut reply = WhatIfReply {
