@@ -77,6 +77,7 @@ pub enum Commands {
     Inject(commands::inject::InjectArgs),
     Uninject(commands::inject::UninjectArgs),
     Check(commands::check::CheckArgs),
+    Analyze(commands::analyze::AnalyzeArgs),
     Explain(commands::explain::ExplainArgs),
     Version(commands::version::VersionArgs),
     Completion(commands::completion::CompletionArgs),

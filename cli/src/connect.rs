@@ -274,6 +274,24 @@ impl Mesh {
         self.answer(Box::pin(self.client.clone().observed(request))).await
     }
 
+    pub async fn what_if(&self, request: ext::WhatIfRequest) -> Result<ext::WhatIfReply, CliError> {
+        self.answer(Box::pin(self.client.clone().what_if(request))).await
+    }
+
+    pub async fn analyze(
+        &self,
+        request: ext::AnalyzeRequest,
+    ) -> Result<ext::AnalyzeReply, CliError> {
+        self.answer(Box::pin(self.client.clone().analyze(request))).await
+    }
+
+    pub async fn notable(
+        &self,
+        request: ext::MeshNotableRequest,
+    ) -> Result<ext::MeshNotableReply, CliError> {
+        self.answer(Box::pin(self.client.clone().notable(request))).await
+    }
+
     pub async fn proxies(&self, selector: Selector) -> Result<Vec<ext::ProxyRow>, CliError> {
         Ok(self.answer(Box::pin(self.client.clone().proxies(selector))).await?.proxies)
     }

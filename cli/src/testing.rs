@@ -44,6 +44,9 @@ pub(crate) struct FakeMesh {
     pub authorizations: Vec<ext::AuthorizationRow>,
     pub port_authorizations: ext::PortAuthorizationsReply,
     pub observed: ext::MeshObservedReply,
+    pub what_if: ext::WhatIfReply,
+    pub analysis: ext::AnalyzeReply,
+    pub notable: ext::MeshNotableReply,
     pub proxies: Vec<ext::ProxyRow>,
     pub config: String,
     /// Refuse everything with this.
@@ -58,6 +61,9 @@ pub(crate) struct Asked {
     pub tap: Option<ext::MeshTapRequest>,
     pub endpoints: Option<ext::EndpointsRequest>,
     pub port_authorizations: Option<ext::PortAuthorizationsRequest>,
+    pub what_if: Option<ext::WhatIfRequest>,
+    pub analyze: Option<ext::AnalyzeRequest>,
+    pub notable: Option<ext::MeshNotableRequest>,
 }
 
 /// How a command ended.
@@ -163,6 +169,7 @@ pub(crate) fn workload(kind: &str, namespace: &str, name: &str, pods: u8) -> ext
         meshed: true,
         terminating: false,
         owner: Some(object(kind, namespace, name)),
+        identity: String::new(),
     };
     ext::Workload {
         r#ref: Some(object(kind, namespace, name)),
@@ -308,6 +315,30 @@ impl Mesh for FakeMesh {
         _: Request<ext::MeshObservedRequest>,
     ) -> Result<Response<ext::MeshObservedReply>, Status> {
         self.answer(self.observed.clone())
+    }
+
+    async fn what_if(
+        &self,
+        request: Request<ext::WhatIfRequest>,
+    ) -> Result<Response<ext::WhatIfReply>, Status> {
+        self.asked.lock().unwrap().what_if = Some(request.into_inner());
+        self.answer(self.what_if.clone())
+    }
+
+    async fn analyze(
+        &self,
+        request: Request<ext::AnalyzeRequest>,
+    ) -> Result<Response<ext::AnalyzeReply>, Status> {
+        self.asked.lock().unwrap().analyze = Some(request.into_inner());
+        self.answer(self.analysis.clone())
+    }
+
+    async fn notable(
+        &self,
+        request: Request<ext::MeshNotableRequest>,
+    ) -> Result<Response<ext::MeshNotableReply>, Status> {
+        self.asked.lock().unwrap().notable = Some(request.into_inner());
+        self.answer(self.notable.clone())
     }
 
     async fn proxies(

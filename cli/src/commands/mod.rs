@@ -1,5 +1,6 @@
 //! One file a command. [`run()`] sends each to its own.
 
+pub mod analyze;
 pub mod authz;
 pub mod check;
 pub mod completion;
@@ -47,7 +48,8 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Inject(args) => inject::run(args, cx).await,
         Commands::Uninject(args) => inject::run_uninject(&args, cx),
         Commands::Check(args) => check::run(args, cx).await,
-        Commands::Explain(args) => explain::run(&args, cx),
+        Commands::Explain(args) => explain::run(args, cx).await,
+        Commands::Analyze(args) => analyze::run(args, cx).await,
         Commands::Version(args) => version::run(args, cx).await,
         Commands::Install(args) => install::install(args, cx).await,
         Commands::Upgrade(args) => install::upgrade(args, cx).await,

@@ -6,10 +6,12 @@
 //! The process is [`main`]: configuration, logging, listeners, and an orderly end.
 
 mod admin;
+pub mod analyze;
 pub mod config;
 pub mod identity;
 pub mod index;
 pub mod inject;
+pub mod overlay;
 mod serve;
 pub mod services;
 pub mod source;

@@ -3,11 +3,14 @@
 //! [`Control`] is the index as proxies see it; [`mesh`] answers people by asking proxies. The
 //! messages themselves are the business of `mesh-api`.
 
+mod analysis;
 mod ask;
 mod authz;
 mod edges;
 pub mod mesh;
+mod notable;
 mod observed;
+mod ports;
 mod proxies;
 mod routes;
 mod select;
@@ -15,6 +18,8 @@ mod stat;
 mod tap;
 #[cfg(test)]
 mod tests;
+mod what_if;
+mod words;
 
 use std::sync::Arc;
 

@@ -5,9 +5,16 @@
 //! service, method, number of headers. The first rule wins a tie. Prefixes match whole segments;
 //! regular expressions must match the whole value.
 
+mod cover;
+mod precedence;
+#[cfg(test)]
+mod tests;
+
 use http::request::Parts;
 use http::{HeaderMap, Uri};
 
+pub use self::cover::{Cover, Position, Shadowed, shadowed};
+pub use self::precedence::{Candidate, Miss, Outcome, candidates};
 use crate::route::{
     GrpcMatch, HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch, Route, Rule, ValueMatch,
 };
@@ -73,10 +80,23 @@ pub struct Specificity {
 /// Of a match that says nothing of the path: it means the prefix `/`.
 const ANY_PATH: (u8, usize) = (2, 0);
 
+impl Specificity {
+    /// Of a rule without matches.
+    fn anything() -> Self {
+        Self { path: ANY_PATH, ..Self::default() }
+    }
+}
+
 /// A kind of match: HTTP or gRPC.
 pub trait MatchRequest {
     /// Whether the request matches, and how specifically (the host is left to the route).
-    fn match_request(&self, req: &Parts) -> Option<Specificity>;
+    fn match_request(&self, req: &Parts) -> Option<Specificity> {
+        self.miss(req).is_none().then(|| self.specificity())
+    }
+    /// The first condition that does not hold.
+    fn miss(&self, req: &Parts) -> Option<Miss<'_>>;
+    /// How specific it is, whatever the request.
+    fn specificity(&self) -> Specificity;
     /// The prefix that a `ReplacePrefixMatch` would replace.
     fn prefix(&self) -> Option<&str>;
 }
@@ -119,7 +139,7 @@ fn match_rule<'a, M: MatchRequest, R>(
     req: &Parts,
 ) -> Option<(Specificity, Option<&'a str>)> {
     if rule.matches.is_empty() {
-        return Some((Specificity { path: ANY_PATH, ..Specificity::default() }, Some("/")));
+        return Some((Specificity::anything(), Some("/")));
     }
     let mut best = None;
     for candidate in &rule.matches {
@@ -179,26 +199,25 @@ impl HostMatch {
 }
 
 impl MatchRequest for HttpMatch {
-    fn match_request(&self, req: &Parts) -> Option<Specificity> {
-        let mut specificity = Specificity { path: ANY_PATH, ..Specificity::default() };
-        if let Some(path) = &self.path {
-            specificity.path = path.match_path(req.uri.path())?;
+    fn miss(&self, req: &Parts) -> Option<Miss<'_>> {
+        if self.path.as_ref().is_some_and(|path| !path.matches(req.uri.path())) {
+            return Some(Miss::Path);
         }
-        if let Some(method) = &self.method {
-            if *method != req.method {
-                return None;
-            }
-            specificity.method = 1;
+        if self.method.as_ref().is_some_and(|method| *method != req.method) {
+            return Some(Miss::Method);
         }
-        if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
-            return None;
+        miss_headers(&self.headers, req)
+            .or_else(|| self.query.iter().find(|q| !q.matches(&req.uri)).map(Miss::Query))
+    }
+
+    fn specificity(&self) -> Specificity {
+        Specificity {
+            host: (0, 0),
+            path: self.path.as_ref().map_or(ANY_PATH, PathMatch::specificity),
+            method: usize::from(self.method.is_some()),
+            headers: self.headers.len(),
+            query: self.query.len(),
         }
-        if !self.query.iter().all(|param| param.matches(&req.uri)) {
-            return None;
-        }
-        specificity.headers = self.headers.len();
-        specificity.query = self.query.len();
-        Some(specificity)
     }
 
     fn prefix(&self) -> Option<&str> {
@@ -211,27 +230,28 @@ impl MatchRequest for HttpMatch {
 }
 
 impl MatchRequest for GrpcMatch {
-    fn match_request(&self, req: &Parts) -> Option<Specificity> {
-        let mut specificity = Specificity { path: ANY_PATH, ..Specificity::default() };
-        let mut segments = req.uri.path().strip_prefix('/')?.splitn(2, '/');
-        let (service, method) = (segments.next()?, segments.next()?);
-        if let Some(wanted) = self.service.as_deref().filter(|s| !s.is_empty()) {
-            if wanted != service {
-                return None;
-            }
-            specificity.path.1 += wanted.len();
+    fn miss(&self, req: &Parts) -> Option<Miss<'_>> {
+        let mut segments = req.uri.path().strip_prefix('/').unwrap_or_default().splitn(2, '/');
+        let (Some(service), Some(method)) = (segments.next(), segments.next()) else {
+            return Some(Miss::Path);
+        };
+        if named(self.service.as_ref()).is_some_and(|wanted| wanted != service) {
+            return Some(Miss::Service);
         }
-        if let Some(wanted) = self.method.as_deref().filter(|m| !m.is_empty()) {
-            if wanted != method {
-                return None;
-            }
-            specificity.method = wanted.len();
+        if named(self.method.as_ref()).is_some_and(|wanted| wanted != method) {
+            return Some(Miss::Method);
         }
-        if !self.headers.iter().all(|header| header.matches(&req.uri, &req.headers)) {
-            return None;
+        miss_headers(&self.headers, req)
+    }
+
+    fn specificity(&self) -> Specificity {
+        Specificity {
+            host: (0, 0),
+            path: (ANY_PATH.0, named(self.service.as_ref()).map_or(0, str::len)),
+            method: named(self.method.as_ref()).map_or(0, str::len),
+            headers: self.headers.len(),
+            query: 0,
         }
-        specificity.headers = self.headers.len();
-        Some(specificity)
     }
 
     fn prefix(&self) -> Option<&str> {
@@ -239,18 +259,32 @@ impl MatchRequest for GrpcMatch {
     }
 }
 
+/// An empty name is none.
+fn named(name: Option<&String>) -> Option<&str> {
+    name.map(String::as_str).filter(|name| !name.is_empty())
+}
+
+fn miss_headers<'a>(headers: &'a [HeaderMatch], req: &Parts) -> Option<Miss<'a>> {
+    headers.iter().find(|header| !header.matches(&req.uri, &req.headers)).map(Miss::Header)
+}
+
 impl PathMatch {
-    pub(crate) fn match_path(&self, path: &str) -> Option<(u8, usize)> {
+    pub(crate) fn matches(&self, path: &str) -> bool {
         match self {
-            Self::Exact(exact) => (path == exact).then_some((3, exact.len())),
+            Self::Exact(exact) => path == exact,
             Self::Prefix(prefix) => {
-                let bare = prefix.trim_end_matches('/');
-                let rest = path.strip_prefix(bare)?;
-                (rest.is_empty() || rest.starts_with('/')).then_some((2, bare.len()))
+                let rest = path.strip_prefix(prefix.trim_end_matches('/'));
+                rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Self::Regex(pattern) => {
-                pattern.matches(path.as_bytes()).then_some((1, pattern.as_str().len()))
-            }
+            Self::Regex(pattern) => pattern.matches(path.as_bytes()),
+        }
+    }
+
+    fn specificity(&self) -> (u8, usize) {
+        match self {
+            Self::Exact(exact) => (3, exact.len()),
+            Self::Prefix(prefix) => (2, prefix.trim_end_matches('/').len()),
+            Self::Regex(pattern) => (1, pattern.as_str().len()),
         }
     }
 }

@@ -173,6 +173,41 @@ pub struct Redirect {
     pub status: StatusCode,
 }
 
+impl Redirect {
+    /// Where it leads a request of this head, of whose path the rule matched `prefix`. `port` is the
+    /// one of the request's authority.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn location(
+        &self,
+        head: &http::request::Parts,
+        port: Option<u16>,
+        prefix: &str,
+    ) -> Result<String, &'static str> {
+        let scheme = self.scheme.as_deref().or(head.uri.scheme_str()).unwrap_or("http");
+        let host = self.host.as_deref().unwrap_or_else(|| crate::matching::request_host(head));
+        if host.is_empty() {
+            return Err("the request names no host");
+        }
+        // A scheme that was asked for brings its own port, unless one was asked for, too.
+        let port = self.port.or(if self.scheme.is_some() { None } else { port });
+        let authority = match (scheme, port) {
+            (_, None) | ("http", Some(80)) | ("https", Some(443)) => host.to_owned(),
+            (_, Some(port)) => format!("{host}:{port}"),
+        };
+        let path = match &self.path {
+            None => head.uri.path().to_owned(),
+            Some(modifier) => modifier.replace(head.uri.path(), prefix),
+        };
+        let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        let location: Uri = format!("{scheme}://{authority}{path}{query}")
+            .parse()
+            .map_err(|_| "the new location is not a URI")?;
+        Ok(location.to_string())
+    }
+}
+
 /// A replacement of the whole path, or of the prefix that the rule matched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PathModifier {
@@ -281,6 +316,14 @@ pub struct Retry {
     /// Limit of one try until its response's head.
     pub timeout: Option<Duration>,
     pub backoff: Option<Backoff>,
+}
+
+/// Whether requests of a method may be processed twice, as HTTP has it.
+pub fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
+    )
 }
 
 /// A set of gRPC status codes 0…31.

@@ -5,6 +5,7 @@
 //! [`crate::telemetry`]; what their fields mean stands in `crates/api/proto`.
 
 mod door;
+mod remembered;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -140,6 +141,21 @@ impl Proxy for ControlPort {
             observations: all.into_iter().map(observation).collect(),
             left_out,
         }))
+    }
+
+    async fn notable(
+        &self,
+        request: Request<ext::NotableRequest>,
+    ) -> Result<Response<ext::NotableReply>, Status> {
+        let ext::NotableRequest { id, limit } = request.into_inner();
+        let wanted = match id.as_str() {
+            "" => None,
+            id => Some(id.parse().map_err(|e| Status::invalid_argument(format!("`{id}`: {e}")))?),
+        };
+        let limit = if limit == 0 { usize::MAX } else { limit as usize };
+        let requests = self.telemetry.notable.latest(wanted, limit);
+        let requests = requests.iter().map(|request| remembered::write(request)).collect();
+        Ok(Response::new(ext::NotableReply { requests }))
     }
 
     async fn config(&self, _: Request<ConfigRequest>) -> Result<Response<ConfigReply>, Status> {

@@ -16,6 +16,9 @@ use crate::http::forward::L5D_PROXY_ERROR;
 /// The stable reason code on responses the mesh made.
 pub(crate) const MESH_REASON: HeaderName = HeaderName::from_static("x-mesh-reason");
 
+/// What a request that the mesh failed is called, for `meshctl explain`.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-mesh-request-id");
+
 /// Why the mesh made this response, if it did.
 pub(crate) fn told_reason(headers: &http::HeaderMap) -> Option<Reason> {
     Reason::from_code(headers.get(MESH_REASON)?.to_str().ok()?)

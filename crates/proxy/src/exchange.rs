@@ -4,12 +4,14 @@
 //! However the exchange ends (a response read to its end, cut short, or a client that went away)
 //! the record is closed exactly once, and figures, tap, access log and trace all come from it.
 
+mod memory;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use mesh_layers::{
     BoxError, End, Outcome, Request, Response, Track, grpc_is_failure, grpc_status, is_grpc,
     status_outcome, track,
@@ -20,7 +22,9 @@ use mesh_model::{Direction, Meta, Reason};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::error::{Failure, told_reason};
+use self::memory::Asked;
+use crate::error::{Failure, REQUEST_ID, told_reason};
+use crate::telemetry::notable::{MAX_TRIES, RequestId, Try};
 use crate::telemetry::{
     AccessLog, Finished, HttpLabels, RetryCounters, Series, SeriesSpec, Span, SpanEnd, Telemetry,
     Tracer,
@@ -94,6 +98,7 @@ pub(crate) struct Exchange {
     attempts: AtomicU32,
     request_bytes: AtomicU64,
     decided: Mutex<Decided>,
+    asked: Asked,
     /// Only while somebody taps or access is logged.
     head: Option<Box<Head>>,
 }
@@ -106,7 +111,9 @@ struct Decided {
     series: Option<Arc<Series>>,
     /// The try under way.
     tried: Option<Tried>,
-    /// What decided whether it may be made; only while somebody watches.
+    /// Tries that were given up.
+    tries: Vec<Try>,
+    /// What decided whether it may be made; only while somebody watches, or if it may not.
     policy: Option<String>,
     /// Only of a sampled request.
     span: Option<Box<Span>>,
@@ -116,6 +123,8 @@ struct Decided {
 /// One try, and what came of it so far.
 #[derive(Debug)]
 struct Tried {
+    backend: Option<Arc<BackendInfo>>,
+    endpoint: SocketAddr,
     started: Instant,
     status: u16,
     grpc_status: Option<u16>,
@@ -139,6 +148,10 @@ struct Ended<'a> {
     first_byte: Option<Duration>,
     response_bytes: u64,
     reason: Option<Reason>,
+    /// That the mesh answered with, whatever it counts as.
+    told: Option<Reason>,
+    message: &'a str,
+    id: Option<RequestId>,
     response_headers: Option<&'a HeaderMap>,
 }
 
@@ -173,6 +186,7 @@ impl Exchange {
             attempts: AtomicU32::new(0),
             request_bytes: AtomicU64::new(0),
             decided: Mutex::new(Decided { span, ..Decided::default() }),
+            asked: Asked::new(request),
             head,
         });
         request.extensions_mut().insert(Arc::clone(&exchange));
@@ -208,8 +222,8 @@ impl Exchange {
     }
 
     /// An object decided whether it may be made.
-    pub(crate) fn authorized(&self, policy: &Meta) {
-        if self.head.is_some() {
+    pub(crate) fn authorized(&self, policy: &Meta, allowed: bool) {
+        if !allowed || self.head.is_some() {
             self.decided.lock().policy = Some(policy.to_string());
         }
     }
@@ -226,10 +240,15 @@ impl Exchange {
         series.request();
         // A try of which nothing is heard is one that took too long.
         let (status, grpc_status, reason) = (0, None, Some(Reason::TryTimeout));
-        let tried = Tried { started: Instant::now(), status, grpc_status, reason };
+        let started = Instant::now();
         let mut decided = self.decided.lock();
+        let backend = decided.backend.clone();
+        let tried = Tried { backend, endpoint, started, status, grpc_status, reason };
         decided.endpoint = Some(endpoint);
         let before = decided.tried.replace(tried);
+        if let Some(tried) = before.as_ref().filter(|_| decided.tries.len() < MAX_TRIES) {
+            decided.tries.push(tried.into());
+        }
         let Some((series, tried)) = decided.series.replace(series).zip(before) else { return };
         drop(decided);
         series.gave_up(&Finished {
@@ -261,7 +280,9 @@ impl Exchange {
 
     /// Turns a failure into the response that tells it, and closes the record with it.
     pub(crate) fn fail(self: Arc<Self>, failure: &Failure) -> Response {
-        let response = failure.response(self.grpc);
+        let mut response = failure.response(self.grpc);
+        let id = self.recorder.telemetry.notable.id();
+        name(response.headers_mut(), id);
         let elapsed = self.started.elapsed();
         let success = match self.grpc {
             true => !grpc_is_failure(failure.grpc_status()),
@@ -276,6 +297,9 @@ impl Exchange {
             first_byte: Some(elapsed),
             response_bytes: 0,
             reason: Some(failure.reason),
+            told: Some(failure.reason),
+            message: &failure.message,
+            id: Some(id),
             response_headers: Some(response.headers()),
         });
         tracing::debug!(direction = self.direction.as_str(), client = %self.client, %failure,
@@ -285,13 +309,16 @@ impl Exchange {
 
     /// Follows the response to its end, and closes the record then.
     pub(crate) fn respond(self: Arc<Self>, response: Response) -> Response {
-        let (head, body) = response.into_parts();
+        let (mut head, body) = response.into_parts();
+        let fails = self.grpc || head.status.is_client_error() || head.status.is_server_error();
+        let told = fails.then(|| told_reason(&head.headers)).flatten();
         let follow = FollowResponse {
             status: head.status.as_u16(),
-            reason: (self.grpc || is_refusal(head.status))
-                .then(|| told_reason(&head.headers))
-                .flatten()
-                .filter(|reason| refused(*reason)),
+            reason: told
+                .filter(|reason| (self.grpc || is_refusal(head.status)) && refused(*reason)),
+            told,
+            // The proxy at the other end may have named it; both remember it by that.
+            id: told.map(|_| self.named(&mut head.headers)),
             grpc_status: if self.grpc { grpc_status(&head.headers) } else { None },
             headers: self.head.as_ref().map(|_| Box::new(head.headers.clone())),
             first_byte: self.started.elapsed(),
@@ -310,6 +337,7 @@ impl Exchange {
             (decided.series.take(), decided.span.take(), decided)
         };
         let total = self.started.elapsed();
+        self.keep(&decided, ended, total, series.as_deref());
         let identity = self.head.as_ref().and(series.as_ref());
         let identity = identity.and_then(|s| s.key().identity.as_deref().map(str::to_owned));
         if let Some(success) = ended.success {
@@ -441,6 +469,9 @@ impl Drop for Exchange {
             first_byte: None,
             response_bytes: 0,
             reason: None,
+            told: None,
+            message: "",
+            id: None,
             response_headers: None,
         });
     }
@@ -454,6 +485,13 @@ impl Track for CountRequest {
     }
 
     fn end(self, _: End<'_>) {}
+}
+
+/// Tells the client what its request is called.
+fn name(headers: &mut HeaderMap, id: RequestId) {
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(REQUEST_ID, id);
+    }
 }
 
 /// A refused client is a failure in HTTP as it is in gRPC, although nobody's fault but its own: who looks at
@@ -478,6 +516,8 @@ struct FollowResponse {
     status: u16,
     /// The other proxy's, where it refused the client.
     reason: Option<Reason>,
+    told: Option<Reason>,
+    id: Option<RequestId>,
     grpc_status: Option<u16>,
     headers: Option<Box<HeaderMap>>,
     first_byte: Duration,
@@ -491,7 +531,8 @@ impl Track for FollowResponse {
 
     fn end(self, end: End<'_>) {
         let mut grpc_code = self.grpc_status;
-        let mut reason = self.reason;
+        let (mut reason, mut told) = (self.reason, self.told);
+        let mut message = String::new();
         let whole = match end {
             End::Complete { trailers } => {
                 if self.exchange.grpc {
@@ -500,7 +541,10 @@ impl Track for FollowResponse {
                 true
             }
             End::Error(error) => {
-                reason = Some(Failure::of(error).reason);
+                let failure = Failure::of(error);
+                reason = Some(failure.reason);
+                told = reason;
+                message = failure.message;
                 false
             }
             // The client stopped reading, which says nothing about the server.
@@ -515,6 +559,9 @@ impl Track for FollowResponse {
             first_byte: Some(self.first_byte),
             response_bytes: self.bytes,
             reason,
+            told,
+            message: &message,
+            id: self.id,
             response_headers: self.headers.as_deref(),
         });
     }

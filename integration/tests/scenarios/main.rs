@@ -6,6 +6,7 @@
 mod authorization;
 mod cluster;
 mod corpus;
+mod explain;
 mod failures;
 mod figures;
 mod foreign;

@@ -302,7 +302,7 @@ mod tests {
             in_flight: 2,
         };
         let mut service = workload("service", "shop", "tax", 0);
-        service.ports = vec![ext::Port { name: "http".into(), port: 8080, protocol: "TCP".into() }];
+        service.ports = vec![ext::Port { name: "http".into(), port: 8080, ..Default::default() }];
         FakeMesh {
             workloads: vec![service],
             endpoints: ext::EndpointsReply {

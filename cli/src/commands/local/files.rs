@@ -124,7 +124,7 @@ fn print(fates: &[(ObjectId, Fate)], cx: &mut Context) -> io::Result<()> {
 }
 
 /// Reads what `-f` names.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<GivenFile>, CliError> {
+pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<GivenFile>, CliError> {
     let cwd = std::env::current_dir()?;
     let mut given = Vec::new();
     for path in paths {

@@ -1585,6 +1585,82 @@ pub struct ConfigReply {
     #[prost(string, tag = "1")]
     pub json: ::prost::alloc::string::String,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotableRequest {
+    /// Only the request of this id.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// At most so many. 0 means all.
+    #[prost(uint32, tag = "2")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NotableReply {
+    /// The latest first.
+    #[prost(message, repeated, tag = "1")]
+    pub requests: ::prost::alloc::vec::Vec<NotableExchange>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct NotableExchange {
+    /// As the response's header `x-mesh-request-id` has it.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub started_unix_ms: u64,
+    #[prost(enumeration = "Direction", tag = "3")]
+    pub direction: i32,
+    #[prost(string, tag = "4")]
+    pub source: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub method: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub authority: ::prost::alloc::string::String,
+    #[prost(string, tag = "7")]
+    pub path: ::prost::alloc::string::String,
+    /// Why it is remembered: `failed`, `retried`, `denied`, `slow`
+    #[prost(string, tag = "8")]
+    pub notable: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub parent: ::prost::alloc::string::String,
+    #[prost(string, tag = "10")]
+    pub route: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "11")]
+    pub tries: ::prost::alloc::vec::Vec<NotableTry>,
+    #[prost(uint32, tag = "12")]
+    pub status: u32,
+    #[prost(uint32, optional, tag = "13")]
+    pub grpc_status: ::core::option::Option<u32>,
+    /// A reason code; empty when the answer was the application's.
+    #[prost(string, tag = "14")]
+    pub reason: ::prost::alloc::string::String,
+    /// The reason in words.
+    #[prost(string, tag = "15")]
+    pub message: ::prost::alloc::string::String,
+    /// What decided about it at the server.
+    #[prost(string, tag = "16")]
+    pub policy: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "17")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+    /// Of the other side; empty in the clear.
+    #[prost(string, tag = "18")]
+    pub identity: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NotableTry {
+    #[prost(string, tag = "1")]
+    pub backend: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub endpoint: ::prost::alloc::string::String,
+    /// 0 without an answer.
+    #[prost(uint32, tag = "3")]
+    pub status: u32,
+    #[prost(uint32, optional, tag = "4")]
+    pub grpc_status: ::core::option::Option<u32>,
+    #[prost(string, tag = "5")]
+    pub reason: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "6")]
+    pub duration: ::core::option::Option<::prost_types::Duration>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum Direction {
@@ -1787,6 +1863,27 @@ pub mod proxy_client {
                 .insert(GrpcMethod::new("mesh.ext.v1.Proxy", "Observed"));
             self.inner.unary(req, path, codec).await
         }
+        /// The latest requests that failed, were retried, denied or slow.
+        pub async fn notable(
+            &mut self,
+            request: impl tonic::IntoRequest<super::NotableRequest>,
+        ) -> std::result::Result<tonic::Response<super::NotableReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Proxy/Notable",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Proxy", "Notable"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1828,6 +1925,11 @@ pub mod proxy_server {
             &self,
             request: tonic::Request<super::ObservedRequest>,
         ) -> std::result::Result<tonic::Response<super::ObservedReply>, tonic::Status>;
+        /// The latest requests that failed, were retried, denied or slow.
+        async fn notable(
+            &self,
+            request: tonic::Request<super::NotableRequest>,
+        ) -> std::result::Result<tonic::Response<super::NotableReply>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct ProxyServer<T> {
@@ -2080,6 +2182,49 @@ pub mod proxy_server {
                     };
                     Box::pin(fut)
                 }
+                "/mesh.ext.v1.Proxy/Notable" => {
+                    #[allow(non_camel_case_types)]
+                    struct NotableSvc<T: Proxy>(pub Arc<T>);
+                    impl<T: Proxy> tonic::server::UnaryService<super::NotableRequest>
+                    for NotableSvc<T> {
+                        type Response = super::NotableReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::NotableRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Proxy>::notable(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NotableSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
                 _ => {
                     Box::pin(async move {
                         let mut response = http::Response::new(
@@ -2198,8 +2343,23 @@ pub struct Workload {
     /// Of a service: its address and ports.
     #[prost(string, tag = "3")]
     pub cluster_ip: ::prost::alloc::string::String,
+    /// Of a service those it has, of others those their pods take requests at.
     #[prost(message, repeated, tag = "4")]
     pub ports: ::prost::alloc::vec::Vec<Port>,
+    /// Of a service: how clients use it.
+    #[prost(message, repeated, tag = "5")]
+    pub settings: ::prost::alloc::vec::Vec<Setting>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Setting {
+    /// `balancer`, `breaker`
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub value: ::prost::alloc::string::String,
+    /// Who says so.
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Pod {
@@ -2218,6 +2378,9 @@ pub struct Pod {
     /// The workload that owns it, at the top (Deployment, not ReplicaSet).
     #[prost(message, optional, tag = "7")]
     pub owner: ::core::option::Option<ObjectRef>,
+    /// Whom its proxy proves to be; empty without one.
+    #[prost(string, tag = "8")]
+    pub identity: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Port {
@@ -2227,6 +2390,9 @@ pub struct Port {
     pub port: u32,
     #[prost(string, tag = "3")]
     pub protocol: ::prost::alloc::string::String,
+    /// Who says so.
+    #[prost(string, tag = "4")]
+    pub why: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct StatRequest {
@@ -2644,6 +2810,241 @@ pub struct AuthorizingPort {
     #[prost(message, optional, tag = "4")]
     pub authorization: ::core::option::Option<PortAuthorization>,
 }
+/// Objects as text, put over those in force for one question.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Manifest {
+    /// For messages: a file's name.
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhatIfRequest {
+    /// Who asks: one resource.
+    #[prost(message, optional, tag = "1")]
+    pub client: ::core::option::Option<Selector>,
+    /// `name.namespace:port`
+    #[prost(string, tag = "2")]
+    pub authority: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub method: ::prost::alloc::string::String,
+    /// With its query.
+    #[prost(string, tag = "4")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "5")]
+    pub headers: ::prost::alloc::vec::Vec<Header>,
+    #[prost(message, repeated, tag = "6")]
+    pub manifests: ::prost::alloc::vec::Vec<Manifest>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhatIfReply {
+    /// `Service/shop/checkout:8080`
+    #[prost(string, tag = "1")]
+    pub service: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub client_namespace: ::prost::alloc::string::String,
+    /// `http`, `grpc`, `opaque`, `tls`
+    #[prost(string, tag = "3")]
+    pub protocol: ::prost::alloc::string::String,
+    /// Who says so.
+    #[prost(string, tag = "4")]
+    pub protocol_why: ::prost::alloc::string::String,
+    /// Every match of the routes that apply, in the order in which they win.
+    #[prost(message, repeated, tag = "5")]
+    pub matches: ::prost::alloc::vec::Vec<WhatIfMatch>,
+    /// Routes of the service that do not apply to this client.
+    #[prost(message, repeated, tag = "6")]
+    pub aside: ::prost::alloc::vec::Vec<WhatIfAside>,
+    /// What the rule does with the request, in this order.
+    #[prost(string, repeated, tag = "7")]
+    pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Present when the request ends here.
+    #[prost(message, optional, tag = "8")]
+    pub answer: ::core::option::Option<WhatIfAnswer>,
+    /// Timeouts, retries, sessions.
+    #[prost(string, repeated, tag = "9")]
+    pub limits: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    #[prost(message, repeated, tag = "10")]
+    pub backends: ::prost::alloc::vec::Vec<WhatIfBackend>,
+    /// What is wrong with the manifests. With an error among them, nothing else is told.
+    #[prost(message, repeated, tag = "11")]
+    pub problems: ::prost::alloc::vec::Vec<Problem>,
+    /// What else to know, such as that the client has no proxy.
+    #[prost(string, repeated, tag = "12")]
+    pub notes: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhatIfMatch {
+    /// `HTTPRoute/shop/checkout`
+    #[prost(string, tag = "1")]
+    pub route: ::prost::alloc::string::String,
+    /// From 0.
+    #[prost(uint32, tag = "2")]
+    pub rule: u32,
+    #[prost(string, tag = "3")]
+    pub rule_name: ::prost::alloc::string::String,
+    /// `PathPrefix /cart header x-beta=1`
+    #[prost(string, tag = "4")]
+    pub r#match: ::prost::alloc::string::String,
+    #[prost(bool, tag = "5")]
+    pub matches: bool,
+    #[prost(bool, tag = "6")]
+    pub wins: bool,
+    /// Why it does not win; empty if it does.
+    #[prost(string, tag = "7")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhatIfAside {
+    #[prost(string, tag = "1")]
+    pub route: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhatIfAnswer {
+    #[prost(uint32, tag = "1")]
+    pub status: u32,
+    #[prost(string, tag = "2")]
+    pub why: ::prost::alloc::string::String,
+    /// Of a redirect.
+    #[prost(string, tag = "3")]
+    pub location: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WhatIfBackend {
+    /// `Service/shop/checkout-v2:8080`
+    #[prost(string, tag = "1")]
+    pub backend: ::prost::alloc::string::String,
+    /// Of the requests, 0 to 1.
+    #[prost(double, tag = "2")]
+    pub share: f64,
+    #[prost(string, repeated, tag = "3")]
+    pub filters: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Present when its share is answered without it.
+    #[prost(message, optional, tag = "4")]
+    pub answer: ::core::option::Option<WhatIfAnswer>,
+    #[prost(string, tag = "5")]
+    pub balancer: ::prost::alloc::string::String,
+    #[prost(string, tag = "6")]
+    pub breaker: ::prost::alloc::string::String,
+    /// The request as it arrives there.
+    #[prost(string, tag = "7")]
+    pub method: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub authority: ::prost::alloc::string::String,
+    #[prost(string, tag = "9")]
+    pub path: ::prost::alloc::string::String,
+    #[prost(message, repeated, tag = "10")]
+    pub endpoints: ::prost::alloc::vec::Vec<WhatIfEndpoint>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhatIfEndpoint {
+    #[prost(string, tag = "1")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub pod: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Whom it must prove to be; empty in the clear.
+    #[prost(string, tag = "4")]
+    pub identity: ::prost::alloc::string::String,
+    /// Absent where nothing decides: it has no proxy, or the client no pods.
+    #[prost(message, optional, tag = "5")]
+    pub verdict: ::core::option::Option<WhatIfVerdict>,
+    /// Rate limits of the port.
+    #[prost(string, repeated, tag = "6")]
+    pub limits: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WhatIfVerdict {
+    #[prost(bool, tag = "1")]
+    pub allowed: bool,
+    /// The object that decided, or the default.
+    #[prost(string, tag = "2")]
+    pub decided: ::prost::alloc::string::String,
+    #[prost(string, tag = "3")]
+    pub why: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnalyzeRequest {
+    /// Empty: all namespaces.
+    #[prost(string, tag = "1")]
+    pub namespace: ::prost::alloc::string::String,
+    /// With these, only what they bring about is told.
+    #[prost(message, repeated, tag = "2")]
+    pub manifests: ::prost::alloc::vec::Vec<Manifest>,
+    /// Only findings about what is selected, and the routes and policies of it.
+    #[prost(message, optional, tag = "3")]
+    pub selector: ::core::option::Option<Selector>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnalyzeReply {
+    #[prost(message, repeated, tag = "1")]
+    pub diagnoses: ::prost::alloc::vec::Vec<Diagnosis>,
+    /// Objects looked at.
+    #[prost(uint32, tag = "2")]
+    pub objects: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Diagnosis {
+    /// `MESH101`
+    #[prost(string, tag = "1")]
+    pub code: ::prost::alloc::string::String,
+    /// `error`, `warning`, `info`
+    #[prost(string, tag = "2")]
+    pub severity: ::prost::alloc::string::String,
+    /// `HTTPRoute/shop/checkout`
+    #[prost(string, tag = "3")]
+    pub object: ::prost::alloc::string::String,
+    /// `spec.rules\[0\].backendRefs\[1\]`
+    #[prost(string, tag = "4")]
+    pub field: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub file: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "6")]
+    pub line: u32,
+    #[prost(string, tag = "7")]
+    pub message: ::prost::alloc::string::String,
+    #[prost(string, tag = "8")]
+    pub remedy: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct MeshNotableRequest {
+    #[prost(message, optional, tag = "1")]
+    pub selector: ::core::option::Option<Selector>,
+    /// Only the request of this id.
+    #[prost(string, tag = "2")]
+    pub id: ::prost::alloc::string::String,
+    /// At most so many, the latest. 0 means all.
+    #[prost(uint32, tag = "3")]
+    pub limit: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct MeshNotableReply {
+    /// The latest first.
+    #[prost(message, repeated, tag = "1")]
+    pub requests: ::prost::alloc::vec::Vec<PodNotable>,
+    #[prost(message, repeated, tag = "2")]
+    pub unreachable: ::prost::alloc::vec::Vec<Unreachable>,
+    /// Proxies that were asked.
+    #[prost(uint32, tag = "3")]
+    pub proxies: u32,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PodNotable {
+    /// The pod whose proxy remembers it.
+    #[prost(string, tag = "1")]
+    pub pod: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub namespace: ::prost::alloc::string::String,
+    /// Who is at the other end, where it is known.
+    #[prost(message, optional, tag = "3")]
+    pub peer: ::core::option::Option<ObjectRef>,
+    #[prost(message, optional, tag = "4")]
+    pub request: ::core::option::Option<NotableExchange>,
+}
 /// Generated client implementations.
 pub mod mesh_client {
     #![allow(
@@ -3008,6 +3409,66 @@ pub mod mesh_client {
             req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Mesh", "Observed"));
             self.inner.unary(req, path, codec).await
         }
+        /// What would become of a request, and by which objects.
+        pub async fn what_if(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WhatIfRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhatIfReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.ext.v1.Mesh/WhatIf");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Mesh", "WhatIf"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// What is wrong with the objects, or would be with others.
+        pub async fn analyze(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AnalyzeRequest>,
+        ) -> std::result::Result<tonic::Response<super::AnalyzeReply>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.ext.v1.Mesh/Analyze");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Mesh", "Analyze"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Requests that proxies remember, because they failed, were retried, denied or slow.
+        pub async fn notable(
+            &mut self,
+            request: impl tonic::IntoRequest<super::MeshNotableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshNotableReply>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static("/mesh.ext.v1.Mesh/Notable");
+            let mut req = request.into_request();
+            req.extensions_mut().insert(GrpcMethod::new("mesh.ext.v1.Mesh", "Notable"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3098,6 +3559,24 @@ pub mod mesh_server {
             request: tonic::Request<super::MeshObservedRequest>,
         ) -> std::result::Result<
             tonic::Response<super::MeshObservedReply>,
+            tonic::Status,
+        >;
+        /// What would become of a request, and by which objects.
+        async fn what_if(
+            &self,
+            request: tonic::Request<super::WhatIfRequest>,
+        ) -> std::result::Result<tonic::Response<super::WhatIfReply>, tonic::Status>;
+        /// What is wrong with the objects, or would be with others.
+        async fn analyze(
+            &self,
+            request: tonic::Request<super::AnalyzeRequest>,
+        ) -> std::result::Result<tonic::Response<super::AnalyzeReply>, tonic::Status>;
+        /// Requests that proxies remember, because they failed, were retried, denied or slow.
+        async fn notable(
+            &self,
+            request: tonic::Request<super::MeshNotableRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::MeshNotableReply>,
             tonic::Status,
         >;
     }
@@ -3726,6 +4205,135 @@ pub mod mesh_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = ObservedSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Mesh/WhatIf" => {
+                    #[allow(non_camel_case_types)]
+                    struct WhatIfSvc<T: Mesh>(pub Arc<T>);
+                    impl<T: Mesh> tonic::server::UnaryService<super::WhatIfRequest>
+                    for WhatIfSvc<T> {
+                        type Response = super::WhatIfReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WhatIfRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mesh>::what_if(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WhatIfSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Mesh/Analyze" => {
+                    #[allow(non_camel_case_types)]
+                    struct AnalyzeSvc<T: Mesh>(pub Arc<T>);
+                    impl<T: Mesh> tonic::server::UnaryService<super::AnalyzeRequest>
+                    for AnalyzeSvc<T> {
+                        type Response = super::AnalyzeReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AnalyzeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mesh>::analyze(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AnalyzeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Mesh/Notable" => {
+                    #[allow(non_camel_case_types)]
+                    struct NotableSvc<T: Mesh>(pub Arc<T>);
+                    impl<T: Mesh> tonic::server::UnaryService<super::MeshNotableRequest>
+                    for NotableSvc<T> {
+                        type Response = super::MeshNotableReply;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::MeshNotableRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Mesh>::notable(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = NotableSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -150,7 +150,7 @@ impl Objects {
     }
 
     /// Whether a policy's target is the port, or what the port belongs to. Routes are not.
-    pub(super) fn is_target(
+    pub fn is_target(
         &self,
         target: &PolicyTarget,
         name: &Name,

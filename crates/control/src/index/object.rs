@@ -320,6 +320,8 @@ pub struct Workload {
     pub kind: Kind,
     pub name: Name,
     pub labels: Labels,
+    /// The mesh's own, which mean nothing here: they belong to the pods' template.
+    pub annotations: Labels,
 }
 
 /// Ports by ranges, sorted.

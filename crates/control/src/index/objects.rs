@@ -16,7 +16,7 @@ use super::object::{
 /// The cluster's objects by name, with the reverse of every reference.
 ///
 /// References may point to what is not there (yet), so that objects can come in any order.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Objects {
     pub(super) identity: Option<MeshNames>,
     pub(super) namespaces: BTreeMap<String, Arc<Namespace>>,
@@ -137,6 +137,14 @@ impl Objects {
         self.grpc_routes.get(name)
     }
 
+    pub fn authorization_policies(&self) -> impl Iterator<Item = &Arc<AuthorizationPolicy>> {
+        self.authorization_policies.values()
+    }
+
+    pub fn port_policies(&self) -> impl Iterator<Item = &Arc<PortPolicy>> {
+        self.port_policies.values()
+    }
+
     pub fn authorization_policy(&self, name: &Name) -> Option<&Arc<AuthorizationPolicy>> {
         self.authorization_policies.get(name)
     }
@@ -201,7 +209,8 @@ impl Objects {
         slices.map(|slice| Name::new(&slice.name.namespace, &slice.service)).collect()
     }
 
-    pub(super) fn slices_of(&self, service: &Name) -> impl Iterator<Item = &Arc<EndpointSlice>> {
+    /// The slices with a service's endpoints.
+    pub fn slices_of(&self, service: &Name) -> impl Iterator<Item = &Arc<EndpointSlice>> {
         self.slices_by_service.get(service).filter_map(|name| self.slices.get(name))
     }
 
@@ -216,6 +225,19 @@ impl Objects {
     /// The opaque ports of a namespace, if it has its own.
     pub(super) fn namespace_opaque_ports(&self, namespace: &str) -> Option<&PortSet> {
         self.namespaces.get(namespace)?.opaque_ports.as_ref()
+    }
+
+    /// A copy in which something is otherwise, for questions.
+    #[must_use]
+    pub fn with(&self, removed: &[ObjectKey], added: impl IntoIterator<Item = Object>) -> Self {
+        let mut copy = self.clone();
+        for key in removed {
+            copy.delete(key);
+        }
+        for object in added {
+            copy.apply(object);
+        }
+        copy
     }
 
     pub(super) fn apply(&mut self, object: Object) -> Touched {
@@ -594,7 +616,7 @@ fn replace_arc<K: Ord, V: PartialEq>(
 }
 
 /// A set of values by key.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Multimap<K, V>(HashMap<K, BTreeSet<V>>);
 
 impl<K, V> Default for Multimap<K, V> {

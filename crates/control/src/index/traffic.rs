@@ -24,8 +24,18 @@ impl<'a> Governing<'a> {
 }
 
 impl Objects {
+    /// The policy in force at a service's port that says something.
+    pub fn traffic_policy_that(
+        &self,
+        service: &Name,
+        port: u16,
+        says: impl Fn(&TrafficPolicy) -> bool,
+    ) -> Option<&Name> {
+        self.traffic(service, port).first(|policy| says(policy).then_some(&policy.name))
+    }
+
     /// When clients of a service's port leave an endpoint alone.
-    pub(super) fn breaker(&self, service: &Name, port: u16) -> Option<Breaker> {
+    pub fn breaker(&self, service: &Name, port: u16) -> Option<Breaker> {
         match self.traffic(service, port).first(|policy| policy.breaker) {
             Some(BreakerPolicy::Disabled) => None,
             Some(BreakerPolicy::Enabled { breaker, .. }) => Some(breaker),

@@ -11,7 +11,10 @@ use tonic::{Request, Response, Status};
 
 use super::ask::Asker;
 use super::select::{InvalidSelector, Selected, owner_ref, select};
-use super::{authz, edges, observed, proxies, routes, stat, tap};
+use super::{
+    analysis, authz, edges, notable, observed, ports, proxies, routes, stat, tap, what_if,
+};
+use crate::index::Objects;
 use crate::index::object::Pod;
 use crate::source::Problem;
 use crate::state::Shared;
@@ -132,19 +135,18 @@ impl Mesh for MeshService {
         let workloads = selected.into_iter().map(|selected| {
             let service = selected.service.as_ref().and_then(|name| objects.service(name));
             let cluster_ip = service.and_then(|service| service.cluster_ips.first());
-            let ports = service.map(|service| service.ports.as_slice()).unwrap_or_default();
             ext::Workload {
-                r#ref: Some(selected.object),
-                pods: selected.pods.iter().map(|pod| encode_pod(pod)).collect(),
+                pods: selected.pods.iter().map(|pod| encode_pod(objects, pod)).collect(),
                 cluster_ip: cluster_ip.map(ToString::to_string).unwrap_or_default(),
-                ports: ports
-                    .iter()
-                    .map(|port| ext::Port {
-                        name: port.name.clone(),
-                        port: u32::from(port.port),
-                        protocol: port.app_protocol.as_str().into(),
-                    })
-                    .collect(),
+                ports: match service {
+                    Some(service) => ports::of_service(objects, service),
+                    None if selected.object.kind == "namespace" => Vec::new(),
+                    None => ports::of_pods(objects, &selected.pods),
+                },
+                settings: service
+                    .map(|service| ports::settings(objects, service))
+                    .unwrap_or_default(),
+                r#ref: Some(selected.object),
             }
         });
         Ok(Response::new(ext::ResourcesReply { workloads: workloads.collect() }))
@@ -229,9 +231,26 @@ impl Mesh for MeshService {
         self.informed().await?;
         Ok(Response::new(authz::port_authorizations(&self.shared, request.get_ref())?))
     }
+
+    async fn what_if(&self, request: Request<ext::WhatIfRequest>) -> Answer<ext::WhatIfReply> {
+        Ok(Response::new(what_if::what_if(&self.shared, request.get_ref())?))
+    }
+
+    async fn analyze(&self, request: Request<ext::AnalyzeRequest>) -> Answer<ext::AnalyzeReply> {
+        Ok(Response::new(analysis::analyze(&self.shared, request.get_ref())?))
+    }
+
+    async fn notable(
+        &self,
+        request: Request<ext::MeshNotableRequest>,
+    ) -> Answer<ext::MeshNotableReply> {
+        let request = request.into_inner();
+        let reply = notable::notable(&self.shared, &self.asker, request).await?;
+        Ok(Response::new(reply))
+    }
 }
 
-fn problem(problem: &Problem) -> ext::Problem {
+pub(super) fn problem(problem: &Problem) -> ext::Problem {
     ext::Problem {
         severity: problem.severity.as_str().into(),
         object: problem.object.clone(),
@@ -242,8 +261,9 @@ fn problem(problem: &Problem) -> ext::Problem {
     }
 }
 
-fn encode_pod(pod: &Pod) -> ext::Pod {
+fn encode_pod(objects: &Objects, pod: &Pod) -> ext::Pod {
     ext::Pod {
+        identity: objects.identity_of(pod).map(|id| id.to_string()).unwrap_or_default(),
         name: pod.name.name.clone(),
         namespace: pod.name.namespace.clone(),
         ip: pod.ip.map(|ip| ip.to_string()).unwrap_or_default(),

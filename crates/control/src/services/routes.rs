@@ -1,18 +1,14 @@
 //! `meshctl routes`: which routes apply to what, in words.
 
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 use mesh_api::ext::{RouteRow, RoutesReply, Selector};
-use mesh_model::matching::Pattern;
 use mesh_model::meta::ResourceRef;
-use mesh_model::route::{
-    FaultKind, Filter, GrpcMatch, HeaderMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier,
-    Retry, Rewrite, SessionBy, ValueMatch,
-};
+use mesh_model::route::{GrpcMatch, HttpMatch, PathMatch, SessionBy};
 
 use super::mesh::{Failure, must_exist};
 use super::select::select;
+use super::words;
 use crate::index::Objects;
 use crate::index::object::{
     AppProtocol, BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, Service,
@@ -61,7 +57,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
         for rule in &route.rules {
             let any = [HttpMatch::default()];
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
-            matches.extend(of.iter().map(|found| (http_rank(found), http_match(found), rule)));
+            matches
+                .extend(of.iter().map(|found| (http_rank(found), words::http_match(found), rule)));
         }
         push(objects, rows, route_from(Kind::HttpRoute, &route.head), &parent, &status, matches);
     }
@@ -71,7 +68,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
         for rule in &route.rules {
             let any = [GrpcMatch::default()];
             let of = if rule.matches.is_empty() { &any[..] } else { &rule.matches };
-            matches.extend(of.iter().map(|found| (grpc_rank(found), grpc_match(found), rule)));
+            matches
+                .extend(of.iter().map(|found| (grpc_rank(found), words::grpc_match(found), rule)));
         }
         push(objects, rows, route_from(Kind::GrpcRoute, &route.head), &parent, &status, matches);
     }
@@ -219,7 +217,7 @@ fn backends(objects: &Objects, from: RouteFrom<'_>, backends: &[BackendRef]) -> 
 fn policy<M>(rule: &RouteRule<M>) -> String {
     let mut parts = Vec::new();
     if let Some(retry) = rule.retry.as_ref().filter(|retry| retry.max_retries > 0) {
-        parts.push(retry_text(retry));
+        parts.push(words::retry(retry));
     }
     if let Some(request) = rule.timeouts.request {
         parts.push(format!("request {request:?}"));
@@ -239,27 +237,6 @@ fn policy<M>(rule: &RouteRule<M>) -> String {
     parts.join("; ")
 }
 
-fn retry_text(retry: &Retry) -> String {
-    let mut text = format!("retry {}", retry.max_retries);
-    let mut statuses = retry.statuses.clone();
-    statuses.sort_by_key(|range| *range.start());
-    let mut merged: Vec<(u16, u16)> = Vec::new();
-    for range in statuses {
-        match merged.last_mut() {
-            Some((_, end)) if *range.start() <= end.saturating_add(1) => {
-                *end = (*end).max(*range.end())
-            }
-            _ => merged.push((*range.start(), *range.end())),
-        }
-    }
-    for (index, (start, end)) in merged.into_iter().enumerate() {
-        text.push_str(if index == 0 { " on " } else { ", " });
-        // Writing to a String cannot fail.
-        let _ = if start == end { write!(text, "{start}") } else { write!(text, "{start}-{end}") };
-    }
-    text
-}
-
 fn filter(filter: &RouteFilter) -> String {
     let filter = match filter {
         RouteFilter::Is(filter) => filter,
@@ -272,70 +249,7 @@ fn filter(filter: &RouteFilter) -> String {
             return format!("mirrors {}% to {to}", (share * 10.0).round() / 10.0);
         }
     };
-    match filter {
-        Filter::Rewrite(rewrite) => rewritten(rewrite),
-        Filter::Mirror(mirror) => format!("mirrors to {}", mirror.backend.meta.name()),
-        Filter::Cors(_) => "answers for CORS".into(),
-        Filter::Fault(fault) => match fault.kind {
-            FaultKind::Abort(InjectedFailure::Http(status)) => format!("fails with {status}"),
-            FaultKind::Abort(InjectedFailure::Grpc(code)) => format!("fails with gRPC code {code}"),
-            FaultKind::Delay(delay) => format!("delays by {delay:?}"),
-        },
-        Filter::Fail(fail) => fail.message.clone(),
-        Filter::RequestHeaders(_) => "changes request headers".into(),
-        Filter::ResponseHeaders(_) => "changes response headers".into(),
-        Filter::Redirect(redirect) => format!("redirects with {}", redirect.status.as_u16()),
-    }
-}
-
-/// `rewrites to other.example, path /v2`
-fn rewritten(rewrite: &Rewrite) -> String {
-    let host = rewrite.host.as_ref().and_then(|host| host.to_str().ok()).map(str::to_owned);
-    let path = rewrite.path.as_ref().map(|path| match path {
-        PathModifier::Full(path) => format!("path {path}"),
-        PathModifier::Prefix(prefix) => format!("prefix {prefix}"),
-    });
-    let parts: Vec<String> = host.into_iter().chain(path).collect();
-    format!("rewrites to {}", parts.join(", "))
-}
-
-/// `PathPrefix /a GET header x=1 query q=2`
-fn http_match(found: &HttpMatch) -> String {
-    let mut parts = Vec::new();
-    match &found.path {
-        None => {}
-        Some(PathMatch::Exact(path)) => parts.push(format!("Exact {path}")),
-        Some(PathMatch::Prefix(path)) => parts.push(format!("PathPrefix {path}")),
-        Some(PathMatch::Regex(pattern)) => parts.push(format!("Regex {}", pattern.as_str())),
-    }
-    parts.extend(found.method.as_ref().map(ToString::to_string));
-    parts.extend(found.headers.iter().map(header));
-    parts.extend(found.query.iter().map(|q| format!("query {}{}", q.name, value(&q.value))));
-    if parts.is_empty() { "any request".into() } else { parts.join(" ") }
-}
-
-fn grpc_match(found: &GrpcMatch) -> String {
-    let mut parts = Vec::new();
-    match (&found.service, &found.method) {
-        (None, None) => {}
-        (service, method) => {
-            let any = |part: &Option<String>| part.clone().unwrap_or_else(|| "*".into());
-            parts.push(format!("gRPC {}/{}", any(service), any(method)));
-        }
-    }
-    parts.extend(found.headers.iter().map(header));
-    if parts.is_empty() { "any request".into() } else { parts.join(" ") }
-}
-
-fn header(found: &HeaderMatch) -> String {
-    format!("header {}{}", found.name, value(&found.value))
-}
-
-fn value(found: &ValueMatch) -> String {
-    match found {
-        ValueMatch::Exact(bytes) => format!("={}", String::from_utf8_lossy(bytes)),
-        ValueMatch::Regex(pattern) => format!("~{}", Pattern::as_str(pattern)),
-    }
+    words::filter(filter)
 }
 
 fn http_rank(found: &HttpMatch) -> Rank {

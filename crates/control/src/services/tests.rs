@@ -4,6 +4,7 @@ mod authz;
 mod figures;
 mod people;
 mod proxies;
+mod what_if;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -96,6 +97,7 @@ async fn next<S: futures_util::Stream + Unpin>(stream: &mut S) -> Option<S::Item
 /// A proxy that says what it is told to.
 #[derive(Clone, Default)]
 struct FakeProxy {
+    notable: ext::NotableReply,
     observed: ext::ObservedReply,
     series: Vec<ext::Series>,
     breakers: Vec<ext::Breaker>,
@@ -115,6 +117,13 @@ impl Proxy for FakeProxy {
             overflowed_series: 0,
             breakers: self.breakers.clone(),
         }))
+    }
+
+    async fn notable(
+        &self,
+        _: Request<ext::NotableRequest>,
+    ) -> Result<Response<ext::NotableReply>, Status> {
+        Ok(Response::new(self.notable.clone()))
     }
 
     type TapStream = futures_util::stream::BoxStream<'static, Result<ext::TapEvent, Status>>;

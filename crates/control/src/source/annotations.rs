@@ -225,8 +225,19 @@ fn duration(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(millis)).filter(|duration| !duration.is_zero())
 }
 
+/// Whether Services are where this one is read. [`OPAQUE_PORTS`] is read everywhere.
+pub(crate) fn is_of_services(name: &str) -> bool {
+    name == OPAQUE_PORTS || (KNOWN.contains(&name) && name != DEFAULT_ACCESS)
+}
+
+/// Whether pods and namespaces are.
+pub(crate) fn is_of_pods(name: &str) -> bool {
+    [OPAQUE_PORTS, DEFAULT_ACCESS].contains(&name)
+        || crate::inject::options::names().any(|known| known == name)
+}
+
 /// All annotations there are: the injector reads some of those of pods and namespaces.
-fn known() -> impl Iterator<Item = &'static str> {
+pub(crate) fn known() -> impl Iterator<Item = &'static str> {
     KNOWN.into_iter().chain(crate::inject::options::names())
 }
 
@@ -236,7 +247,7 @@ pub(crate) fn nearest_name(name: &str, known: impl Iterator<Item = &'static str>
 }
 
 /// Levenshtein distance. Longer names than any real one are cut, so that the work is bounded.
-fn distance(a: &str, b: &str) -> usize {
+pub(crate) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().take(64).collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();
     for (i, from) in a.chars().take(64).enumerate() {

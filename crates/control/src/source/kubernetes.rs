@@ -43,7 +43,7 @@ pub fn namespace(object: &core::Namespace) -> Converted<Namespace> {
 }
 
 /// Those that are the mesh's; the others may be large.
-fn own_annotations(meta: &ObjectMeta) -> Labels {
+pub(super) fn own_annotations(meta: &ObjectMeta) -> Labels {
     let own = meta.annotations.iter().flatten();
     let own = own.filter(|(key, _)| {
         key.split_once('/')

@@ -8,7 +8,7 @@
 //! Read [`state`] for what the files mean; here is only when they are looked at.
 
 mod addresses;
-mod manifest;
+pub(crate) mod manifest;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -148,7 +148,7 @@ impl<'a> Subject<'a> {
             _ if !may_hold => return Holds::No,
             None => Holds::Yes,
             Some(path) => match self.path(http) {
-                Ok(canonical) => Holds::of(path.match_path(canonical).is_some()),
+                Ok(canonical) => Holds::of(path.matches(canonical)),
                 Err(Ambiguous) => Holds::Uncertain,
             },
         };

@@ -9,7 +9,6 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use mesh_layers::{Body, BoxError, Request, Response, ResponseFuture};
 use mesh_model::Reason;
-use mesh_model::matching::request_host;
 use mesh_model::route::{
     FailureInjector, Fault, FaultKind, Filter, InjectedFailure, Redirect, Rewrite,
 };
@@ -248,30 +247,10 @@ fn redirect_to(redirect: &Redirect, request: &Request) -> Result<Response, MeshE
         *bare.headers_mut() = request.headers().clone();
         bare.into_parts()
     };
-    let scheme = redirect.scheme.as_deref().or(head.uri.scheme_str()).unwrap_or("http");
-    let host = redirect.host.as_deref().unwrap_or_else(|| request_host(&head));
-    if host.is_empty() {
-        return Err(bad("the request names no host"));
-    }
     let own_port = crate::http::forward::authority_of(request).and_then(|a| a.port_u16());
-    // A scheme that was asked for brings its own port, unless one was asked for, too.
-    let port = redirect.port.or(if redirect.scheme.is_some() { None } else { own_port });
-    let authority = match (scheme, port) {
-        (_, None) | ("http", Some(80)) | ("https", Some(443)) => host.to_owned(),
-        (_, Some(port)) => format!("{host}:{port}"),
-    };
-    let path = match &redirect.path {
-        None => head.uri.path().to_owned(),
-        Some(modifier) => {
-            let matched = request.extensions().get::<MatchedPrefix>().map_or("/", |p| &p.0);
-            modifier.replace(head.uri.path(), matched)
-        }
-    };
-    let query = head.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    let location: Uri = format!("{scheme}://{authority}{path}{query}")
-        .parse()
-        .map_err(|_| bad("the new location is not a URI"))?;
-    let location = HeaderValue::from_str(&location.to_string()).map_err(|_| bad("its text"))?;
+    let matched = request.extensions().get::<MatchedPrefix>().map_or("/", |p| &p.0);
+    let location = redirect.location(&head, own_port, matched).map_err(bad)?;
+    let location = HeaderValue::from_str(&location).map_err(|_| bad("its text"))?;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = redirect.status;
     response.headers_mut().insert(header::LOCATION, location);

@@ -7,12 +7,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, Method, request, response};
+use http::{HeaderMap, HeaderName, request, response};
 use mesh_layers::{
     Backoff, BoxError, Overloaded, RetryEvent, RetryOn, RetryParams, RetryPolicy, TimedOut,
     TimeoutKind, Unavailable, find_cause, grpc_status, is_grpc, is_request_body_error,
 };
-use mesh_model::route::{GrpcCodes, Retry};
+use mesh_model::route::{GrpcCodes, Retry, is_idempotent};
 
 use crate::connect::ConnectError;
 use crate::error::{MeshError, PeerRefused};
@@ -140,11 +140,4 @@ impl RetryPolicy for Policy {
             RetryEvent::DeadlineNear => counters.deadline_near.inc(),
         }
     }
-}
-
-fn is_idempotent(method: &Method) -> bool {
-    matches!(
-        *method,
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::TRACE | Method::PUT | Method::DELETE
-    )
 }

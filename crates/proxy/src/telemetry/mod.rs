@@ -11,6 +11,7 @@ mod expose;
 mod http_metrics;
 pub mod labels;
 pub mod log;
+pub mod notable;
 pub mod observed;
 #[cfg(test)]
 mod page_tests;
@@ -35,6 +36,7 @@ pub use self::counters::{AuthzCounters, AuthzLabels, AuthzMetrics, RetryCounters
 pub use self::expose::Exposition;
 pub use self::labels::{HttpLabels, Tls};
 pub use self::log::{LogFormat, LogHandle};
+pub use self::notable::Notable;
 pub use self::observed::{Observed, ObservedPort, Who};
 pub use self::proxy_metrics::{
     BalancerView, Balancers, ConfigRejected, DetectMetrics, Detected, EndpointState,
@@ -70,6 +72,7 @@ pub struct Telemetry {
     pub stats: Stats,
     pub tap: TapHub,
     pub observed: Observed,
+    pub notable: Notable,
     pub transport: TransportMetrics,
     pub authz: AuthzMetrics,
     pub retries: RetryMetrics,
@@ -86,6 +89,7 @@ impl Telemetry {
             stats: Stats::new(cfg.max_series),
             tap: TapHub::new(cfg.max_taps),
             observed: Observed::default(),
+            notable: Notable::default(),
             transport: TransportMetrics::new(cfg.max_label_sets),
             authz: AuthzMetrics::new(cfg.max_label_sets),
             retries: RetryMetrics::new(cfg.max_label_sets),

@@ -93,6 +93,7 @@ async fn resources_of_every_kind() {
         kind: Kind::Deployment,
         name: Name::new("shop", "idle"),
         labels: Labels::default(),
+        annotations: Labels::default(),
     };
     world.apply(Object::Workload(empty));
     let names = async |selector: Selector| {

@@ -59,7 +59,8 @@ pub(super) fn workload(kind: Kind, meta: &ObjectMeta) -> Item {
     let name = name_of(meta);
     let controller = controller(meta);
     let labels = meta.labels.clone().unwrap_or_default();
-    let object = Object::Workload(Workload { kind, name: name.clone(), labels });
+    let annotations = kubernetes::own_annotations(meta);
+    let object = Object::Workload(Workload { kind, name: name.clone(), labels, annotations });
     let force = match controller {
         Some(_) => Force::Ignore,
         None => Force::Apply(Box::new(object)),

@@ -19,13 +19,13 @@ use crate::source::{Finding, Problem, Severity, gateway, kubernetes, policy};
 
 /// What a file declares.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Declared {
+pub(crate) enum Declared {
     Object(Object),
     Service(LocalService),
 }
 
 impl Declared {
-    pub(super) fn key(&self) -> ObjectKey {
+    pub(crate) fn key(&self) -> ObjectKey {
         match self {
             Self::Object(object) => object.key(),
             Self::Service(service) => {
@@ -37,17 +37,17 @@ impl Declared {
 
 /// A Service with what a cluster's controllers would make endpoints and addresses of.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct LocalService {
-    pub(super) service: Service,
-    pub(super) selector: BTreeMap<String, String>,
+pub(crate) struct LocalService {
+    pub(crate) service: Service,
+    pub(crate) selector: BTreeMap<String, String>,
     /// By the port's name.
-    pub(super) targets: Vec<(String, TargetPort)>,
+    pub(crate) targets: Vec<(String, TargetPort)>,
     /// Has no address of its own and gets none.
-    pub(super) headless: bool,
+    pub(crate) headless: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TargetPort {
+pub(crate) enum TargetPort {
     Number(u16),
     /// Of the container's port with this name.
     Name(String),
@@ -55,20 +55,20 @@ pub(super) enum TargetPort {
 
 /// The contents of a file.
 #[derive(Debug, Default)]
-pub(super) struct Manifest {
-    pub(super) declared: Vec<Declared>,
-    pub(super) problems: Vec<Problem>,
+pub(crate) struct Manifest {
+    pub(crate) declared: Vec<Declared>,
+    pub(crate) problems: Vec<Problem>,
 }
 
 impl Manifest {
     /// Whether the file may come into force.
-    pub(super) fn is_good(&self) -> bool {
+    pub(crate) fn is_good(&self) -> bool {
         self.problems.iter().all(|problem| problem.severity != Severity::Error)
     }
 }
 
 /// Reads the text of a file.
-pub(super) fn read(file: &Path, text: &str, names: &MeshNames) -> Manifest {
+pub(crate) fn read(file: &Path, text: &str, names: &MeshNames) -> Manifest {
     let mut manifest = Manifest::default();
     let mut seen = BTreeSet::new();
     for document in yaml::documents(text) {
@@ -98,7 +98,7 @@ pub(super) fn read(file: &Path, text: &str, names: &MeshNames) -> Manifest {
     manifest
 }
 
-pub(super) fn problem(file: &Path, object: String, line: u32, finding: Finding) -> Problem {
+pub(crate) fn problem(file: &Path, object: String, line: u32, finding: Finding) -> Problem {
     Problem {
         severity: finding.severity,
         object,
@@ -110,7 +110,7 @@ pub(super) fn problem(file: &Path, object: String, line: u32, finding: Finding) 
 }
 
 /// `HTTPRoute/shop/checkout`, as far as it can be told.
-fn about(document: &Document) -> String {
+pub(crate) fn about(document: &Document) -> String {
     let kind = document.root.text(&["kind"]).unwrap_or_default();
     let name = document.root.text(&["metadata", "name"]).unwrap_or_default();
     let namespace = document.root.text(&["metadata", "namespace"]);
@@ -233,7 +233,8 @@ fn check_name(name: &Name, findings: &mut Vec<Finding>) {
 
 fn workload(kind: Kind, meta: &ObjectMeta) -> Converted<Object> {
     let labels = meta.labels.clone().unwrap_or_default();
-    (Object::Workload(Workload { kind, name: name_of(meta), labels }), Vec::new())
+    let annotations = kubernetes::own_annotations(meta);
+    (Object::Workload(Workload { kind, name: name_of(meta), labels, annotations }), Vec::new())
 }
 
 fn local_service(object: &core::Service) -> Converted<LocalService> {

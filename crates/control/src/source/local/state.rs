@@ -266,32 +266,12 @@ impl State {
 
     /// Does what the endpoint-slice controller does in a cluster.
     fn derive_slices(&mut self, name: &Name, changes: &mut Vec<Change>) {
-        let mut slices: BTreeMap<Name, EndpointSlice> = BTreeMap::new();
-        if let Some(service) = self.services.get(name) {
+        let slices = self.services.get(name).map(|service| {
             let in_namespace = self.pods_in_force.range(Name::new(&name.namespace, "")..);
-            let pods = in_namespace
-                .take_while(|(pod, _)| pod.namespace == name.namespace)
-                .map(|(_, pod)| pod)
-                .filter(|pod| pod.running && selects(service, pod));
-            for pod in pods {
-                let Some(ip) = pod.ip else { continue };
-                let ports = target_ports(service, pod);
-                let slice_name = Name::new(&name.namespace, slice_name(name, &ports));
-                let slice = slices.entry(slice_name.clone()).or_insert_with(|| EndpointSlice {
-                    name: slice_name,
-                    service: name.name.clone(),
-                    ports,
-                    addresses: Vec::new(),
-                });
-                slice.addresses.push(EndpointAddress {
-                    ip,
-                    pod: Some(pod.name.name.clone()),
-                    ready: pod.ready && !pod.terminating,
-                    draining: false,
-                    zone: None,
-                });
-            }
-        }
+            let pods = in_namespace.take_while(|(pod, _)| pod.namespace == name.namespace);
+            slices(service, pods.map(|(_, pod)| pod))
+        });
+        let slices = slices.unwrap_or_default();
         let names: BTreeSet<Name> = slices.keys().cloned().collect();
         let before = self.slices.remove(name).unwrap_or_default();
         for gone in before.difference(&names) {
@@ -304,6 +284,34 @@ impl State {
         let slices = slices.into_values().map(Object::EndpointSlice);
         changes.extend(slices.map(|slice| Change::Apply(Box::new(slice))));
     }
+}
+
+/// The slices of a service, if these are the pods of its namespace.
+pub(crate) fn slices<'a>(
+    service: &LocalService,
+    pods: impl Iterator<Item = &'a Pod>,
+) -> BTreeMap<Name, EndpointSlice> {
+    let name = &service.service.name;
+    let mut slices: BTreeMap<Name, EndpointSlice> = BTreeMap::new();
+    for pod in pods.filter(|pod| pod.running && selects(service, pod)) {
+        let Some(ip) = pod.ip else { continue };
+        let ports = target_ports(service, pod);
+        let slice_name = Name::new(&name.namespace, slice_name(name, &ports));
+        let slice = slices.entry(slice_name.clone()).or_insert_with(|| EndpointSlice {
+            name: slice_name,
+            service: name.name.clone(),
+            ports,
+            addresses: Vec::new(),
+        });
+        slice.addresses.push(EndpointAddress {
+            ip,
+            pod: Some(pod.name.name.clone()),
+            ready: pod.ready && !pod.terminating,
+            draining: false,
+            zone: None,
+        });
+    }
+    slices
 }
 
 /// Objects whose declarations changed.

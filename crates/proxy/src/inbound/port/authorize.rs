@@ -89,7 +89,7 @@ impl Port {
             self.counters(rules, http, audit, attempt.route, attempt.client).audit.inc();
         }
         if let Some(exchange) = exchange {
-            exchange.authorized(decision.by);
+            exchange.authorized(decision.by, decision.allowed);
         }
         if decision.allowed && !decision.probe {
             self.observe(attempt, exchange);

@@ -101,6 +101,7 @@ async fn ask(
         timeouts,
         retry: retry.clone(),
         allow_request_headers: allowed,
+        session: None,
     };
     let nameless = Meta::Default(String::new());
     let route = RouteInfo::inbound(&nameless);

@@ -1,0 +1,207 @@
+//! Policies: what they are about is there, they agree, and somebody gets in.
+
+use std::collections::BTreeSet;
+
+use mesh_model::authz::{Action, ClientMatch, DefaultAccess, IdentityPattern};
+
+use super::{Code, Found, Level, Scene, object_of};
+use crate::index::object::{AuthorizationPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget};
+
+pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
+    let identities = identities(scene);
+    for policy in scene.objects.authorization_policies() {
+        let key = ObjectKey { kind: Kind::AuthorizationPolicy, name: policy.name.clone() };
+        target(scene, &key, &policy.target, found);
+        whom(policy, &key, identities.as_ref(), found);
+        overruled(scene, policy, &key, found);
+    }
+    for policy in scene.objects.port_policies() {
+        let key = ObjectKey { kind: Kind::ServerPolicy, name: policy.name.clone() };
+        target(scene, &key, &policy.target, found);
+    }
+    ports(scene, found);
+}
+
+/// Whether the target of a policy is there.
+fn target(scene: &Scene<'_>, policy: &ObjectKey, target: &PolicyTarget, found: &mut Found) {
+    let objects = scene.objects;
+    let namespace = &policy.name.namespace;
+    let mut missing = |what: String, field: &str| {
+        let message = format!("{what} in namespace {namespace}; the policy is about nothing");
+        found.add(Code::TargetMissing, policy, format!("spec.targetRef.{field}"), message);
+    };
+    let named = |name: &String| Name::new(namespace, name);
+    match target {
+        PolicyTarget::Namespace => {}
+        PolicyTarget::Workload { kind, name, .. } => {
+            let owns = |pod: &&std::sync::Arc<Pod>| {
+                let owner = pod.owner.as_ref();
+                pod.name.namespace == *namespace
+                    && owner.is_some_and(|(k, n)| k == kind && n == name)
+            };
+            let is_there = objects.workload(*kind, &named(name)).is_some();
+            if !is_there && objects.pods().find(owns).is_none() {
+                missing(format!("there is no {} {name}", kind.as_str()), "name");
+            }
+        }
+        PolicyTarget::Service { name, port } => match objects.service(&named(name)) {
+            None => missing(format!("there is no Service {name}"), "name"),
+            Some(service) => {
+                let wanted = port.as_ref();
+                let fits = |wanted: &crate::index::object::PortRef| {
+                    service.ports.iter().any(|port| wanted.is(&port.name, port.port))
+                };
+                if wanted.is_some_and(|wanted| !fits(wanted)) {
+                    missing(format!("Service {name} has no such port"), "port");
+                }
+            }
+        },
+        PolicyTarget::Route { kind, name } => {
+            let is_there = match kind {
+                Kind::GrpcRoute => objects.grpc_route(&named(name)).is_some(),
+                _ => objects.http_route(&named(name)).is_some(),
+            };
+            if !is_there {
+                missing(format!("there is no {} {name}", kind.as_str()), "name");
+            }
+        }
+        PolicyTarget::Pods { labels, .. } => {
+            let is_one =
+                |have: &Labels| labels.iter().all(|(key, value)| have.get(key) == Some(value));
+            let runs = objects.pods().any(|p| p.name.namespace == *namespace && is_one(&p.labels));
+            let written = || {
+                let here = scene.written.iter().filter(|written| written.namespace == *namespace);
+                here.flat_map(super::spelling::template_labels).any(|labels| is_one(&labels))
+            };
+            if !runs && !written() {
+                let message = format!("no pod in namespace {namespace} has these labels");
+                let field = "spec.targetRef.selector";
+                found.add_as(Level::Warning, Code::TargetMissing, policy, field, message);
+            }
+        }
+    }
+}
+
+/// All identities of a running mesh; `None` where that can't be told.
+fn identities(scene: &Scene<'_>) -> Option<BTreeSet<String>> {
+    scene.objects.identity().filter(|_| scene.complete)?;
+    let of = |pod: &std::sync::Arc<Pod>| scene.objects.identity_of(pod).map(|id| id.to_string());
+    Some(scene.objects.pods().filter_map(of).collect())
+}
+
+fn whom(
+    policy: &AuthorizationPolicy,
+    key: &ObjectKey,
+    identities: Option<&BTreeSet<String>>,
+    found: &mut Found,
+) {
+    if policy.action == Action::Deny && policy.from.is_empty() && policy.to.is_empty() {
+        let message = "it denies everything to everybody, whatever other policies allow";
+        found.add(Code::NobodyLetIn, key, "spec", message);
+    }
+    let (Action::Allow, Some(identities)) = (policy.action, identities) else { return };
+    let known = |pattern: &IdentityPattern| match pattern {
+        IdentityPattern::Exact(id) => identities.contains(id),
+        IdentityPattern::Suffix(suffix) => {
+            let end = format!(".{suffix}");
+            identities.iter().any(|id| id.ends_with(&end))
+        }
+    };
+    let nobody = |client: &ClientMatch| match client {
+        ClientMatch::Among(patterns) => !patterns.iter().any(known),
+        _ => false,
+    };
+    if !policy.from.is_empty() && policy.from.iter().all(|source| nobody(&source.client)) {
+        let message = "no pod of the mesh has one of these identities";
+        found.add(Code::NobodyLetIn, key, "spec.from", message);
+    }
+}
+
+/// An allowance that a denial of the very same takes back.
+fn overruled(scene: &Scene<'_>, policy: &AuthorizationPolicy, key: &ObjectKey, found: &mut Found) {
+    let denies = |other: &&std::sync::Arc<AuthorizationPolicy>| {
+        other.action == Action::Deny
+            && other.name.namespace == policy.name.namespace
+            && (&other.target, &other.from, &other.to) == (&policy.target, &policy.from, &policy.to)
+    };
+    if policy.action != Action::Allow {
+        return;
+    }
+    if let Some(other) = scene.objects.authorization_policies().find(denies) {
+        let message =
+            format!("AuthorizationPolicy/{} denies the same, and denials win", other.name);
+        found.add(Code::Conflicting, key, "spec", message);
+    }
+}
+
+/// Ports that several ServerPolicies are about, and ports that let nobody in.
+fn ports(scene: &Scene<'_>, found: &mut Found) {
+    let objects = scene.objects;
+    let policies: Vec<_> = objects.port_policies().collect();
+    let mut conflict = |loser: &Name, winner: &Name| {
+        let key = ObjectKey { kind: Kind::ServerPolicy, name: loser.clone() };
+        let message =
+            format!("ServerPolicy/{winner} is about the same port, and comes first by its name");
+        if !found.0.iter().any(|d| d.code == Code::Conflicting && d.message == message) {
+            found.add(Code::Conflicting, key, "spec.targetRef", message);
+        }
+    };
+    for (index, policy) in policies.iter().enumerate() {
+        let same = policies[..index].iter().find(|other| {
+            other.name.namespace == policy.name.namespace && other.target == policy.target
+        });
+        if let Some(other) = same {
+            conflict(&policy.name, &other.name);
+        }
+    }
+    let mut closed: BTreeSet<(String, u16)> = BTreeSet::new();
+    for pod in objects.pods().filter(|pod| pod.meshed()) {
+        for port in objects.ports_of(pod, None) {
+            let mut about = policies.iter().filter(|policy| {
+                policy.name.namespace == pod.name.namespace
+                    && objects.is_target(&policy.target, &pod.name, Some(pod), port)
+            });
+            if let Some(first) = about.next() {
+                about.for_each(|other| conflict(&other.name, &first.name));
+            }
+            let authz = objects.port_authz(&pod.name, port);
+            let allows = authz.rules.iter().any(|rule| rule.action == Action::Allow);
+            if authz.default.access == DefaultAccess::Deny && !allows {
+                let by = object_of(&authz.default.meta).unwrap_or_else(|| owner(pod));
+                closed.insert((by, port));
+            }
+        }
+    }
+    for (object, port) in closed {
+        let message =
+            format!("nobody may use port {port}: the default is deny, and no policy allows");
+        found.add(Code::NobodyLetIn, object, "", message);
+    }
+    if !scene.complete {
+        closed_by_files(scene, found);
+    }
+}
+
+/// Without pods: a policy that denies where nothing in its namespace allows.
+fn closed_by_files(scene: &Scene<'_>, found: &mut Found) {
+    for policy in scene.objects.port_policies() {
+        let namespace = &policy.name.namespace;
+        let mut allowing = scene
+            .objects
+            .authorization_policies()
+            .filter(|other| other.action == Action::Allow && other.name.namespace == *namespace);
+        if policy.default_access == Some(DefaultAccess::Deny) && allowing.next().is_none() {
+            let key = ObjectKey { kind: Kind::ServerPolicy, name: policy.name.clone() };
+            let message = "the default is deny, and no policy of the namespace allows anything";
+            found.add(Code::NobodyLetIn, key, "spec.defaultAccess", message);
+        }
+    }
+}
+
+/// What a pod is spoken of as.
+fn owner(pod: &Pod) -> String {
+    match &pod.owner {
+        Some((kind, name)) => format!("{}/{}/{name}", kind.as_str(), pod.name.namespace),
+        None => format!("Pod/{}", pod.name),
+    }
+}
