@@ -9,6 +9,7 @@
 
 pub mod authz;
 pub mod endpoints;
+pub mod gateway;
 pub mod identity;
 pub mod lookup;
 pub mod object;
@@ -23,6 +24,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use mesh_model::authz::PortAuthz;
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::ServerPolicy;
 use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
@@ -58,6 +60,8 @@ pub struct Index {
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
     authz: Watches<Name, u16, Arc<PortAuthz>>,
+    /// There is one edge only.
+    gateway: Watches<(), (), Arc<GatewayConfig>>,
     revision: watch::Sender<u64>,
 }
 
@@ -80,6 +84,7 @@ impl Index {
             address_profiles: Watches::default(),
             servers: Watches::default(),
             authz: Watches::default(),
+            gateway: Watches::default(),
             revision: watch::Sender::new(0),
         }
     }
@@ -164,11 +169,20 @@ impl Index {
         self.authz.subscribe(pod.clone(), port, authz)
     }
 
+    /// What the proxy at the edge listens on.
+    pub fn watch_gateway(&mut self) -> Watched<GatewayConfig> {
+        let config = Arc::new(self.objects.gateway_config());
+        self.gateway.subscribe((), (), config)
+    }
+
     fn refresh(&mut self, mut touched: Touched) {
         if !touched.changed {
             return;
         }
         let objects = &self.objects;
+        if touched.gateways {
+            self.gateway.refresh(&(), |()| Some(Arc::new(objects.gateway_config())));
+        }
         for service in &touched.policies {
             self.outbound.refresh(service, |(port, client)| {
                 objects.outbound_policy(service, *port, client).map(Arc::new)

@@ -22,7 +22,8 @@ use mesh_model::route::{
 use super::Objects;
 use super::lookup;
 use super::object::{
-    BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, ServiceRef, route_ref,
+    BackendRef, BackendTarget, Kind, Name, ReferenceGrant, RouteFilter, RouteHead, RouteRule,
+    ServiceRef, route_ref,
 };
 
 /// How many requests may wait for an endpoint of a backend, and how long the first of them may.
@@ -111,7 +112,11 @@ impl Objects {
     }
 
     /// Backends for bytes. One that cannot be used has no share: there is no way to say so.
-    fn connections(&self, from: RouteFrom<'_>, backends: &[BackendRef]) -> Distribution<Backend> {
+    pub(super) fn connections(
+        &self,
+        from: RouteFrom<'_>,
+        backends: &[BackendRef],
+    ) -> Distribution<Backend> {
         let usable = backends.iter().filter_map(|reference| {
             let (service, port) = self.usable(from, &reference.target).ok()?;
             (reference.weight > 0).then(|| (Arc::new(backend(service, port)), reference.weight))
@@ -174,7 +179,7 @@ impl Objects {
         parent.service == *service && parent.port.is_none_or(|p| p == port) && section_fits
     }
 
-    fn rules<M: Clone>(
+    pub(super) fn rules<M: Clone>(
         &self,
         from: RouteFrom<'_>,
         rules: &[RouteRule<M>],
@@ -200,12 +205,15 @@ impl Objects {
         let backends: Vec<_> = weighty
             .map(|reference| (Arc::new(self.route_backend(from, reference)), reference.weight))
             .collect();
-        let Some(parent) = from.head.parents.first().filter(|_| backends.is_empty()) else {
+        if !backends.is_empty() {
             return distribution(backends);
+        }
+        let why = "the rule has no backend with a weight above 0".to_owned();
+        let failing = match from.head.parents.first() {
+            Some(parent) => failing(from.kind, &parent.service, parent.port.unwrap_or(1), why),
+            None => failing(from.kind, &Name::new("invalid", "invalid"), 1, why),
         };
-        let why = "the rule has no backend with a weight above 0";
-        let port = parent.port.unwrap_or(1);
-        distribution(vec![(Arc::new(failing(from.kind, &parent.service, port, why.into())), 1)])
+        distribution(vec![(Arc::new(failing), 1)])
     }
 
     /// A backend that cannot be used keeps its share of the requests, which fail with 500, as
@@ -282,12 +290,18 @@ impl Objects {
         {
             return true;
         }
-        let grants = self.grants.range(Name::new(&service.namespace, "")..);
-        let mut grants = grants.take_while(|(name, _)| name.namespace == service.namespace);
-        grants.any(|(_, grant)| {
+        self.grants_in(&service.namespace).any(|grant| {
             grant.from.iter().any(|(kind, of)| *kind == from.kind && of == namespace)
                 && grant.to.iter().any(|to| to.as_ref().is_none_or(|to| *to == service.name))
         })
+    }
+}
+
+impl Objects {
+    pub(super) fn grants_in(&self, namespace: &str) -> impl Iterator<Item = &ReferenceGrant> {
+        let grants = self.grants.range(Name::new(namespace, "")..);
+        let grants = grants.take_while(move |(name, _)| name.namespace == *namespace);
+        grants.map(|(_, grant)| &**grant)
     }
 }
 
