@@ -16,6 +16,7 @@ mod discovery;
 mod draws;
 mod error;
 mod exchange;
+mod gateway;
 mod hooks;
 mod http;
 mod identity;

@@ -1,0 +1,186 @@
+//! A request of somebody outside of the mesh: what he may not say is taken away, what servers should
+//! know of him is put in, and what is for inside is not told him.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method};
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use mesh_layers::{Body, BoxError, Request, Response, is_grpc};
+use mesh_model::Reason;
+use mesh_model::matching::host_of;
+
+use super::Gateway;
+use super::certificates::Table;
+use super::port::Port;
+use crate::error::{MESH_REASON, MeshError};
+use crate::http::forward;
+use crate::http::server::Version;
+use crate::outbound::TargetStack;
+
+const FORWARDED: HeaderName = HeaderName::from_static("forwarded");
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// Headers that begin so are between proxies.
+const OF_THE_MESH: [&str; 2] = ["l5d-", "x-mesh-"];
+/// Headers that begin so, or are these, tell servers who a client is. Only the gateway knows.
+const OF_PROXIES: [&str; 2] = ["x-forwarded-", "x-real-ip"];
+
+/// A connection that requests come from.
+#[derive(Debug)]
+pub(super) struct Front {
+    client: SocketAddr,
+    port: u16,
+    forwarded_for: HeaderValue,
+    /// The listeners of TLS, and which one of them the client asked for.
+    secured: Option<(Arc<Table>, Option<usize>)>,
+}
+
+impl Front {
+    pub(super) fn new(
+        client: SocketAddr,
+        port: &Port,
+        secured: Option<(Arc<Table>, Option<usize>)>,
+    ) -> Self {
+        let forwarded_for = HeaderValue::from_str(&client.ip().to_string());
+        let forwarded_for = forwarded_for.unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        Self { client, port: port.number, forwarded_for, secured }
+    }
+
+    /// Takes a request, or refuses it.
+    fn admit(&self, request: &mut Request, max_body: u64) -> Result<(), MeshError> {
+        if *request.method() == Method::CONNECT {
+            let message = "this is no forward proxy";
+            return Err(MeshError::new(Reason::BadRequest, message));
+        }
+        let host = forward::authority_of(request);
+        if let Some((table, asked)) = &self.secured {
+            let host = host.as_ref().map(|host| host_of(host.as_str()).to_owned());
+            let meant = table.listener(Some(&host.unwrap_or_default()));
+            if meant.is_some() && meant != *asked {
+                // Another listener's requests may take another certificate, and other rules.
+                let message = "the host is not the one that the connection was made for";
+                return Err(MeshError::new(Reason::Misdirected, message));
+            }
+        }
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok());
+        let length = length.and_then(|length| length.parse::<u64>().ok());
+        if length.is_some_and(|length| length > max_body) && !is_grpc(request.headers()) {
+            return Err(too_large(max_body));
+        }
+        self.tell(request.headers_mut(), host.as_ref());
+        Ok(())
+    }
+
+    /// Has servers know the client as the gateway does.
+    fn tell(&self, headers: &mut HeaderMap, host: Option<&http::uri::Authority>) {
+        remove_all(headers, |name| begins(name, &OF_THE_MESH) || begins(name, &OF_PROXIES));
+        headers.remove(FORWARDED);
+        headers.insert(X_FORWARDED_FOR, self.forwarded_for.clone());
+        let scheme = if self.secured.is_some() { "https" } else { "http" };
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+        let host = host.and_then(|host| HeaderValue::from_str(host.as_str()).ok());
+        if let Some(host) = host.or_else(|| headers.get(HOST).cloned()) {
+            headers.insert(X_FORWARDED_HOST, host);
+        }
+    }
+}
+
+impl Gateway {
+    /// One request with its response.
+    pub(super) async fn request(
+        self: Arc<Self>,
+        front: Arc<Front>,
+        version: Version,
+        stack: Arc<TargetStack>,
+        request: http::Request<Incoming>,
+    ) -> Response {
+        let max = self.edge.max_body_bytes;
+        let mut request = request.map(Body::from);
+        if !request.body().is_end_stream() && !is_grpc(request.headers()) {
+            let body = std::mem::take(request.body_mut());
+            *request.body_mut() = Body::boxed(Limited { body, left: max, max });
+        }
+        let (client, port) = (front.client, front.port);
+        let admit = move |request: &mut Request| front.admit(request, max);
+        let outbound = Arc::clone(&self.outbound);
+        let mut response = outbound.exchange(client, port, version, stack, request, admit).await;
+        keep_inside(&mut response);
+        response
+    }
+}
+
+/// Takes out of a response what is for inside. Of what the mesh answered itself only the status is left.
+fn keep_inside(response: &mut Response) {
+    if response.headers().contains_key(MESH_REASON) {
+        if response.headers().contains_key("grpc-status") {
+            response.headers_mut().remove(GRPC_MESSAGE);
+        } else {
+            let status = response.status();
+            let headers = response.headers_mut();
+            headers.remove(CONTENT_LENGTH);
+            headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));
+            *response.body_mut() = Body::full(format!("{status}\n"));
+        }
+    }
+    remove_all(response.headers_mut(), |name| begins(name, &OF_THE_MESH));
+}
+
+fn begins(name: &HeaderName, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| name.as_str().starts_with(prefix))
+}
+
+fn remove_all(headers: &mut HeaderMap, is: impl Fn(&HeaderName) -> bool) {
+    // Seldom any, so that a list of them costs nothing.
+    let found: Vec<HeaderName> = headers.keys().filter(|name| is(name)).cloned().collect();
+    for name in found {
+        headers.remove(name);
+    }
+}
+
+fn too_large(max: u64) -> MeshError {
+    MeshError::new(Reason::BodyTooLarge, format!("the request's body is over {max} bytes"))
+}
+
+/// A body of so many bytes at most.
+#[derive(Debug)]
+struct Limited<B> {
+    body: B,
+    left: u64,
+    max: u64,
+}
+
+impl<B: HttpBody<Data = Bytes, Error = BoxError> + Unpin> HttpBody for Limited<B> {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &frame {
+            let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+            match self.left.checked_sub(length) {
+                Some(left) => self.left = left,
+                None => return Poll::Ready(Some(Err(too_large(self.max).into()))),
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
