@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::address::RESERVED_PORTS;
 use super::environment::ServicePort;
+use super::gateway::{self, Gateways};
 use super::programs::Program;
 use super::store::{GivenFile, Store};
 use super::workload::{Read, Remark, Source, Workload, WorkloadKey};
@@ -27,6 +28,7 @@ pub struct Contents {
     /// Sorted.
     pub services: Vec<Service>,
     pub problems: Vec<Problem>,
+    gateways: Gateways,
 }
 
 /// A workload, and where its relative programs are looked for.
@@ -63,6 +65,11 @@ impl Contents {
             contents.read_file(file);
         }
         contents.services.sort();
+        if contents.gateways.are_ours() {
+            let placed = gateway::placed();
+            // Somebody may run one of his own.
+            contents.workloads.entry(placed.workload.key.clone()).or_insert(placed);
+        }
         contents
     }
 
@@ -83,6 +90,8 @@ impl Contents {
                 Some("Deployment") => self.read_workload(file, &document, Source::deployment),
                 Some("StatefulSet") => self.read_workload(file, &document, Source::stateful_set),
                 Some("Service") => self.services.extend(read_service(&document)),
+                Some("Gateway") => self.gateways.read_gateway(&document),
+                Some("GatewayClass") => self.gateways.read_class(&document),
                 _ => {}
             }
         }
