@@ -28,6 +28,7 @@ const SHOWN_LINES: usize = 25;
 #[derive(Debug)]
 pub struct LocalMesh {
     dir: TempDir,
+    settings: Vec<(String, String)>,
 }
 
 /// What a command said.
@@ -56,11 +57,18 @@ impl Default for LocalMesh {
         for folder in ["scratch", "scratch/stay-down"] {
             fs::create_dir(dir.path().join(folder)).expect("a folder in the temporary one");
         }
-        Self { dir }
+        Self { dir, settings: Vec::new() }
     }
 }
 
 impl LocalMesh {
+    /// A variable in the environment of `meshctl`.
+    #[must_use]
+    pub fn setting(mut self, name: &str, value: &str) -> Self {
+        self.settings.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// Runs these objects and waits until all pods are ready.
     ///
     /// # Panics
@@ -153,6 +161,7 @@ impl LocalMesh {
         let mut command = Command::new(programs::meshctl());
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command.env("XDG_RUNTIME_DIR", self.dir.path()).env("KUBECONFIG", "/nonexistent");
+        command.envs(self.settings.iter().map(|(name, value)| (name, value)));
         command
     }
 

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -17,7 +18,7 @@ use mesh_model::matching::host_of;
 use super::Gateway;
 use super::certificates::Table;
 use super::port::Port;
-use crate::error::{MESH_REASON, MeshError};
+use crate::error::{Failure, MESH_REASON, MeshError};
 use crate::http::forward;
 use crate::http::server::Version;
 use crate::outbound::TargetStack;
@@ -104,14 +105,21 @@ impl Gateway {
     ) -> Response {
         let max = self.edge.max_body_bytes;
         let mut request = request.map(Body::from);
-        if !request.body().is_end_stream() && !is_grpc(request.headers()) {
+        let grpc = is_grpc(request.headers());
+        let limit = (!request.body().is_end_stream() && !grpc).then(Arc::<AtomicBool>::default);
+        if let Some(exceeded) = limit.clone() {
             let body = std::mem::take(request.body_mut());
-            *request.body_mut() = Body::boxed(Limited { body, left: max, max });
+            *request.body_mut() = Body::boxed(Limited { body, left: max, max, exceeded });
         }
         let (client, port) = (front.client, front.port);
         let admit = move |request: &mut Request| front.admit(request, max);
         let outbound = Arc::clone(&self.outbound);
         let mut response = outbound.exchange(client, port, version, stack, request, admit).await;
+        let exceeded = limit.is_some_and(|exceeded| exceeded.load(Relaxed));
+        if exceeded && response.headers().contains_key(MESH_REASON) {
+            // That a body failed is known by then, but not always why.
+            response = Failure::of(&too_large(max).into()).response(grpc);
+        }
         keep_inside(&mut response);
         response
     }
@@ -155,6 +163,7 @@ struct Limited<B> {
     body: B,
     left: u64,
     max: u64,
+    exceeded: Arc<AtomicBool>,
 }
 
 impl<B: HttpBody<Data = Bytes, Error = BoxError> + Unpin> HttpBody for Limited<B> {
@@ -170,7 +179,10 @@ impl<B: HttpBody<Data = Bytes, Error = BoxError> + Unpin> HttpBody for Limited<B
             let length = frame.data_ref().map_or(0, |data| data.len() as u64);
             match self.left.checked_sub(length) {
                 Some(left) => self.left = left,
-                None => return Poll::Ready(Some(Err(too_large(self.max).into()))),
+                None => {
+                    self.exceeded.store(true, Relaxed);
+                    return Poll::Ready(Some(Err(too_large(self.max).into())));
+                }
             }
         }
         Poll::Ready(frame)
