@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use super::address::RESERVED_PORTS;
 use super::environment::ServicePort;
 use super::gateway::{self, Gateways};
+use super::object;
 use super::programs::Program;
 use super::store::{GivenFile, Store};
 use super::workload::{Read, Remark, Source, Workload, WorkloadKey};
@@ -134,7 +135,7 @@ pub fn control_plane_verdict(store: &Store, scratch: &Path) -> io::Result<Vec<Pr
     remove_all(scratch)?;
     fs::create_dir_all(&manifests)?;
     for (name, file) in store.files() {
-        fs::write(manifests.join(name), &file.content)?;
+        object::write_secret(&manifests.join(name), file.content.as_bytes())?;
     }
     let mut state = State::new(scratch);
     state.scan(&HashSet::new())?;

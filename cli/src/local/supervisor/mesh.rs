@@ -167,7 +167,8 @@ impl MeshState {
         let folder = self.dir.manifests();
         for (name, file) in store.files() {
             if self.store.get(name).map(|old| &old.content) != Some(&file.content) {
-                object::write_atomically(&folder.join(name), file.content.as_bytes())?;
+                // There may be keys in it.
+                object::write_secret(&folder.join(name), file.content.as_bytes())?;
             }
         }
         for (name, _) in self.store.files().filter(|(name, _)| store.get(name).is_none()) {

@@ -174,6 +174,10 @@ impl Objects {
         self.gateways.values()
     }
 
+    pub fn gateway_class(&self, name: &str) -> Option<&Arc<GatewayClass>> {
+        self.gateway_classes.get(name)
+    }
+
     pub fn gateway(&self, name: &Name) -> Option<&Arc<Gateway>> {
         self.gateways.get(name)
     }

@@ -73,3 +73,39 @@ impl Choose for Chooser {
         name.and_then(of_name).or(keys.first())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(hosts: &[&str]) -> Table {
+        let listener = |host: &&str| Listener { host: HostMatch::parse(host), keys: Vec::new() };
+        Table { listeners: hosts.iter().map(listener).collect() }
+    }
+
+    #[test]
+    fn a_name_means_the_closest_listener() {
+        let table = table(&["*.example", "shop.example", "*.shop.example"]);
+        for (name, meant) in [
+            (Some("shop.example"), Some(1)),
+            (Some("SHOP.example"), Some(1)),
+            (Some("a.shop.example"), Some(2)),
+            (Some("a.b.shop.example"), Some(2)),
+            (Some("other.example"), Some(0)),
+            (Some("example"), None),
+            (Some(""), None),
+            (None, None),
+        ] {
+            assert_eq!(table.listener(name), meant, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_listener_for_all_is_for_those_who_name_nobody() {
+        let table = table(&["", "shop.example"]);
+        assert_eq!(table.listener(None), Some(0));
+        assert_eq!(table.listener(Some("other.example")), Some(0));
+        assert_eq!(table.listener(Some("shop.example")), Some(1));
+        assert!(Chooser(Arc::new(Table::default())).choose(None).is_none());
+    }
+}

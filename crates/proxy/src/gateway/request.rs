@@ -196,3 +196,74 @@ impl<B: HttpBody<Data = Bytes, Error = BoxError> + Unpin> HttpBody for Limited<B
         self.body.size_hint()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+
+    fn headers(list: &[(&str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&str, &str)| {
+            (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap())
+        };
+        list.iter().map(pair).collect()
+    }
+
+    #[test]
+    fn servers_are_told_what_the_gateway_knows() {
+        let front = Front {
+            client: "192.0.2.1:5000".parse().unwrap(),
+            port: 80,
+            forwarded_for: HeaderValue::from_static("192.0.2.1"),
+            secured: None,
+        };
+        let mut told = headers(&[
+            ("host", "shop"),
+            ("l5d-client-id", "admin"),
+            ("x-mesh-any", "1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.2"),
+            ("x-forwarded-user", "admin"),
+            ("x-real-ip", "10.0.0.1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-mine", "1"),
+        ]);
+        front.tell(&mut told, None);
+        let wanted = headers(&[
+            ("host", "shop"),
+            ("x-mine", "1"),
+            ("x-forwarded-for", "192.0.2.1"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "shop"),
+        ]);
+        assert_eq!(told, wanted);
+    }
+
+    #[tokio::test]
+    async fn of_the_meshs_own_answers_the_status_is_left() {
+        let failure = Failure { reason: Reason::NoEndpoints, message: "10.0.0.1 is down".into() };
+        let mut response = failure.response(false);
+        keep_inside(&mut response);
+        let (head, body) = response.into_parts();
+        assert_eq!(head.headers, headers(&[("content-type", "text/plain")]));
+        let body = body.collect().await.unwrap().to_bytes();
+        assert_eq!(body, "504 Gateway Timeout\n");
+
+        let mut response = failure.response(true);
+        keep_inside(&mut response);
+        let wanted = headers(&[("content-type", "application/grpc"), ("grpc-status", "14")]);
+        assert_eq!(*response.headers(), wanted);
+    }
+
+    #[tokio::test]
+    async fn a_body_of_the_size_allowed_passes() {
+        for (length, passes) in [(9, true), (10, true), (11, false)] {
+            let exceeded = Arc::default();
+            let body = Body::full(vec![b'x'; length]);
+            let limited = Limited { body, left: 10, max: 10, exceeded: Arc::clone(&exceeded) };
+            assert_eq!(limited.collect().await.is_ok(), passes, "{length}");
+            assert_eq!(exceeded.load(Relaxed), !passes);
+        }
+    }
+}

@@ -14,7 +14,7 @@ use mesh_integration::python::{self, Python};
 use mesh_integration::{programs, wait};
 use serde_json::json;
 
-use super::{at, telling};
+use super::{at, described, telling};
 
 fn installed(program: &str, test: &str) -> Option<Command> {
     let found = programs::installed(program);
@@ -132,12 +132,9 @@ async fn a_scanner_finds_nothing() {
     let mut all = edge::https(443, "shop.test");
     all.as_object_mut().unwrap().remove("hostname");
     mesh.apply(&edge::gateway("edge", &[all]));
-    let without = ["--silent", "--insecure", "--fail"];
-    let url = format!("https://{}/", at(&mesh, 443));
     wait::until("clients without a name to be served", async || {
-        let mut curl = installed("curl", test)?;
-        let curl = curl.args(without).arg(&url).output().unwrap();
-        curl.status.success().then_some(())
+        let port = described(&mesh, 443).await;
+        (port["certificates"][0]["host"] == "*").then_some(())
     })
     .await;
     let report = folder.path().join("report.json");
@@ -148,8 +145,13 @@ async fn a_scanner_finds_nothing() {
     command.args(["--mozilla_config", "intermediate"]);
     command.arg(format!("shop.test:443{{{}}}", at(&mesh, 443).ip()));
     let (_, told) = run("sslyze", command, &mesh.logs()).await;
-    assert!(told.contains("COMPLIANT") || told.contains("OK - Compliant"), "{told}");
-    assert!(!told.contains("NOT COMPLIANT") && !told.contains("FAILED - Not compliant"), "{told}");
+    let (_, compliance) = told.split_once("COMPLIANCE AGAINST").unwrap_or_else(|| panic!("{told}"));
+    assert!(!compliance.contains("ERROR"), "{compliance}");
+    // Of the authority of this test nobody else has heard.
+    let found = compliance.lines().filter(|line| line.trim_start().starts_with("* "));
+    let found: Vec<_> =
+        found.filter(|line| !line.contains("certificate_path_validation")).collect();
+    assert!(found.is_empty(), "{found:#?}");
     assert!(!told.contains("VULNERABLE -"), "{told}");
     let report: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string(report).unwrap()).unwrap();
@@ -208,8 +210,13 @@ async fn a_local_mesh_serves_its_gateways() {
 
     let stat = mesh.json(&["stat", "deploy/mesh-gateway", "-n", "mesh-system"]).await;
     assert!(stat.to_string().contains("mesh-gateway"), "{stat}");
-    let edges = mesh.meshctl(&["edges", "-A"]).await.succeeded().stdout;
-    assert!(edges.contains("mesh-gateway"), "{edges}");
+    // Figures are of whole seconds.
+    wait::until("the edge from the gateway", async || {
+        drop(mesh_integration::client::get(http, "/after/0/200").await);
+        let edges = mesh.meshctl(&["edges", "-A"]).await.succeeded().stdout;
+        (edges.contains("mesh-gateway") && edges.contains("web")).then_some(())
+    })
+    .await;
     let status = mesh.meshctl(&["proxy", "status", "-A"]).await.succeeded().stdout;
     assert!(status.contains("mesh-gateway-1"), "{status}");
     let pods = mesh.json(&["local", "ps"]).await;
@@ -218,7 +225,8 @@ async fn a_local_mesh_serves_its_gateways() {
     assert_eq!(gateway.count(), 1, "{pods}");
 
     // Without Gateways there is none.
-    mesh.up(&[objects::app("web", 1, &scratch), objects::service("web")]).await;
+    let file = mesh.file("mesh.yaml", &[objects::app("web", 1, &scratch), objects::service("web")]);
+    mesh.meshctl(&["local", "apply", "-f", &file.display().to_string()]).await.succeeded();
     wait::until("the gateway to leave", async || {
         let pods = mesh.json(&["local", "ps"]).await;
         (!pods.to_string().contains("mesh-gateway")).then_some(())
