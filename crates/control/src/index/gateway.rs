@@ -389,10 +389,12 @@ impl Objects {
         if let_in.is_empty() {
             return Err(NotAttached::NotAllowed);
         }
-        let fits = |at: &&&Placed<'_>| {
-            kind == Kind::TcpRoute || hosts_at(at.listener, &[], hosts).is_some()
-        };
-        let_in.iter().any(|at| fits(&at)).then_some(()).ok_or(NotAttached::NoHost)
+        let fits =
+            |at: &Placed<'_>| kind == Kind::TcpRoute || hosts_at(at.listener, &[], hosts).is_some();
+        match let_in.iter().any(|at| fits(at)) {
+            true => Ok(()),
+            false => Err(NotAttached::NoHost),
+        }
     }
 
     /// How many routes are attached to a listener.
