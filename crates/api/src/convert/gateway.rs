@@ -42,8 +42,13 @@ impl Wire for GatewayConfig {
 }
 
 fn read_gateway_port(proto: ext::GatewayPort) -> Result<GatewayPort> {
+    let port = read_port(proto.port, "port")?;
+    if port == 0 {
+        // It would be any port, and another one each time.
+        return Err(ConversionError::invalid("port", "must not be 0"));
+    }
     Ok(GatewayPort {
-        port: read_port(proto.port, "port")?,
+        port,
         http: proto.http.map(|policy| read_policy(policy, "http")).transpose()?,
         https: proto.https.map(read_https).transpose().at("https")?,
         bytes: proto.bytes.map(|policy| read_policy(policy, "bytes")).transpose()?,
