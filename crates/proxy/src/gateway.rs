@@ -54,6 +54,8 @@ pub(crate) struct Gateway {
     metrics: GatewayMetrics,
     feed: Feed,
     ports: Mutex<BTreeMap<u16, Arc<Port>>>,
+    /// Cancelled once every port that was told first was tried.
+    tried: CancellationToken,
 }
 
 impl Gateway {
@@ -74,7 +76,13 @@ impl Gateway {
             metrics: metrics.clone(),
             feed,
             ports: Mutex::default(),
+            tried: CancellationToken::new(),
         })
+    }
+
+    /// Completes once the control plane has said what to serve, and every port of it was tried.
+    pub(crate) async fn tried(&self) {
+        self.tried.cancelled().await;
     }
 
     /// Keeps the listeners as the control plane says, until the drain.
@@ -82,7 +90,11 @@ impl Gateway {
         let mut feed = self.feed.clone();
         loop {
             let config = feed.borrow_and_update().clone();
+            let told = config.is_some();
             let complete = config.is_none_or(|config| self.apply(&config, &accepting));
+            if told {
+                self.tried.cancel();
+            }
             let again = async {
                 match complete {
                     true => std::future::pending().await,
@@ -244,14 +256,5 @@ impl Gateway {
     /// What is served, for `/config`. Without any key.
     pub(crate) fn describe(&self) -> Vec<Value> {
         self.ports.lock().values().map(|port| port.describe()).collect()
-    }
-}
-
-/// Whether the control plane has said what to serve, and every port of it was tried once.
-pub(crate) async fn told(mut feed: Feed, drain: &CancellationToken) {
-    tokio::select! {
-        // An error would mean that nobody can tell any more.
-        _ = feed.wait_for(Option::is_some) => {}
-        () = drain.cancelled() => {}
     }
 }

@@ -20,7 +20,7 @@ use crate::control_plane::ControlPlane;
 use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
-use crate::gateway::{self, Feed, Gateway, GatewayMetrics};
+use crate::gateway::{Gateway, GatewayMetrics};
 use crate::hooks;
 use crate::http::server::Server;
 use crate::identity::Identity;
@@ -160,7 +160,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     tokio::spawn(tell_ready(
         discovery.clone(),
         identity,
-        edge.map(|(feed, _)| feed),
+        halves.gateways.clone(),
         Arc::clone(&config),
         ready.clone(),
         drain.clone(),
@@ -223,7 +223,7 @@ fn start(workers: Vec<Worker>) -> std::io::Result<mpsc::Receiver<()>> {
 async fn tell_ready(
     discovery: Discovery,
     identity: Identity,
-    edge: Option<Feed>,
+    gateways: Vec<Arc<Gateway>>,
     config: Arc<Config>,
     ready: watch::Sender<Readiness>,
     drain: CancellationToken,
@@ -243,9 +243,12 @@ async fn tell_ready(
             () = identity.certified() => {}
             () = drain.cancelled() => return,
         }
-        if let Some(feed) = edge {
+        for gateway in gateways {
             ready.send_replace(Readiness::NotReady("waiting for its Gateways".into()));
-            gateway::told(feed, &drain).await;
+            tokio::select! {
+                () = gateway.tried() => {}
+                () = drain.cancelled() => return,
+            }
         }
     }
     if !drain.is_cancelled() {
