@@ -8,6 +8,7 @@
 pub mod address;
 pub mod app;
 pub mod client;
+pub mod edge;
 pub mod floor;
 pub mod load;
 pub mod local_mesh;

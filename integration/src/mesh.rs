@@ -16,7 +16,7 @@ use futures_util::future::join_all;
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub use self::identity::id_of;
+pub use self::identity::{id_in, id_of};
 pub use self::objects::Service;
 use crate::address::Network;
 use crate::process::Process;
@@ -25,6 +25,10 @@ use crate::{client, programs, wait};
 
 /// The namespace of all pods and services.
 pub const NAMESPACE: &str = "test";
+/// The namespace of the mesh itself.
+pub const MESH_NAMESPACE: &str = "mesh-system";
+/// The gateway's pod and service account.
+pub const GATEWAY: &str = "mesh-gateway";
 /// Where the control plane answers proxies, as in a cluster.
 const CONTROL_PORT: u16 = 8086;
 const CONTROL_ADMIN_PORT: u16 = 9990;
@@ -40,11 +44,21 @@ pub struct Pod {
     /// The service account it really has, if not that of its name.
     account: Option<String>,
     probe: Option<(u16, String)>,
+    gateway: bool,
 }
 
 impl Pod {
     pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// The mesh's gateway, which has no application. It listens on its pod's address.
+    pub fn gateway() -> Self {
+        Self { gateway: true, ..Self::new(GATEWAY) }
+    }
+
+    fn namespace(&self) -> &'static str {
+        if self.gateway { MESH_NAMESPACE } else { NAMESPACE }
     }
 
     /// A port of the pod, and where its application really listens.
@@ -253,6 +267,11 @@ impl Mesh {
         self.dir.path().join("logs")
     }
 
+    /// Where the token of a pod is.
+    pub fn token_file(&self, namespace: &str, pod: &str) -> PathBuf {
+        identity::token(self.dir.path(), namespace, pod)
+    }
+
     /// Applies an object; the control plane knows of it soon.
     pub fn apply(&self, object: &Value) {
         let text = |pointer| object.pointer(pointer).and_then(Value::as_str).unwrap_or("none");
@@ -261,7 +280,7 @@ impl Mesh {
     }
 
     fn write_pod(&self, pod: &Pod, ip: Ipv4Addr) {
-        let name = format!("{NAMESPACE}.{}.json", pod.name);
+        let name = format!("{}.{}.json", pod.namespace(), pod.name);
         write(&self.dir.path().join("pods"), &name, &objects::pod(pod, ip));
     }
 
@@ -315,7 +334,11 @@ impl Mesh {
         set("DISCOVERY_TIMEOUT", "20s");
         set("OUTBOUND_CONNECT_TIMEOUT", "10s");
         set("INBOUND_CONNECT_TIMEOUT", "10s");
-        set("POD_NAMESPACE", NAMESPACE);
+        set("POD_NAMESPACE", pod.namespace());
+        if pod.gateway {
+            set("GATEWAY", "enabled");
+            set("GATEWAY_LISTEN", &ip.to_string());
+        }
         set("POD_NAME", &pod.name);
         set("OUTBOUND_ADDR", &format!("{ip}:{}", sidecar::OUTBOUND_PORT));
         set("INBOUND_ADDR", &format!("{ip}:{}", sidecar::INBOUND_PORT));
@@ -331,8 +354,9 @@ impl Mesh {
         if self.secured {
             let dir = self.dir.path();
             let account = pod.account.as_deref().unwrap_or(&pod.name);
-            set("IDENTITY_NAME", &id_of(account));
-            set("IDENTITY_TOKEN_FILE", &identity::token(dir, account).display().to_string());
+            let (namespace, token) = (pod.namespace(), identity::token);
+            set("IDENTITY_NAME", &identity::id_in(namespace, account));
+            set("IDENTITY_TOKEN_FILE", &token(dir, namespace, account).display().to_string());
             set("IDENTITY_TRUST_BUNDLE_FILE", &identity::roots(dir).display().to_string());
         }
         for (name, value) in &pod.settings {

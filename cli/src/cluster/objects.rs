@@ -40,13 +40,14 @@ const fn kind(
 const RBAC: &str = "rbac.authorization.k8s.io";
 
 /// In the order in which they are removed: whoever could be hindered by what is going to be away goes first.
-pub const KINDS: [Kind; 12] = [
+pub const KINDS: [Kind; 13] = [
     kind(
         "MutatingWebhookConfiguration",
         "admissionregistration.k8s.io",
         "mutatingwebhookconfigurations",
         false,
     ),
+    kind("GatewayClass", "gateway.networking.k8s.io", "gatewayclasses", false),
     kind("Deployment", "apps", "deployments", true),
     kind("PodDisruptionBudget", "policy", "poddisruptionbudgets", true),
     kind("Service", "", "services", true),
@@ -146,8 +147,14 @@ impl Cluster {
         let ((part, mesh), (by, us)) = (crate::manifests::PART_OF, crate::manifests::MANAGED_BY);
         let ours = ListParams::default().labels(&format!("{part}={mesh},{by}={us}"));
         let api = self.api(kind, &self.mesh_namespace);
-        let found = self.ask(&format!("list {}", kind.plural), api.list(&ours)).await?;
-        Ok(found.items)
+        let asked = async {
+            match api.list(&ours).await {
+                // A cluster need not have all kinds.
+                Err(error) if refusal::is_missing(&error) => Ok(Vec::new()),
+                answer => answer.map(|found| found.items),
+            }
+        };
+        self.ask(&format!("list {}", kind.plural), asked).await
     }
 
     /// Deletes an object with all that it owns; that it is gone already will do.

@@ -20,14 +20,33 @@ const MAX_UPSTREAMS: usize = 500;
 const MAX_VALUE: usize = 64 * 1024;
 
 /// Settings of the proxies that are taken from the environment of whoever starts the mesh.
-pub const PROXY_PASSED_ON: [&str; 6] = [
+pub const PROXY_PASSED_ON: [&str; 7] = [
     "MESH_PROXY_LOG",
     "MESH_PROXY_LOG_FORMAT",
     "MESH_PROXY_ACCESS_LOG",
     "MESH_PROXY_OTLP_ENDPOINT",
     "MESH_PROXY_TRACE_SAMPLE",
     "MESH_PROXY_SHUTDOWN_GRACE",
+    GATEWAY_LISTEN,
 ];
+
+/// Where the gateway listens; no other proxy knows the setting.
+const GATEWAY_LISTEN: &str = "MESH_PROXY_GATEWAY_LISTEN";
+
+/// What a proxy gets of that environment.
+pub fn passed_on(environment: &[(String, String)], gateway: bool) -> Vec<(String, String)> {
+    let mut passed = environment.to_vec();
+    if !gateway {
+        passed.retain(|(name, _)| name != GATEWAY_LISTEN);
+    } else if passed.iter().all(|(name, _)| name != GATEWAY_LISTEN) {
+        // Strangers are kept out of what runs on a developer's machine.
+        passed.push((GATEWAY_LISTEN.to_owned(), Ipv4Addr::LOCALHOST.to_string()));
+    }
+    passed
+}
+
+/// Streams of one HTTP/2 connection to the gateway: fewer than among proxies, whose clients are known.
+const GATEWAY_STREAMS: u32 = 250;
 
 /// How one pod is connected.
 #[derive(Clone, Debug, PartialEq)]
@@ -118,6 +137,10 @@ pub fn of_proxy(wiring: &Wiring) -> Vec<(String, String)> {
             ("IDENTITY_TOKEN_FILE", identity.token_file.display().to_string()),
             ("IDENTITY_TRUST_BUNDLE_FILE", identity.roots_file.display().to_string()),
         ]);
+    }
+    if wiring.template.gateway {
+        vars.push(("GATEWAY", "enabled".to_owned()));
+        vars.push(("MAX_CONCURRENT_STREAMS", GATEWAY_STREAMS.to_string()));
     }
     match wiring.mode {
         Mode::Explicit => {

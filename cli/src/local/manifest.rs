@@ -16,6 +16,8 @@ use serde::de::DeserializeOwned;
 
 use super::address::RESERVED_PORTS;
 use super::environment::ServicePort;
+use super::gateway::{self, Gateways};
+use super::object;
 use super::programs::Program;
 use super::store::{GivenFile, Store};
 use super::workload::{Read, Remark, Source, Workload, WorkloadKey};
@@ -27,6 +29,7 @@ pub struct Contents {
     /// Sorted.
     pub services: Vec<Service>,
     pub problems: Vec<Problem>,
+    gateways: Gateways,
 }
 
 /// A workload, and where its relative programs are looked for.
@@ -63,6 +66,11 @@ impl Contents {
             contents.read_file(file);
         }
         contents.services.sort();
+        if contents.gateways.are_ours() {
+            let placed = gateway::placed();
+            // Somebody may run one of his own.
+            contents.workloads.entry(placed.workload.key.clone()).or_insert(placed);
+        }
         contents
     }
 
@@ -83,6 +91,8 @@ impl Contents {
                 Some("Deployment") => self.read_workload(file, &document, Source::deployment),
                 Some("StatefulSet") => self.read_workload(file, &document, Source::stateful_set),
                 Some("Service") => self.services.extend(read_service(&document)),
+                Some("Gateway") => self.gateways.read_gateway(&document),
+                Some("GatewayClass") => self.gateways.read_class(&document),
                 _ => {}
             }
         }
@@ -125,7 +135,7 @@ pub fn control_plane_verdict(store: &Store, scratch: &Path) -> io::Result<Vec<Pr
     remove_all(scratch)?;
     fs::create_dir_all(&manifests)?;
     for (name, file) in store.files() {
-        fs::write(manifests.join(name), &file.content)?;
+        object::write_secret(&manifests.join(name), file.content.as_bytes())?;
     }
     let mut state = State::new(scratch);
     state.scan(&HashSet::new())?;

@@ -10,6 +10,7 @@ pub mod authority;
 pub mod client;
 pub mod control;
 pub mod environment;
+pub mod gateway;
 pub mod guard;
 pub mod identity;
 pub mod keeper;

@@ -320,7 +320,8 @@ impl Task {
 
     fn proxy_launch(&self) -> Launch {
         let around = &self.around;
-        let mut env = around.proxy_env.clone();
+        let gateway = self.spec.wiring.template.gateway;
+        let mut env = environment::passed_on(&around.proxy_env, gateway);
         let mut wiring = self.spec.wiring.clone();
         if let Some(identity) = &self.readable_identity {
             wiring.identity = Some(identity.clone());

@@ -57,7 +57,9 @@ pub struct Template {
     pub grace: Duration,
     /// Whether it gets a proxy.
     pub meshed: bool,
-    /// At least one.
+    /// Whether its proxy is the mesh's gateway.
+    pub gateway: bool,
+    /// At least one, but of the gateway, which is a proxy only.
     pub containers: Vec<Container>,
 }
 
@@ -211,6 +213,7 @@ impl Source {
         let spec = self.template.spec.unwrap_or_default();
         let inject = labels.get(INJECT).or_else(|| annotations.get(INJECT));
         let template = Template {
+            gateway: false,
             meshed: inject.is_none_or(|value| value != "disabled"),
             service_account: spec.service_account_name.clone().unwrap_or("default".to_owned()),
             grace: seconds(spec.termination_grace_period_seconds, DEFAULT_GRACE),

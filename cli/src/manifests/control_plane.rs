@@ -50,7 +50,7 @@ pub(super) fn filled_in(mut deployment: Deployment, installation: &Installation)
 }
 
 /// Where its pods may run.
-fn place(pod: &mut PodSpec, values: &Values) {
+pub(super) fn place(pod: &mut PodSpec, values: &Values) {
     let wanted = &values.control_plane;
     pod.node_selector = Some(wanted.node_selector.clone()).filter(|labels| !labels.is_empty());
     pod.tolerations = Some(wanted.tolerations.clone()).filter(|all| !all.is_empty());
@@ -110,6 +110,9 @@ fn args(installation: &Installation) -> Vec<String> {
     if identity.enabled {
         args.push("--identity-secret".to_owned());
         args.push(format!("--certificate-lifetime={}", identity.certificate_lifetime));
+    }
+    if installation.values.gateway.enabled {
+        args.push("--gateway".to_owned());
     }
     if !control_plane.cluster_networks.is_empty() {
         args.push(format!("--cluster-networks={}", control_plane.cluster_networks.join(",")));

@@ -4,6 +4,7 @@
 //! what comes out is the same for the same values.
 
 mod control_plane;
+mod gateway;
 mod injector;
 #[cfg(test)]
 mod tests;
@@ -32,6 +33,7 @@ const NAMESPACE: &str = include_str!("../../../manifests/mesh/namespace.yaml");
 const RBAC: &str = include_str!("../../../manifests/mesh/rbac.yaml");
 const CONFIG: &str = include_str!("../../../manifests/mesh/config.yaml");
 const CONTROL: &str = include_str!("../../../manifests/mesh/control-plane.yaml");
+const GATEWAY: &str = include_str!("../../../manifests/mesh/gateway.yaml");
 const INJECTOR: &str = include_str!("../../../manifests/mesh/injector.yaml");
 
 /// The label that all objects of the mesh have, and its value.
@@ -104,6 +106,9 @@ impl Installation {
         if self.values.injector.enabled {
             out.cluster("mesh-injector", injector::filled_in(read(INJECTOR, 0)?, self))?;
         }
+        if self.values.gateway.enabled {
+            self.gateway(&mut out)?;
+        }
         Ok(out.manifests)
     }
 
@@ -127,6 +132,19 @@ impl Installation {
         let mut binding: RoleBinding = read(RBAC, 3)?;
         here(&mut binding.subjects);
         out.namespaced(CONTROL_PLANE, binding)
+    }
+
+    fn gateway(&self, out: &mut Rendering<'_>) -> Result<(), CliError> {
+        out.namespaced(gateway::NAME, read::<ServiceAccount>(GATEWAY, 0)?)?;
+        out.cluster(gateway::NAME, read::<ClusterRole>(GATEWAY, 1)?)?;
+        let mut binding: ClusterRoleBinding = read(GATEWAY, 2)?;
+        for subject in binding.subjects.iter_mut().flatten() {
+            subject.namespace = Some(self.namespace.clone());
+        }
+        out.cluster(gateway::NAME, binding)?;
+        out.namespaced(gateway::NAME, gateway::service(read(GATEWAY, 3)?, self))?;
+        out.namespaced(gateway::NAME, gateway::deployment(read(GATEWAY, 4)?, self))?;
+        out.class(gateway::NAME, read(GATEWAY, 5)?)
     }
 
     /// What the injector and `meshctl inject` read: the names of annotations, and the names of the mesh.
@@ -190,6 +208,24 @@ impl Rendering<'_> {
         K: Resource<DynamicType = ()> + k8s_openapi::Resource + Serialize,
     {
         self.add(name, object)
+    }
+
+    /// A GatewayClass, for which Kubernetes itself has no type.
+    fn class(&mut self, name: &str, mut value: Value) -> Result<(), CliError> {
+        for (key, text) in labels(name) {
+            value["metadata"]["labels"][key] = text.into();
+        }
+        let yaml = serde_saphyr::to_string(&value).map_err(unwritable)?;
+        let text = |pointer| value.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        self.manifests.push(Manifest {
+            kind: text("/kind").to_owned(),
+            api_version: text("/apiVersion").to_owned(),
+            name: text("/metadata/name").to_owned(),
+            namespace: None,
+            yaml,
+            value,
+        });
+        Ok(())
     }
 
     fn add<K>(&mut self, name: &str, mut object: K) -> Result<(), CliError>

@@ -29,6 +29,28 @@ fn every_profile_has_its_snapshot() {
     }
 }
 
+#[test]
+fn a_gateway_is_installed_where_it_is_wanted() {
+    let yaml = installation(
+        Profile::Default,
+        &["gateway.enabled=true", "gateway.ports=[80, 443, 5432]", "gateway.replicas=2"],
+    )
+    .render()
+    .unwrap();
+    let of_gateway = yaml.iter().filter(|manifest| manifest.yaml.contains("mesh-gateway"));
+    golden("install-gateway.yaml", &documents(&of_gateway.cloned().collect::<Vec<_>>()));
+    let control = yaml.iter().find(|m| m.title() == "Deployment/mesh-control").unwrap();
+    assert!(control.yaml.contains("--gateway"));
+    let plain = installation(Profile::NoTls, &["gateway.enabled=true"]).yaml().unwrap();
+    assert!(!plain.contains("mesh-token"), "there is nothing to prove");
+    for set in ["gateway.ports=[]", "gateway.ports=[80, 80]", "gateway.replicas=0"] {
+        let mut overrides = Overrides::default();
+        overrides.set("gateway.enabled=true").unwrap();
+        overrides.set(set).unwrap();
+        assert!(overrides.resolve(Profile::Default).is_err(), "{set}");
+    }
+}
+
 /// Whether nothing is lost on the way through the type: fields that it does not know would be.
 fn is_strict<T: DeserializeOwned + Serialize>(value: &Value) -> bool {
     let typed: T = serde_json::from_value(value.clone()).unwrap();
@@ -48,6 +70,8 @@ fn understood(kind: &str, value: &Value) -> bool {
         "Service" => is_strict::<Service>(value),
         "PodDisruptionBudget" => is_strict::<PodDisruptionBudget>(value),
         "Deployment" => is_strict::<Deployment>(value),
+        // Kubernetes itself has no type for it.
+        "GatewayClass" => value["spec"]["controllerName"] == "meshctl.dev/gateway",
         "MutatingWebhookConfiguration" => is_strict::<MutatingWebhookConfiguration>(value),
         other => panic!("nobody knows {other}"),
     }
@@ -55,7 +79,7 @@ fn understood(kind: &str, value: &Value) -> bool {
 
 #[test]
 fn every_bundled_document_is_strictly_of_its_type() {
-    for text in [NAMESPACE, RBAC, CONFIG, CONTROL, INJECTOR] {
+    for text in [NAMESPACE, RBAC, CONFIG, CONTROL, GATEWAY, INJECTOR] {
         for document in text.split("\n---\n") {
             let value: Value = serde_saphyr::from_str(document).unwrap();
             let kind = value["kind"].as_str().unwrap();

@@ -23,6 +23,30 @@ pub struct Values {
     pub control_plane: ControlPlane,
     pub injector: Injector,
     pub proxy: Proxy,
+    pub gateway: Gateway,
+}
+
+/// The proxy at the edge, for Gateways of the class `mesh`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gateway {
+    /// Needs the CustomResourceDefinitions of Gateway API.
+    pub enabled: bool,
+    pub replicas: u16,
+    /// Of the Service in front of it: those that Gateways listen on.
+    pub ports: Vec<u16>,
+    pub service_type: ServiceType,
+    /// Of a request that is not gRPC, in bytes.
+    pub max_body_bytes: u64,
+    /// Open connections of one address.
+    pub max_client_connections: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServiceType {
+    LoadBalancer,
+    NodePort,
+    ClusterIP,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -196,6 +220,14 @@ impl Profile {
                 skip_inbound_ports: String::new(),
                 skip_outbound_ports: String::new(),
                 skip_subnets: String::new(),
+            },
+            gateway: Gateway {
+                enabled: false,
+                replicas: 1,
+                ports: vec![80, 443],
+                service_type: ServiceType::LoadBalancer,
+                max_body_bytes: 1 << 30,
+                max_client_connections: 1_000,
             },
         };
         match self {
@@ -390,6 +422,17 @@ impl Values {
         let wrong = |key: &str, why: &str| Err(CliError::usage(format!("{key}: {why}")));
         if !(1..=50).contains(&self.control_plane.replicas) {
             return wrong("controlPlane.replicas", "write a number from 1 to 50");
+        }
+        if !(1..=50).contains(&self.gateway.replicas) {
+            return wrong("gateway.replicas", "write a number from 1 to 50");
+        }
+        let ports = &self.gateway.ports;
+        let others = |port: &u16| ports.iter().filter(|other| *other == port).count() > 1;
+        if ports.is_empty() || ports.len() > 64 || ports.iter().any(|p| *p == 0 || others(p)) {
+            return wrong("gateway.ports", "write 1 to 64 different ports, such as [80, 443]");
+        }
+        if self.gateway.max_client_connections == 0 {
+            return wrong("gateway.maxClientConnections", "write a number from 1 on");
         }
         if !is_tag(&self.image.tag) {
             return wrong("image.tag", "write a tag, such as 0.1.0");

@@ -18,6 +18,7 @@ use linkerd2_proxy_api::inbound::PortSpec;
 use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use linkerd2_proxy_api::outbound::TrafficSpec;
 use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClient;
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -28,7 +29,7 @@ use tonic::{Status, Streaming};
 use crate::convert::identity::write_request;
 use crate::convert::meta::{write_key, write_target};
 use crate::ext::extensions_client::ExtensionsClient;
-use crate::ext::{OutboundKey, PortKey, TrustBundleRequest};
+use crate::ext::{GatewayKey, OutboundKey, PortKey, TrustBundleRequest};
 use crate::{
     BackendExtension, Certified, CertifyRequest, TrustRoots, Update, WholePolicy, Wire, Workload,
 };
@@ -211,6 +212,18 @@ impl ControlClient {
         let mut client = ExtensionsClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE_BYTES);
         Ok(updates(client.watch_port_authorization(request).await?))
+    }
+
+    /// What the proxy at the edge listens on. The token proves that it is one; it is empty in a mesh
+    /// without identity.
+    ///
+    /// # Errors
+    /// `PermissionDenied` when the token does not prove that; otherwise as [`Self::watch_backend`].
+    pub async fn watch_gateway(&self, token: &str) -> Result<UpdateStream<GatewayConfig>, Status> {
+        let request = GatewayKey { workload: self.workload.encode(), token: token.into() };
+        let mut client = ExtensionsClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+        Ok(updates(client.watch_gateway(request).await?))
     }
 
     fn destination(&self, path: &str) -> GetDestination {

@@ -11,6 +11,7 @@ mod distribution;
 mod endpoint;
 mod extension;
 mod filter;
+mod gateway;
 pub(crate) mod identity;
 mod inbound;
 mod inbound_authz;

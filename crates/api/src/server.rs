@@ -14,6 +14,7 @@ use linkerd2_proxy_api::outbound::outbound_policies_server::{
     OutboundPolicies, OutboundPoliciesServer,
 };
 use linkerd2_proxy_api::outbound::{OutboundPolicy as PbOutboundPolicy, TrafficSpec};
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tonic::service::Routes;
@@ -24,7 +25,7 @@ use crate::convert::meta::{read_key, read_path, read_target};
 use crate::convert::net::read_port;
 use crate::error::ConversionError;
 use crate::ext::extensions_server::{Extensions, ExtensionsServer};
-use crate::ext::{self, OutboundKey, PortKey, ResourceKey, TrustBundleRequest};
+use crate::ext::{self, GatewayKey, OutboundKey, PortKey, ResourceKey, TrustBundleRequest};
 use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, WholePolicy, Wire, Workload};
 
 /// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
@@ -86,6 +87,15 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         _port: u16,
     ) -> Result<BoxStream<'static, PortExtension>, Refusal> {
         Err(Refusal::Unimplemented("there is no such extension".into()))
+    }
+
+    /// What the proxy at the edge listens on, for whoever proves by a token to be one.
+    fn gateway(
+        &self,
+        _from: &Workload,
+        _token: String,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, GatewayConfig>, Refusal>> {
+        future::ready(Err(Refusal::Unimplemented("there is no such extension".into()))).boxed()
     }
 }
 
@@ -251,6 +261,17 @@ impl<C: ControlPlane> Extensions for Service<C> {
         let policies = self.0.outbound(&target, &asking(&workload))?;
         let whole = policies.map(WholePolicy).boxed();
         Ok(Response::new(messages(whole, format!("whole outbound policy {target}"))))
+    }
+
+    type WatchGatewayStream = Messages<ext::GatewayConfig>;
+
+    async fn watch_gateway(
+        &self,
+        request: Request<GatewayKey>,
+    ) -> Answer<Self::WatchGatewayStream> {
+        let GatewayKey { workload, token } = request.into_inner();
+        let configs = self.0.gateway(&asking(&workload), token).await?;
+        Ok(Response::new(messages(configs, format!("gateway of {workload:?}"))))
     }
 }
 

@@ -72,6 +72,10 @@ pub struct Args {
     /// source
     #[arg(long, conflicts_with = "identity_dir", env = "MESH_CONTROL_IDENTITY_SECRET")]
     pub identity_secret: bool,
+    /// Tell the proxy at the edge what Gateways ask for, and watch those and Secrets with certificates; for
+    /// the kube source, as the local one always does
+    #[arg(long, env = "MESH_CONTROL_GATEWAY")]
+    pub gateway: bool,
     /// What identities end with
     #[arg(
         long,
@@ -258,7 +262,11 @@ impl TryFrom<Args> for Config {
             SourceKind::Local => Source::Local { state_dir: args.state_dir.unwrap_or_default() },
             SourceKind::Kube => {
                 let replica = args.pod_name;
-                Source::Kube(kube::Settings { names: names.clone(), replica })
+                Source::Kube(kube::Settings {
+                    names: names.clone(),
+                    replica,
+                    gateway: args.gateway,
+                })
             }
         };
         Ok(Self {

@@ -27,6 +27,7 @@ use tokio_stream::wrappers::WatchStream;
 use self::folder::Loaded;
 use self::tokens::{TokenError, Tokens};
 use crate::index::identity::MeshNames;
+use crate::index::object::Name;
 
 /// Where the roots are, and the issuer with its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,6 +132,14 @@ impl Authority {
         }
         let known = WatchStream::new(roots).filter_map(std::future::ready);
         Ok(known.map(|roots| (*roots).clone()).boxed())
+    }
+
+    /// Whose token it is.
+    ///
+    /// # Errors
+    /// When it is none, or that cannot be told.
+    pub async fn owner(&self, token: &str) -> Result<Name, Refusal> {
+        Ok(self.tokens.owner(token).await?)
     }
 
     /// Certifies a key for whoever the token belongs to.

@@ -10,6 +10,7 @@
 pub mod authz;
 pub mod conflicts;
 pub mod endpoints;
+pub mod gateway;
 pub mod identity;
 pub mod lookup;
 pub mod object;
@@ -25,6 +26,7 @@ mod watches;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::outbound::BackendExtension;
 use mesh_model::{OutboundPolicy, Profile};
@@ -61,6 +63,8 @@ pub struct Index {
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
     ports: Watches<Name, u16, Arc<PortExtension>>,
+    /// There is one edge only.
+    gateway: Watches<(), (), Arc<GatewayConfig>>,
     revision: watch::Sender<u64>,
 }
 
@@ -83,6 +87,7 @@ impl Index {
             address_profiles: Watches::default(),
             servers: Watches::default(),
             ports: Watches::default(),
+            gateway: Watches::default(),
             revision: watch::Sender::new(0),
         }
     }
@@ -167,11 +172,20 @@ impl Index {
         self.ports.subscribe(pod.clone(), port, rules)
     }
 
+    /// What the proxy at the edge listens on.
+    pub fn watch_gateway(&mut self) -> Watched<GatewayConfig> {
+        let config = Arc::new(self.objects.gateway_config());
+        self.gateway.subscribe((), (), config)
+    }
+
     fn refresh(&mut self, mut touched: Touched) {
         if !touched.changed {
             return;
         }
         let objects = &self.objects;
+        if touched.gateways {
+            self.gateway.refresh(&(), |()| Some(Arc::new(objects.gateway_config())));
+        }
         for service in &touched.policies {
             self.outbound.refresh(service, |(port, client)| {
                 objects.outbound_policy(service, *port, client).map(Arc::new)

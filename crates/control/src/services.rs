@@ -27,6 +27,7 @@ use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{self, BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
 use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio_stream::wrappers::WatchStream;
@@ -133,9 +134,53 @@ impl ControlPlane for Control {
         }
     }
 
+    fn gateway(
+        &self,
+        from: &Workload,
+        token: String,
+    ) -> BoxFuture<'static, Result<BoxStream<'static, GatewayConfig>, Refusal>> {
+        let (this, from) = (self.clone(), from.clone());
+        async move {
+            let secure = match &this.authority {
+                Some(authority) => {
+                    is_gateway(authority, &token, &from).await?;
+                    true
+                }
+                None => false,
+            };
+            let configs = values(this.shared.index.write().watch_gateway());
+            // Keys are for nobody who cannot prove who it is.
+            Ok(if secure { configs } else { configs.map(in_the_clear).boxed() })
+        }
+        .boxed()
+    }
+
     fn trust_roots(&self, _: &Workload) -> Result<BoxStream<'static, TrustRoots>, Refusal> {
         self.authority.as_ref().ok_or_else(Refusal::no_identity)?.roots()
     }
+}
+
+/// The service account of the proxy at the edge, in the mesh's own namespace.
+const GATEWAY_ACCOUNT: &str = "mesh-gateway";
+
+/// What the edge is told holds private keys: it has to prove who it is, on this machine, too.
+async fn is_gateway(authority: &Authority, token: &str, from: &Workload) -> Result<(), Refusal> {
+    let owner = authority.owner(token).await?;
+    let wanted = Name::new(&authority.settings().names.control_namespace, GATEWAY_ACCOUNT);
+    if owner != wanted {
+        tracing::warn!(%owner, ?from, "refused to tell it what the gateway serves");
+        let message = format!("the token is the service account {owner}'s, not {wanted}'s");
+        return Err(Refusal::PermissionDenied(message));
+    }
+    Ok(())
+}
+
+/// Without what takes keys.
+fn in_the_clear(mut config: GatewayConfig) -> GatewayConfig {
+    for port in &mut config.ports {
+        port.https = None;
+    }
+    config
 }
 
 /// The namespace in which a client's short names are meant.

@@ -9,6 +9,7 @@
 pub mod authz;
 mod cors;
 pub mod endpoint;
+pub mod gateway;
 pub mod inbound;
 pub mod matching;
 pub mod meta;

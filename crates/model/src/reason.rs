@@ -79,6 +79,10 @@ reasons! {
     LoopDetected = "loop-detected",
     /// The request is malformed or ambiguous.
     BadRequest = "bad-request",
+    /// The request is for another host than its connection.
+    Misdirected = "misdirected",
+    /// The request's body exceeds the gateway's limit.
+    BodyTooLarge = "body-too-large",
     /// The request's head or headers exceed the limits.
     HeadersTooLarge = "headers-too-large",
     /// The client did not send the request's head in time.

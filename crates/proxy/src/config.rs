@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -29,6 +29,8 @@ pub struct Config {
     pub control_addr: Option<ControlAddr>,
     pub outbound: OutboundConfig,
     pub inbound: InboundConfig,
+    /// `None`: it is no gateway.
+    pub gateway: Option<EdgeConfig>,
     /// Who this proxy is; `None` takes no part in mTLS.
     pub identity: Option<IdentityConfig>,
     /// Stats and tap.
@@ -78,6 +80,27 @@ pub struct InboundPort {
     pub listen: SocketAddr,
     /// Tried in order while connections are refused.
     pub forward: Vec<SocketAddr>,
+}
+
+/// How clients outside of the mesh are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EdgeConfig {
+    /// The control plane says at which ports.
+    pub listen: IpAddr,
+    /// Open connections of one address (IPv6: of one /64) and thread; more are closed at once.
+    pub max_client_connections: usize,
+    /// Of a request that is not gRPC.
+    pub max_body_bytes: u64,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            listen: Ipv6Addr::UNSPECIFIED.into(),
+            max_client_connections: 1_000,
+            max_body_bytes: 1 << 30,
+        }
+    }
 }
 
 /// What a proxy needs to get a certificate.
@@ -184,6 +207,7 @@ impl Config {
                 addr: vars.or("INBOUND_ADDR", (Ipv4Addr::UNSPECIFIED, 4143).into()),
                 ports: vars.list("INBOUND_PORTS"),
             },
+            gateway: vars.gateway(),
             identity: vars.identity(),
             control_listen: vars.or("CONTROL_LISTEN", (Ipv4Addr::LOCALHOST, 4190).into()),
             admin_addr: vars.or("ADMIN_ADDR", (Ipv4Addr::LOCALHOST, 4191).into()),
@@ -286,6 +310,29 @@ impl Vars {
     fn list_or<T: FromStr<Err: fmt::Display>>(&mut self, name: &str, default: T) -> Vec<T> {
         let items = self.list(name);
         if items.is_empty() { vec![default] } else { items }
+    }
+
+    /// Those of a gateway are of no use without one.
+    fn gateway(&mut self) -> Option<EdgeConfig> {
+        let enabled = self.with("GATEWAY", false, |text| match text {
+            "enabled" => Ok(true),
+            "disabled" => Ok(false),
+            _ => Err("is neither enabled nor disabled"),
+        });
+        if !enabled {
+            return None;
+        }
+        let default = EdgeConfig::default();
+        let ip = |text: &str| {
+            let bare = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+            bare.unwrap_or(text).parse().map_err(|_| "is not an IP address")
+        };
+        let max = default.max_client_connections;
+        Some(EdgeConfig {
+            listen: self.with("GATEWAY_LISTEN", default.listen, ip),
+            max_client_connections: self.range("GATEWAY_MAX_CLIENT_CONNECTIONS", max, 1, MANY),
+            max_body_bytes: self.or("GATEWAY_MAX_BODY_BYTES", default.max_body_bytes),
+        })
     }
 
     /// The settings of an identity belong together.
@@ -433,6 +480,18 @@ mod tests {
         assert_eq!(config.outbound.addrs[1], "[::1]:4140".parse().unwrap());
         assert_eq!(config.outbound.upstreams[1].authority, "tax:80");
         assert_eq!(config.inbound.ports[0].forward.len(), 2);
+    }
+
+    #[test]
+    fn a_gateway_is_one_by_its_settings() {
+        assert_eq!(config(&[]).unwrap().gateway, None);
+        let set = |listen| config(&[("GATEWAY", "enabled"), ("GATEWAY_LISTEN", listen)]);
+        for (text, ip) in [("[::]", "::"), ("127.0.0.1", "127.0.0.1"), ("", "::")] {
+            let gateway = set(text).unwrap().gateway.unwrap();
+            assert_eq!(gateway.listen, ip.parse::<IpAddr>().unwrap());
+        }
+        assert!(set("here").is_err());
+        assert!(config(&[("GATEWAY_LISTEN", "127.0.0.1")]).is_err(), "of no use");
     }
 
     #[test]

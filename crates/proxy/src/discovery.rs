@@ -12,10 +12,12 @@ mod targets;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use mesh_api::client::ControlClient;
 use mesh_model::endpoint::Endpoint;
+use mesh_model::gateway::GatewayConfig;
 use mesh_model::{Destination, OutboundPolicy, Reason, ResourceRef, Target};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -25,6 +27,7 @@ pub(crate) use self::backends::BackendRules;
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
 pub(crate) use self::ports::{PortConcurrency, PortRules};
+use crate::identity::read_token;
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 
@@ -142,6 +145,31 @@ impl Discovery {
                 ports::follow(&this.inner.follower, client, port, tx).await;
             }
         })
+    }
+
+    /// What the gateway listens on. Whoever asks proves by the token in a file to be one; without a
+    /// file, that cannot be proved.
+    pub(crate) fn gateway(
+        &self,
+        token_file: Option<PathBuf>,
+    ) -> watch::Receiver<Option<Arc<GatewayConfig>>> {
+        let (tx, rx) = watch::channel(None);
+        let this = self.clone();
+        self.inner.runtime.spawn(async move {
+            let Some(client) = &this.inner.client else { return tx.closed().await };
+            let open = || async {
+                let token = token_file.as_deref().map(read_token).transpose();
+                let token = token.map_err(tonic::Status::unavailable)?.unwrap_or_default();
+                client.watch_gateway(&token).await
+            };
+            let follow = this.inner.follower.follow("gateway", open, |event| {
+                if let Followed::Update(config) = event {
+                    tx.send_replace(Some(Arc::new(config)));
+                }
+            });
+            tokio::select! { () = follow => {}, () = tx.closed() => {} }
+        });
+        rx
     }
 
     /// Our extensions of a backend; the default where the control plane has none.

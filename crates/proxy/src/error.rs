@@ -71,6 +71,8 @@ impl Failure {
     pub(crate) fn fault(&self) -> Fault {
         match self.reason {
             Reason::BadRequest
+            | Reason::Misdirected
+            | Reason::BodyTooLarge
             | Reason::HeadersTooLarge
             | Reason::HeaderTimeout
             | Reason::Unauthorized
@@ -93,6 +95,8 @@ impl Failure {
     pub(crate) fn status(&self) -> StatusCode {
         match self.reason {
             Reason::BadRequest => StatusCode::BAD_REQUEST,
+            Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
+            Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Reason::Unauthorized => StatusCode::FORBIDDEN,
             Reason::NoRoute => StatusCode::NOT_FOUND,
             Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,

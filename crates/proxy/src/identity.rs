@@ -248,7 +248,7 @@ impl Keeper {
 
 /// Reads the token anew each time: Kubernetes replaces it before it expires. The file is small and in
 /// memory, and nothing of the data path runs on this thread.
-fn read_token(path: &Path) -> Result<String, String> {
+pub(crate) fn read_token(path: &Path) -> Result<String, String> {
     const MAX: u64 = 64 * 1024;
     let mut token = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX).read_to_string(&mut token));

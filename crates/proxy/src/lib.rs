@@ -17,6 +17,7 @@ mod discovery;
 mod draws;
 mod error;
 mod exchange;
+mod gateway;
 mod hooks;
 mod http;
 mod identity;

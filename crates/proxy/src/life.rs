@@ -160,7 +160,7 @@ async fn one_request() -> Vec<Seen> {
     let recorder = Arc::new(Recorder { telemetry, access_log: AccessLog::default(), tracer: None });
     let drain = CancellationToken::new();
     let worker =
-        Worker::bind(&config, &discovery, &recorder, &Identity::default(), &drain).unwrap();
+        Worker::bind(&config, &discovery, &recorder, &Identity::default(), None, &drain).unwrap();
     let worker = tokio::spawn(worker.run());
 
     let stream = TcpStream::connect(upstream).await.unwrap();

@@ -23,6 +23,7 @@ use hyper::body::Incoming;
 use mesh_layers::{Body, BoxError, ConcurrencyLimit, Request, Response};
 use mesh_model::{Direction, Reason, Target};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::{Layer, Service, service_fn};
 use tracing::Instrument;
@@ -30,11 +31,12 @@ use tracing::Instrument;
 pub(crate) use self::backend::BackendStack;
 use self::backend::Backends;
 use self::route::{HttpRouter, RoutedProtocol, Routes, TcpRouter};
-use self::target::{TargetStack, Targets};
+pub(crate) use self::target::TargetStack;
+use self::target::Targets;
 use self::tcp::First;
 use crate::config::Config;
 use crate::detect::{Detected, Detector, PATIENCE};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, Resolution};
 use crate::error::{Failure, MeshError};
 use crate::exchange::{Exchange, Recorder};
 use crate::http::forward;
@@ -162,7 +164,8 @@ impl Outbound {
                 };
                 let service = move |request| {
                     let (this, stack) = (Arc::clone(&this), Arc::clone(&stack));
-                    async move { this.exchange(client, port, version, stack, request).await }
+                    let request = http::Request::map(request, Body::from);
+                    async move { this.exchange(client, port, version, stack, request, any).await }
                 };
                 self.server.serve(io, version, service).await;
             }
@@ -275,28 +278,58 @@ impl Outbound {
             _ => Version::Http1,
         };
         let stack = self.targets.get(&target);
-        self.exchange(client, port_of(authority.as_str()), version, stack, request).await
+        let port = port_of(authority.as_str());
+        self.exchange(client, port, version, stack, request.map(Body::from), any).await
     }
 
-    /// One request with its response: recorded, answered whatever happens, limited, routed.
-    async fn exchange(
+    /// A stack for what is not discovered but told.
+    pub(crate) fn stack(
+        &self,
+        target: &Target,
+        resolution: watch::Receiver<Resolution>,
+    ) -> Arc<TargetStack> {
+        self.targets.told(target, resolution)
+    }
+
+    /// Carries a connection as bytes, by its server name if it is TLS.
+    pub(crate) async fn carry(
+        &self,
+        stack: &TargetStack,
+        client: SocketAddr,
+        io: Io,
+        sni: Option<&str>,
+    ) {
+        let routes = stack.routes().await;
+        match routes.as_deref().map(|routes| &routes.protocol) {
+            Ok(RoutedProtocol::Opaque(tcp) | RoutedProtocol::Tls(tcp)) => {
+                self.bytes(tcp, client, io, sni, stack.target()).await;
+            }
+            Ok(_) | Err(_) => {
+                let failure = unknown_target("nothing is routed as bytes there");
+                self.refuse(stack.target(), client, &failure);
+            }
+        }
+    }
+
+    /// One request with its response: recorded, answered whatever happens, limited, admitted, routed.
+    pub(crate) async fn exchange(
         self: Arc<Self>,
         client: SocketAddr,
         port: u16,
         version: Version,
         stack: Arc<TargetStack>,
-        request: http::Request<Incoming>,
+        mut request: Request,
+        admit: impl Fn(&mut Request) -> Result<(), MeshError>,
     ) -> Response {
         let client_version = request.version();
-        let mut request = request.map(Body::from);
         let upgrade = forward::wants_upgrade(&request).then(|| Upgrade::of(&mut request));
         let exchange =
             Exchange::begin(&self.recorder, Direction::Outbound, client, port, &mut request);
         forward::prepare_request(&mut request, upgrade.is_some());
         let span = tracing::debug_span!("outbound.request", method = %request.method(),
             path = request.uri().path());
-        let limited = self.limit.layer(service_fn(|request| dispatch(&stack, version, request)));
-        let mut limited = limited;
+        let limited = service_fn(|request| dispatch(&stack, version, &admit, request));
+        let mut limited = self.limit.layer(limited);
         let result = limited.call(request).instrument(span).await;
         let mut response = match result {
             Ok(response) => exchange.respond(response),
@@ -349,13 +382,20 @@ impl Spoken {
     }
 }
 
+/// The application's own requests are all admitted.
+fn any(_: &mut Request) -> Result<(), MeshError> {
+    Ok(())
+}
+
 /// Hands a request to the router of what the client speaks.
 async fn dispatch(
     stack: &TargetStack,
     version: Version,
-    request: Request,
+    admit: impl Fn(&mut Request) -> Result<(), MeshError>,
+    mut request: Request,
 ) -> Result<Response, BoxError> {
     forward::check_host(&request)?;
+    admit(&mut request)?;
     let routes = stack.routes().await?;
     router(&routes, version)?.call(request)?.await
 }

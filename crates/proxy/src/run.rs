@@ -20,6 +20,7 @@ use crate::control_plane::ControlPlane;
 use crate::control_port;
 use crate::discovery::{Discovery, Streams};
 use crate::exchange::Recorder;
+use crate::gateway::{Gateway, GatewayMetrics};
 use crate::hooks;
 use crate::http::server::Server;
 use crate::identity::Identity;
@@ -78,6 +79,7 @@ fn run(config: Config, log: LogHandle) -> Result<ExitCode, Failed> {
 struct Halves {
     outbound: Vec<Arc<Outbound>>,
     inbound: Vec<Arc<Inbound>>,
+    gateways: Vec<Arc<Gateway>>,
     servers: Vec<Arc<Server>>,
 }
 
@@ -118,12 +120,19 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     let drain = CancellationToken::new();
     let admin = listen::bind("admin", config.admin_addr, false)?;
     let control = listen::bind("control", config.control_listen, false)?;
+    let edge = config.gateway.as_ref().map(|_| {
+        let token_file = config.identity.as_ref().map(|identity| identity.token_file.clone());
+        let metrics = GatewayMetrics::default();
+        telemetry.register(metrics.clone());
+        (discovery.gateway(token_file), metrics)
+    });
     let workers: Vec<_> = (0..config.threads)
-        .map(|_| Worker::bind(&config, &discovery, &recorder, &identity, &drain))
+        .map(|_| Worker::bind(&config, &discovery, &recorder, &identity, edge.as_ref(), &drain))
         .collect::<Result<_, _>>()?;
     let halves = Arc::new(Halves {
         outbound: workers.iter().map(|w| Arc::clone(w.outbound())).collect(),
         inbound: workers.iter().map(|w| Arc::clone(w.inbound())).collect(),
+        gateways: workers.iter().filter_map(|w| w.gateway().cloned()).collect(),
         servers: workers.iter().map(|w| Arc::clone(w.server())).collect(),
     });
     let viewed = Arc::clone(&halves);
@@ -151,6 +160,7 @@ async fn control(config: Arc<Config>, log: LogHandle) -> Result<ExitCode, Failed
     tokio::spawn(tell_ready(
         discovery.clone(),
         identity,
+        halves.gateways.clone(),
         Arc::clone(&config),
         ready.clone(),
         drain.clone(),
@@ -213,6 +223,7 @@ fn start(workers: Vec<Worker>) -> std::io::Result<mpsc::Receiver<()>> {
 async fn tell_ready(
     discovery: Discovery,
     identity: Identity,
+    gateways: Vec<Arc<Gateway>>,
     config: Arc<Config>,
     ready: watch::Sender<Readiness>,
     drain: CancellationToken,
@@ -231,6 +242,13 @@ async fn tell_ready(
         tokio::select! {
             () = identity.certified() => {}
             () = drain.cancelled() => return,
+        }
+        for gateway in gateways {
+            ready.send_replace(Readiness::NotReady("waiting for its Gateways".into()));
+            tokio::select! {
+                () = gateway.tried() => {}
+                () = drain.cancelled() => return,
+            }
         }
     }
     if !drain.is_cancelled() {
@@ -252,7 +270,7 @@ fn describe(
     Arc::new(move || {
         let backends = halves.outbound.iter().flat_map(|outbound| outbound.backends());
         let open: usize = halves.servers.iter().map(|server| server.open()).sum();
-        json!({
+        let mut described = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "pod": config.pod_name,
             "namespace": config.pod_namespace,
@@ -274,7 +292,12 @@ fn describe(
             "inbound": {
                 "ports": halves.inbound.iter().flat_map(|i| i.describe()).collect::<Vec<_>>(),
             },
-        })
+        });
+        // All workers have the same.
+        if let Some(gateway) = halves.gateways.first() {
+            described["gateway"] = json!({ "ports": gateway.describe() });
+        }
+        described
     })
 }
 

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Config, InboundPort, Upstream};
 use crate::discovery::Discovery;
 use crate::exchange::Recorder;
+use crate::gateway::{Feed, Gateway, GatewayMetrics};
 use crate::http::activity::Sweeper;
 use crate::http::server::Server;
 use crate::identity::Identity;
@@ -34,6 +35,7 @@ pub(crate) struct Worker {
     sweeper: Arc<Sweeper>,
     outbound: Arc<Outbound>,
     inbound: Arc<Inbound>,
+    gateway: Option<Arc<Gateway>>,
     listeners: Listeners,
 }
 
@@ -71,14 +73,20 @@ impl Worker {
         discovery: &Discovery,
         recorder: &Arc<Recorder>,
         identity: &Identity,
+        gateway: Option<&(Feed, GatewayMetrics)>,
         drain: &CancellationToken,
     ) -> Result<Self, ListenError> {
         let sweeper = Sweeper::new(config.limits.header_timeout);
         let server = Server::new(&config.limits, Arc::clone(&sweeper), drain.clone());
         let server = Arc::new(server);
+        let outbound = Outbound::new(config, discovery, recorder, identity, &server);
+        let gateway = config.gateway.as_ref().zip(gateway).map(|(edge, (feed, metrics))| {
+            Gateway::new(config, edge, &outbound, &server, metrics, feed.clone())
+        });
         Ok(Self {
             listeners: Listeners::bind(config)?,
-            outbound: Outbound::new(config, discovery, recorder, identity, &server),
+            gateway,
+            outbound,
             inbound: Inbound::new(config, discovery, recorder, identity, &server),
             config: Arc::clone(config),
             recorder: Arc::clone(recorder),
@@ -95,13 +103,18 @@ impl Worker {
         &self.inbound
     }
 
+    pub(crate) fn gateway(&self) -> Option<&Arc<Gateway>> {
+        self.gateway.as_ref()
+    }
+
     pub(crate) fn server(&self) -> &Arc<Server> {
         &self.server
     }
 
     /// Serves until the drain has begun and every connection has ended.
     pub(crate) async fn run(self) -> std::io::Result<()> {
-        let Self { config, recorder, server, sweeper, outbound, inbound, listeners } = self;
+        let Self { config, recorder, server, sweeper, outbound, inbound, gateway, listeners } =
+            self;
         let accepting = Accepting { max: config.limits.max_connections, recorder, server };
         for listener in listeners.outbound {
             let this = Arc::clone(&outbound);
@@ -145,6 +158,9 @@ impl Worker {
                 Some(move |client, io| inbound.connection(client, io, port))
             })?;
         }
+        if let Some(gateway) = gateway {
+            tokio::spawn(gateway.run(accepting.clone()));
+        }
         tokio::spawn(sweeper.run());
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(UPKEEP);
@@ -161,7 +177,8 @@ impl Worker {
 }
 
 /// What all accept loops share.
-struct Accepting {
+#[derive(Clone, Debug)]
+pub(crate) struct Accepting {
     max: usize,
     recorder: Arc<Recorder>,
     server: Arc<Server>,
@@ -179,13 +196,27 @@ impl Accepting {
         S: FnOnce(SocketAddr, Io) -> F,
         F: Future<Output = ()> + Send + 'static,
     {
+        self.start_until(listener, direction, self.server.drain().clone(), route)
+    }
+
+    /// The same until `stop`; what has been accepted goes on.
+    pub(crate) fn start_until<S, F>(
+        &self,
+        listener: std::net::TcpListener,
+        direction: Direction,
+        stop: CancellationToken,
+        route: impl Fn(&TcpStream, SocketAddr) -> Option<S> + Send + Sync + 'static,
+    ) -> std::io::Result<()>
+    where
+        S: FnOnce(SocketAddr, Io) -> F,
+        F: Future<Output = ()> + Send + 'static,
+    {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let local = listener.local_addr()?;
         let labels = TransportLabels::new(direction, Peer::Src, Some(local));
         let transport: Arc<TransportSeries> = self.recorder.telemetry.transport.series(&labels);
         let (max, server) = (self.max, Arc::clone(&self.server));
         tokio::spawn(async move {
-            let drain = server.drain().clone();
             let serve = |stream: TcpStream, client, open: Open| {
                 let Some(serve) = route(&stream, client) else { return };
                 let io = Io::new(stream, transport.open());
@@ -195,7 +226,7 @@ impl Accepting {
                     drop(open);
                 });
             };
-            listen::accept(listener, max, &drain, serve).await;
+            listen::accept(listener, max, &stop, serve).await;
         });
         Ok(())
     }

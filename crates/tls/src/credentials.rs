@@ -100,7 +100,7 @@ impl Credentials {
 }
 
 /// X25519MLKEM768 comes first in its list of key exchanges.
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 

@@ -8,6 +8,7 @@
 mod bundle;
 mod certificate;
 mod credentials;
+mod edge;
 mod handshake;
 mod hello;
 pub mod id;
@@ -18,6 +19,7 @@ mod transport_header;
 pub use self::bundle::{BundleError, TrustBundle};
 pub use self::certificate::{Certificate, CertificateError};
 pub use self::credentials::{Credentials, CredentialsError, Reception, Visitor};
+pub use self::edge::{Choose, EdgeAccepted, EdgeKey, EdgeKeyError, EdgeServer};
 pub use self::handshake::{Accepted, HandshakeError, accept, connect};
 pub use self::hello::{ClientHello, HANDSHAKE, client_hello};
 pub use self::id::{Id, IdError, WorkloadId};

@@ -35,19 +35,24 @@ pub(super) fn found(mesh: &Path) {
 }
 
 /// Gives a pod its token; where it is.
-pub(super) fn token(mesh: &Path, pod: &str) -> PathBuf {
+pub(super) fn token(mesh: &Path, namespace: &str, pod: &str) -> PathBuf {
     // Tests need no secret.
-    let token = format!("{NAMESPACE}/{pod}:{}", "5e".repeat(32));
-    let file = mesh.join("tokens").join(format!("{NAMESPACE}.{pod}"));
+    let token = format!("{namespace}/{pod}:{}", "5e".repeat(32));
+    let file = mesh.join("tokens").join(format!("{namespace}.{pod}"));
     fs::write(&file, token).expect("a file in the temporary folder");
     file
 }
 
 /// The identity of a pod, whose service account is of its name.
 pub fn id_of(pod: &str) -> String {
+    id_in(NAMESPACE, pod)
+}
+
+/// The same of a pod in another namespace.
+pub fn id_in(namespace: &str, pod: &str) -> String {
     let id = WorkloadId {
         service_account: pod.to_owned(),
-        namespace: NAMESPACE.to_owned(),
+        namespace: namespace.to_owned(),
         control_namespace: "mesh-system".to_owned(),
         trust_domain: "cluster.local".to_owned(),
     };

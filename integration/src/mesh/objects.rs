@@ -84,7 +84,7 @@ pub(super) fn pod(pod: &Pod, ip: Ipv4Addr) -> Value {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
-            "namespace": NAMESPACE,
+            "namespace": pod.namespace(),
             "name": pod.name,
             "labels": {
                 "app": pod.name,

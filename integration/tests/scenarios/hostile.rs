@@ -16,16 +16,20 @@ use std::net::SocketAddr;
 use mesh_integration::app::HttpApp;
 use mesh_integration::client::Connection;
 use mesh_integration::client::http::full;
-use mesh_integration::mesh::{Mesh, Pod, Service};
+use mesh_integration::edge;
+use mesh_integration::mesh::{GATEWAY, Mesh, Pod, Service};
 use mesh_integration::sidecar::Sidecar;
 
-/// The pods `client` and `web`, whose proxies have these settings; the service is known to be HTTP.
+/// The pods `client` and `web`, and the gateway, whose proxies have these settings; the service is known to be HTTP.
 async fn mesh(app: SocketAddr, settings: &[(&str, &str)]) -> Mesh {
     let set = |pod: Pod| settings.iter().fold(pod, |pod, (name, value)| pod.setting(name, value));
     Mesh::builder()
         .pod(set(Pod::new("client").upstream("web:80")))
         .pod(set(Pod::new("web").port(8080, app)))
+        .pod(set(Pod::gateway()))
         .service(Service::new("web", 8080).app_protocol("http"))
+        .manifest(edge::gateway("edge", &[edge::http(80)]))
+        .manifest(edge::route("HTTPRoute", "edge", "web", &[]))
         .start()
         .await
 }
@@ -35,10 +39,10 @@ async fn app() -> HttpApp {
     HttpApp::start(|_| async { http::Response::new(full("ok")) }).await
 }
 
-/// Where a peer can get at each proxy: from the application's side, and from the mesh's.
-fn doors(mesh: &Mesh) -> [(&Sidecar, SocketAddr); 2] {
-    let (client, web) = (mesh.pod("client"), mesh.pod("web"));
-    [(client, client.upstream(0)), (web, web.inbound(8080))]
+/// Where a peer can get at each proxy: from the application's side, from the mesh's, and from outside.
+fn doors(mesh: &Mesh) -> [(&Sidecar, SocketAddr); 3] {
+    let (client, web, gateway) = (mesh.pod("client"), mesh.pod("web"), mesh.pod(GATEWAY));
+    [(client, client.upstream(0)), (web, web.inbound(8080)), (gateway, gateway.inbound(80))]
 }
 
 /// A well-behaved client is served.

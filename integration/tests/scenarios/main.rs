@@ -6,6 +6,7 @@
 mod authorization;
 mod cluster;
 mod corpus;
+mod edge;
 mod explain;
 mod failures;
 mod figures;

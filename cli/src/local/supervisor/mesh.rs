@@ -143,8 +143,16 @@ impl MeshState {
 
     /// Replicas of a workload that are wanted now.
     pub(super) fn replicas(&self, key: &WorkloadKey) -> u32 {
-        let wanted = self.contents.workloads.get(key).map(|placed| placed.workload.replicas);
-        wanted.map_or(0, |replicas| self.scaled.get(key).copied().unwrap_or(replicas))
+        let placed = self.contents.workloads.get(key);
+        // In a namespace of its own nobody could reach it.
+        let placed = placed.filter(|p| !p.workload.template.gateway || self.serves_gateways());
+        placed
+            .map(|placed| placed.workload.replicas)
+            .map_or(0, |replicas| self.scaled.get(key).copied().unwrap_or(replicas))
+    }
+
+    fn serves_gateways(&self) -> bool {
+        self.mode == Mode::Explicit
     }
 
     /// Names the template and how often a restart of it was asked for.
@@ -159,7 +167,8 @@ impl MeshState {
         let folder = self.dir.manifests();
         for (name, file) in store.files() {
             if self.store.get(name).map(|old| &old.content) != Some(&file.content) {
-                object::write_atomically(&folder.join(name), file.content.as_bytes())?;
+                // There may be keys in it.
+                object::write_secret(&folder.join(name), file.content.as_bytes())?;
             }
         }
         for (name, _) in self.store.files().filter(|(name, _)| store.get(name).is_none()) {
@@ -178,6 +187,10 @@ impl MeshState {
         self.store = store;
         self.contents = contents;
         self.start_control()?;
+        let gateway = self.contents.workloads.values().any(|p| p.workload.template.gateway);
+        if gateway && !self.serves_gateways() {
+            tracing::warn!("Gateways are not served in a transparent mesh");
+        }
         if services_changed && self.mode == Mode::Transparent {
             self.ask_cluster_ips();
         }

@@ -664,6 +664,57 @@ pub mod session {
         }
     }
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct GatewayKey {
+    /// The proxy that asks, as in `io.linkerd.proxy.outbound.TrafficSpec`.
+    #[prost(string, tag = "1")]
+    pub workload: ::prost::alloc::string::String,
+    /// As in `io.linkerd.proxy.identity.CertifyRequest`. Empty in a mesh without identity.
+    #[prost(string, tag = "2")]
+    pub token: ::prost::alloc::string::String,
+}
+/// All that a gateway listens on.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewayConfig {
+    #[prost(message, repeated, tag = "1")]
+    pub ports: ::prost::alloc::vec::Vec<GatewayPort>,
+}
+/// One port, with all listeners on it. One that has nothing is to be listened on all the same.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewayPort {
+    #[prost(uint32, tag = "1")]
+    pub port: u32,
+    /// Requests in the clear.
+    #[prost(message, optional, tag = "2")]
+    pub http: ::core::option::Option<OutboundPolicy>,
+    #[prost(message, optional, tag = "3")]
+    pub https: ::core::option::Option<GatewayHttps>,
+    /// Bytes: by the server name of a TLS client, or all of them.
+    #[prost(message, optional, tag = "4")]
+    pub bytes: ::core::option::Option<OutboundPolicy>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct GatewayHttps {
+    #[prost(message, optional, tag = "1")]
+    pub policy: ::core::option::Option<OutboundPolicy>,
+    #[prost(message, repeated, tag = "2")]
+    pub certificates: ::prost::alloc::vec::Vec<GatewayCertificate>,
+}
+/// What is presented to clients that ask for a host.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[prost(skip_debug)]
+pub struct GatewayCertificate {
+    /// Of the listener: `shop.example`, `*.shop.example`, or empty for any.
+    #[prost(string, tag = "1")]
+    pub host: ::prost::alloc::string::String,
+    /// PEM, the leaf first.
+    #[prost(string, tag = "2")]
+    pub chain: ::prost::alloc::string::String,
+    /// PEM.
+    #[prost(string, tag = "3")]
+    pub key: ::prost::alloc::string::String,
+}
 /// As `io.linkerd.proxy.meta.Resource`.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ResourceKey {
@@ -970,6 +1021,31 @@ pub mod extensions_client {
                 .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchOutbound"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What the proxy at the edge listens on. For the mesh's gateway only.
+        pub async fn watch_gateway(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GatewayKey>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::GatewayConfig>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Extensions/WatchGateway",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchGateway"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1039,6 +1115,20 @@ pub mod extensions_server {
             request: tonic::Request<super::OutboundKey>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchOutboundStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchGateway method.
+        type WatchGatewayStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::GatewayConfig, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What the proxy at the edge listens on. For the mesh's gateway only.
+        async fn watch_gateway(
+            &self,
+            request: tonic::Request<super::GatewayKey>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchGatewayStream>,
             tonic::Status,
         >;
     }
@@ -1288,6 +1378,52 @@ pub mod extensions_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchOutboundSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Extensions/WatchGateway" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchGatewaySvc<T: Extensions>(pub Arc<T>);
+                    impl<
+                        T: Extensions,
+                    > tonic::server::ServerStreamingService<super::GatewayKey>
+                    for WatchGatewaySvc<T> {
+                        type Response = super::GatewayConfig;
+                        type ResponseStream = T::WatchGatewayStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GatewayKey>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Extensions>::watch_gateway(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchGatewaySvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -4,6 +4,7 @@
 
 mod authz;
 mod checklist;
+mod gateway;
 mod generated;
 mod hostile;
 mod identity;

@@ -3,6 +3,7 @@
 //! Sources (see `crate::source`) make these from Kubernetes objects and have parsed everything by
 //! then: nothing in here can be malformed, and nothing here knows YAML or Kubernetes types.
 
+mod gateway;
 mod policy;
 
 use std::collections::BTreeMap;
@@ -15,6 +16,11 @@ use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, Strategy};
 use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Ratio, Retry, Session, Timeouts};
 
+pub use self::gateway::{
+    AllowedNamespaces, Certificate, CertificateContent, CertificateRef, Expression, GATEWAY_CLASS,
+    GATEWAY_CONTROLLER, Gateway, GatewayClass, GatewayRef, Listener, ListenerProtocol,
+    NamespaceSelector, Requirement,
+};
 pub use self::policy::{
     AuthorizationPolicy, Balancing, BreakerPolicy, POLICY_GROUP, PolicyTarget, PortPolicy,
     PortProbe, PortRef, TrafficLimits, TrafficPolicy, policy_ref,
@@ -67,6 +73,10 @@ pub enum Kind {
     TcpRoute,
     TlsRoute,
     ReferenceGrant,
+    GatewayClass,
+    Gateway,
+    /// Those with certificates for clients outside of the mesh.
+    Secret,
     AuthorizationPolicy,
     ServerPolicy,
     BackendTrafficPolicy,
@@ -91,6 +101,9 @@ impl Kind {
             Self::TcpRoute => "TCPRoute",
             Self::TlsRoute => "TLSRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::GatewayClass => "GatewayClass",
+            Self::Gateway => "Gateway",
+            Self::Secret => "Secret",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServerPolicy => "ServerPolicy",
             Self::BackendTrafficPolicy => "BackendTrafficPolicy",
@@ -143,6 +156,9 @@ pub enum Object {
     TcpRoute(TcpRoute),
     TlsRoute(TlsRoute),
     ReferenceGrant(ReferenceGrant),
+    GatewayClass(GatewayClass),
+    Gateway(Gateway),
+    Certificate(Certificate),
     AuthorizationPolicy(AuthorizationPolicy),
     PortPolicy(PortPolicy),
     TrafficPolicy(TrafficPolicy),
@@ -161,6 +177,9 @@ impl Object {
             Self::TcpRoute(o) => (Kind::TcpRoute, o.head.name.clone()),
             Self::TlsRoute(o) => (Kind::TlsRoute, o.head.name.clone()),
             Self::ReferenceGrant(o) => (Kind::ReferenceGrant, o.name.clone()),
+            Self::GatewayClass(o) => (Kind::GatewayClass, Name::new("", &o.name)),
+            Self::Gateway(o) => (Kind::Gateway, o.name.clone()),
+            Self::Certificate(o) => (Kind::Secret, o.name.clone()),
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
             Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
             Self::TrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
@@ -341,6 +360,7 @@ pub struct RouteHead {
     /// Seconds since the Unix epoch; older routes win ties. `None` sorts first.
     pub created: Option<i64>,
     pub parents: Vec<ServiceRef>,
+    pub gateways: Vec<GatewayRef>,
 }
 
 /// A reference to a Service: a route's parent or backend.
@@ -412,14 +432,16 @@ pub struct BackendRef {
     pub filters: Vec<RouteFilter>,
 }
 
-/// Lets routes of other namespaces send to Services of its own.
+/// Lets routes and Gateways of other namespaces use Services and Secrets of its own.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReferenceGrant {
     pub name: Name,
-    /// Kinds of routes, and the namespaces they are in.
+    /// Kinds, and the namespaces they are in.
     pub from: Vec<(Kind, String)>,
     /// Names of Services; `None` is all of them.
     pub to: Vec<Option<String>>,
+    /// Names of Secrets, likewise.
+    pub secrets: Vec<Option<String>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::object::{
-    AuthorizationPolicy, BackendRef, BackendTarget, EndpointSlice, GrpcRoute, HttpRoute, Kind,
-    Name, Namespace, Object, ObjectKey, Pod, PolicyTarget, PortPolicy, PortSet, ReferenceGrant,
-    RouteFilter, RouteHead, RouteRule, Service, TcpRoute, TlsRoute, TrafficPolicy, Workload,
+    AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
+    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    PolicyTarget, PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service,
+    TcpRoute, TlsRoute, TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -29,6 +30,9 @@ pub struct Objects {
     pub(super) tcp_routes: BTreeMap<Name, Arc<TcpRoute>>,
     pub(super) tls_routes: BTreeMap<Name, Arc<TlsRoute>>,
     pub(super) grants: BTreeMap<Name, Arc<ReferenceGrant>>,
+    pub(super) gateway_classes: BTreeMap<String, Arc<GatewayClass>>,
+    pub(super) gateways: BTreeMap<Name, Arc<Gateway>>,
+    pub(super) certificates: BTreeMap<Name, Arc<Certificate>>,
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
     pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
@@ -54,6 +58,8 @@ pub(super) struct Touched {
     pub(super) namespace: Option<String>,
     /// All pods there are.
     pub(super) everywhere: bool,
+    /// What Gateways do.
+    pub(super) gateways: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
@@ -106,6 +112,11 @@ impl Objects {
             Kind::TcpRoute => self.tcp_routes.keys().cloned().collect(),
             Kind::TlsRoute => self.tls_routes.keys().cloned().collect(),
             Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
+            Kind::GatewayClass => {
+                self.gateway_classes.keys().map(|name| Name::new("", name)).collect()
+            }
+            Kind::Gateway => self.gateways.keys().cloned().collect(),
+            Kind::Secret => self.certificates.keys().cloned().collect(),
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
             Kind::BackendTrafficPolicy => self.traffic_policies.keys().cloned().collect(),
@@ -171,6 +182,18 @@ impl Objects {
 
     pub fn tls_route(&self, name: &Name) -> Option<&Arc<TlsRoute>> {
         self.tls_routes.get(name)
+    }
+
+    pub fn gateways(&self) -> impl Iterator<Item = &Arc<Gateway>> {
+        self.gateways.values()
+    }
+
+    pub fn gateway_class(&self, name: &str) -> Option<&Arc<GatewayClass>> {
+        self.gateway_classes.get(name)
+    }
+
+    pub fn gateway(&self, name: &Name) -> Option<&Arc<Gateway>> {
+        self.gateways.get(name)
     }
 
     /// The service with this cluster address.
@@ -259,6 +282,15 @@ impl Objects {
             Object::TcpRoute(o) => self.put_tcp_route(&o.head.name.clone(), Some(o), &mut touched),
             Object::TlsRoute(o) => self.put_tls_route(&o.head.name.clone(), Some(o), &mut touched),
             Object::ReferenceGrant(o) => self.put_grant(&o.name.clone(), Some(o), &mut touched),
+            Object::GatewayClass(o) => {
+                touched.edge(replace(&mut self.gateway_classes, o.name.clone(), Some(o)));
+            }
+            Object::Gateway(o) => {
+                touched.edge(replace(&mut self.gateways, o.name.clone(), Some(o)));
+            }
+            Object::Certificate(o) => {
+                touched.edge(replace(&mut self.certificates, o.name.clone(), Some(o)));
+            }
             Object::AuthorizationPolicy(o) => {
                 let name = o.name.clone();
                 touched.policy(
@@ -287,6 +319,11 @@ impl Objects {
             Kind::TcpRoute => self.put_tcp_route(name, None, &mut touched),
             Kind::TlsRoute => self.put_tls_route(name, None, &mut touched),
             Kind::ReferenceGrant => self.put_grant(name, None, &mut touched),
+            Kind::GatewayClass => {
+                touched.edge(replace(&mut self.gateway_classes, name.name.clone(), None));
+            }
+            Kind::Gateway => touched.edge(replace(&mut self.gateways, name.clone(), None)),
+            Kind::Secret => touched.edge(replace(&mut self.certificates, name.clone(), None)),
             Kind::AuthorizationPolicy => {
                 let gone = replace(&mut self.authorization_policies, name.clone(), None);
                 touched.policy(name, gone);
@@ -346,6 +383,8 @@ impl Objects {
         let (ports, default) = (opaque(new.as_ref()), access(new.as_ref()));
         let Some(old) = replace(&mut self.namespaces, name.to_owned(), new) else { return };
         touched.changed = true;
+        // Its labels may decide whose routes attach.
+        touched.gateways = true;
         if access(old.as_deref()) != default {
             touched.namespace = Some(name.to_owned());
             touched.everywhere = name == self.mesh_namespace();
@@ -369,6 +408,7 @@ impl Objects {
         let ips = new.as_ref().map(|s| s.cluster_ips.clone()).unwrap_or_default();
         let Some(old) = replace(&mut self.services, name.clone(), new) else { return };
         touched.changed = true;
+        touched.gateways = true;
         for ip in old.iter().flat_map(|old| &old.cluster_ips) {
             self.services_by_ip.remove(ip, name);
             touched.addresses.insert(*ip);
@@ -469,6 +509,7 @@ impl Objects {
             return;
         }
         touched.changed = true;
+        touched.gateways = true;
         let granted = self.parents_by_backend.iter();
         let granted = granted.filter(|(backend, _)| backend.namespace == name.namespace);
         touched.policies.extend(granted.flat_map(|(_, parents)| parents.keys().cloned()));
@@ -482,6 +523,7 @@ impl Objects {
         touched: &mut Touched,
     ) {
         touched.changed = true;
+        touched.gateways = true;
         // Policies may be about the route's requests, which end at these pods.
         for parent in old.iter().chain(&new).flat_map(|refs| &refs.parents) {
             touched.pods.extend(self.pods_of_service(parent));
@@ -544,6 +586,14 @@ impl Touched {
         if replaced.is_some() {
             self.changed = true;
             self.namespace = Some(name.namespace.clone());
+        }
+    }
+
+    /// Something was replaced that only Gateways have to do with, unless nothing changed.
+    fn edge<V>(&mut self, replaced: Option<V>) {
+        if replaced.is_some() {
+            self.changed = true;
+            self.gateways = true;
         }
     }
 }

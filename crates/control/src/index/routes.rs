@@ -22,7 +22,8 @@ use mesh_model::route::{
 use super::Objects;
 use super::lookup;
 use super::object::{
-    BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, ServiceRef, route_ref,
+    BackendRef, BackendTarget, Kind, Name, ReferenceGrant, RouteFilter, RouteHead, RouteRule,
+    ServiceRef, route_ref,
 };
 
 /// How many requests may wait for an endpoint of a backend, and how long the first of them may.
@@ -113,7 +114,11 @@ impl Objects {
     }
 
     /// Backends for bytes. One that cannot be used has no share: there is no way to say so.
-    fn connections(&self, from: RouteFrom<'_>, backends: &[BackendRef]) -> Distribution<Backend> {
+    pub(super) fn connections(
+        &self,
+        from: RouteFrom<'_>,
+        backends: &[BackendRef],
+    ) -> Distribution<Backend> {
         let usable = backends.iter().filter_map(|reference| {
             let (service, port) = self.usable(from, &reference.target).ok()?;
             (reference.weight > 0).then(|| (Arc::new(backend(service, port)), reference.weight))
@@ -182,7 +187,7 @@ impl Objects {
         Besides { faults, wishes: object.is_some_and(|object| object.allow_request_headers) }
     }
 
-    fn rules<M: Clone>(
+    pub(super) fn rules<M: Clone>(
         &self,
         from: RouteFrom<'_>,
         rules: &[RouteRule<M>],
@@ -210,12 +215,15 @@ impl Objects {
         let backends: Vec<_> = weighty
             .map(|reference| (Arc::new(self.route_backend(from, reference)), reference.weight))
             .collect();
-        let Some(parent) = from.head.parents.first().filter(|_| backends.is_empty()) else {
+        if !backends.is_empty() {
             return distribution(backends);
+        }
+        let why = "the rule has no backend with a weight above 0".to_owned();
+        let failing = match from.head.parents.first() {
+            Some(parent) => failing(from.kind, &parent.service, parent.port.unwrap_or(1), why),
+            None => failing(from.kind, &Name::new("invalid", "invalid"), 1, why),
         };
-        let why = "the rule has no backend with a weight above 0";
-        let port = parent.port.unwrap_or(1);
-        distribution(vec![(Arc::new(failing(from.kind, &parent.service, port, why.into())), 1)])
+        distribution(vec![(Arc::new(failing), 1)])
     }
 
     /// A backend that cannot be used keeps its share of the requests, which fail with 500, as
@@ -297,17 +305,24 @@ impl Objects {
         {
             return true;
         }
-        let grants = self.grants.range(Name::new(&service.namespace, "")..);
-        let mut grants = grants.take_while(|(name, _)| name.namespace == service.namespace);
-        grants.any(|(_, grant)| {
+        self.grants_in(&service.namespace).any(|grant| {
             grant.from.iter().any(|(kind, of)| *kind == from.kind && of == namespace)
                 && grant.to.iter().any(|to| to.as_ref().is_none_or(|to| *to == service.name))
         })
     }
 }
 
-/// What a service's port has in all of its rules.
-struct Besides {
+impl Objects {
+    pub(super) fn grants_in(&self, namespace: &str) -> impl Iterator<Item = &ReferenceGrant> {
+        let grants = self.grants.range(Name::new(namespace, "")..);
+        let grants = grants.take_while(move |(name, _)| name.namespace == *namespace);
+        grants.map(|(_, grant)| &**grant)
+    }
+}
+
+/// What a service's port has in all of its rules; a gateway's has nothing.
+#[derive(Debug, Default)]
+pub(super) struct Besides {
     faults: Vec<Filter>,
     /// Whether requests may set their own limits.
     wishes: bool,

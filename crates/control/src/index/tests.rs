@@ -81,7 +81,7 @@ fn http_route(name: Name, parent: &str, backends: &[(&str, u32)]) -> HttpRoute {
     };
     let parent = ServiceRef { service: shop(parent), port: None, section: None };
     HttpRoute {
-        head: RouteHead { name, created: None, parents: vec![parent] },
+        head: RouteHead { name, created: None, parents: vec![parent], ..RouteHead::default() },
         hosts: Vec::new(),
         rules: vec![RouteRule {
             backends: backends.iter().map(backend).collect(),

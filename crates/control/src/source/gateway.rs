@@ -1,10 +1,11 @@
-//! Gateway API routes with Services as parents, as objects of the index.
+//! Gateway API routes, and Gateways ([`edge`]), as objects of the index.
 //!
 //! The crate `gateway-api` has one set of types for each kind of route and for each place a filter
 //! can stand in, all alike; [`shape`] has one set for all of them, which is what is converted.
 //! Whatever the mesh cannot do is reported and never silently left out: requests that would have
 //! needed it fail, as Gateway API demands.
 
+mod edge;
 mod filters;
 mod matches;
 mod shape;
@@ -16,12 +17,13 @@ use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcprout
 use kube::core::ObjectMeta;
 use mesh_model::route::{Backoff, GrpcCodes, HostMatch, Retry, Session, SessionBy, Timeouts};
 
+pub use self::edge::{TLS_SECRET, gateway, gateway_class, tls_secret};
 use self::shape::{Backend, Parent, Rule, reshape};
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
 use crate::index::object::{
-    BackendRef, BackendTarget, GrpcRoute, HttpRoute, Kind, Name, ReferenceGrant, RouteHead,
-    RouteRule, ServiceRef, TcpRoute, TlsRoute,
+    BackendRef, BackendTarget, GatewayRef, GrpcRoute, HttpRoute, Kind, Name, ReferenceGrant,
+    RouteHead, RouteRule, ServiceRef, TcpRoute, TlsRoute,
 };
 
 const GROUP: &str = "gateway.networking.k8s.io";
@@ -99,16 +101,18 @@ pub fn tls_route(object: &tlsroutes::TlsRoute) -> Converted<TlsRoute> {
 
 /// Entries about other kinds are other controllers' business.
 pub fn reference_grant(object: &referencegrants::ReferenceGrant) -> Converted<ReferenceGrant> {
-    let kinds = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute];
+    let kinds = [Kind::HttpRoute, Kind::GrpcRoute, Kind::TcpRoute, Kind::TlsRoute, Kind::Gateway];
     let from = object.spec.from.iter().filter_map(|from| {
         let kind = kinds.into_iter().find(|kind| kind.as_str() == from.kind)?;
         (from.group == GROUP).then(|| (kind, from.namespace.clone()))
     });
     let to = object.spec.to.iter().filter(|to| is_service(Some(&to.group), &to.kind));
+    let secrets = object.spec.to.iter().filter(|to| is_secret(Some(&to.group), &to.kind));
     let grant = ReferenceGrant {
         name: name_of(&object.metadata),
         from: from.collect(),
         to: to.map(|to| to.name.clone()).collect(),
+        secrets: secrets.map(|to| to.name.clone()).collect(),
     };
     (grant, Vec::new())
 }
@@ -117,22 +121,30 @@ fn is_service(group: Option<&str>, kind: &str) -> bool {
     kind == "Service" && matches!(group, Some("" | "core"))
 }
 
+fn is_secret(group: Option<&str>, kind: &str) -> bool {
+    kind == "Secret" && matches!(group, None | Some("" | "core"))
+}
+
 fn head<P: serde::Serialize>(
     meta: &ObjectMeta,
     parents: Option<&Vec<P>>,
     findings: &mut Vec<Finding>,
 ) -> RouteHead {
     let name = name_of(meta);
-    let mut converted = Vec::new();
+    let (mut converted, mut gateways) = (Vec::new(), Vec::new());
     for (index, parent) in parents.into_iter().flatten().enumerate() {
         let at = format!("spec.parentRefs[{index}]");
         let parent: Parent = reshape(parent, &at, findings);
         let group = parent.group.as_deref().unwrap_or(GROUP);
         let kind = parent.kind.as_deref().unwrap_or("Gateway");
-        if !is_service(Some(group), kind) {
+        let is_gateway = kind == "Gateway" && group == GROUP;
+        if !is_gateway && !is_service(Some(group), kind) {
             findings.push(Finding::warning(
                 at,
-                format!("{kind}s as parents are not supported; routes attach to kind Service, group \"\""),
+                format!(
+                    "{kind}s as parents are not supported; routes attach to Gateways, and to kind \
+                     Service, group \"\""
+                ),
             ));
             continue;
         }
@@ -145,30 +157,29 @@ fn head<P: serde::Serialize>(
             None => None,
         };
         let namespace = parent.namespace.unwrap_or_else(|| name.namespace.clone());
-        let service = Name::new(namespace, parent.name);
-        converted.push(ServiceRef { service, port, section: parent.section_name });
+        let (name, section) = (Name::new(namespace, parent.name), parent.section_name);
+        if is_gateway {
+            gateways.push(GatewayRef { gateway: name, port, section });
+        } else {
+            converted.push(ServiceRef { service: name, port, section });
+        }
     }
-    if converted.is_empty() && findings.is_empty() {
+    if converted.is_empty() && gateways.is_empty() && findings.is_empty() {
         findings.push(Finding::warning("spec.parentRefs", "without a parent it has no effect"));
     }
     let created = meta.creation_timestamp.as_ref().map(|time| time.0.as_second());
-    RouteHead { name, created, parents: converted }
+    RouteHead { name, created, parents: converted, gateways }
 }
 
 fn hosts(names: &[String], findings: &mut Vec<Finding>) -> Vec<HostMatch> {
     let mut hosts = Vec::new();
     for (index, host) in names.iter().enumerate() {
-        let (bare, wildcard) = match host.strip_prefix("*.") {
-            Some(rest) => (rest, true),
-            None => (host.as_str(), false),
-        };
-        if bare.is_empty() || bare.contains('*') || bare.split('.').any(str::is_empty) {
-            let message = format!("`{host}` is not a host name, nor one after `*.`");
-            findings.push(Finding::error(format!("spec.hostnames[{index}]"), message));
-        } else if wildcard {
-            hosts.push(HostMatch::Suffix(bare.split('.').map(str::to_owned).collect()));
-        } else {
-            hosts.push(HostMatch::Exact(bare.to_owned()));
+        match HostMatch::parse(host) {
+            Some(host) => hosts.push(host),
+            None => {
+                let message = format!("`{host}` is not a host name, nor one after `*.`");
+                findings.push(Finding::error(format!("spec.hostnames[{index}]"), message));
+            }
         }
     }
     hosts

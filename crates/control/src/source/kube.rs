@@ -24,6 +24,14 @@
 //! | `policy.meshctl.dev` | the same with `/status` | `patch` |
 //! | `authentication.k8s.io` | `tokenreviews` | `create` |
 //!
+//! With a gateway (`--gateway`), a ClusterRole more:
+//!
+//! | group | resources | verbs |
+//! |---|---|---|
+//! | `""` | `secrets` | `list`, `watch` (of the type `kubernetes.io/tls`) |
+//! | `gateway.networking.k8s.io` | `gateways`, `gatewayclasses` | `list`, `watch` |
+//! | `gateway.networking.k8s.io` | `gateways/status`, `gatewayclasses/status` | `patch` |
+//!
 //! A Role in the control plane's namespace:
 //!
 //! | group | resources | names | verbs |
@@ -83,6 +91,8 @@ pub struct Settings {
     pub names: MeshNames,
     /// What to call this replica. Others may have the same name.
     pub replica: String,
+    /// Whether there is a gateway, for which Gateways and Secrets with certificates are watched.
+    pub gateway: bool,
 }
 
 /// There is no API server to talk to.
@@ -115,8 +125,12 @@ pub async fn run(
     let board = Arc::new(Board::default());
     // What runs is aborted with the set.
     let mut running = JoinSet::new();
-    watch::spawn(&mut running, &client, &settings.names, &sender);
-    running.spawn(keep(Arc::clone(&shared), events, Arc::clone(&board)));
+    watch::spawn(&mut running, &client, &settings, &sender);
+    let state = match settings.gateway {
+        true => State::new(Arc::clone(&board)).with_gateway(),
+        false => State::new(Arc::clone(&board)),
+    };
+    running.spawn(keep(Arc::clone(&shared), events, state));
 
     let namespace = settings.names.control_namespace.as_str();
     let election = lease::Election::new(client.clone(), namespace, &settings.replica);
@@ -129,8 +143,7 @@ pub async fn run(
 }
 
 /// Applies what happens. Returns when nobody can tell any more.
-async fn keep(shared: Arc<Shared>, mut events: mpsc::Receiver<Event>, board: Arc<Board>) {
-    let mut state = State::new(board);
+async fn keep(shared: Arc<Shared>, mut events: mpsc::Receiver<Event>, mut state: State) {
     let mut batch = Vec::with_capacity(BATCH);
     let mut looks_wanted = shared.watch_looks_wanted();
     // Somebody may have asked before this began.

@@ -94,14 +94,23 @@ impl Targets {
         {
             known.remove(&oldest);
         }
-        let stack = Arc::new(TargetStack {
+        let stack = self.told(target, self.discovery.target(target));
+        known.insert(target.clone(), Known { stack: Arc::clone(&stack), used: now });
+        stack
+    }
+
+    /// The stack of something else than a target, which nobody has to ask for.
+    pub(crate) fn told(
+        &self,
+        target: &Target,
+        resolution: watch::Receiver<Resolution>,
+    ) -> Arc<TargetStack> {
+        Arc::new(TargetStack {
             target: target.clone(),
             wait: self.wait,
             shared: Arc::clone(&self.shared),
-            state: Mutex::new(State { resolution: self.discovery.target(target), built: None }),
-        });
-        known.insert(target.clone(), Known { stack: Arc::clone(&stack), used: now });
-        stack
+            state: Mutex::new(State { resolution, built: None }),
+        })
     }
 
     /// Forgets targets that are neither in use nor were lately.
@@ -123,6 +132,16 @@ impl Targets {
 }
 
 impl TargetStack {
+    pub(crate) fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Builds what was told last, for those who come.
+    pub(crate) fn prepare(&self) {
+        // An error is for them, too.
+        drop(self.ready());
+    }
+
     /// The routes as of now; waits for the first word about the target.
     pub(crate) async fn routes(&self) -> Result<Arc<Routes>, MeshError> {
         if let Some(ready) = self.ready() {

@@ -248,7 +248,10 @@ impl Cluster {
                 "action": "Deny",
             },
         });
-        let can = ["authz", "can", "deploy/portal", "svc/finance:8080", "-n", SHOP];
+        let server = "svc/finance:8080";
+        let request = ["--method", "GET", "--path", "/reports/1"];
+        let can = [&["authz", "can", "deploy/portal", server, "-n", SHOP][..], &request].concat();
+        self.meshctl(&can).await.succeeded();
         self.apply(&discovery, policy.clone()).await;
         wait::until_within("the denial", PATIENCE, async || {
             (self.meshctl(&can).await.code == 1).then_some(())

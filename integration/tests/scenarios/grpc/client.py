@@ -1,6 +1,7 @@
 """A gRPC client that checks what passes. Arguments: target, then the checks to run (all)."""
 
 import concurrent.futures
+import os
 import sys
 import threading
 import time
@@ -188,7 +189,14 @@ def main():
         ("grpc.max_receive_message_length", 16 << 20),
         ("grpc.enable_retries", 0),
     ]
-    with grpc.insecure_channel(target, options=options) as channel:
+    if "CA" in os.environ:
+        with open(os.environ["CA"], "rb") as file:
+            roots = grpc.ssl_channel_credentials(file.read())
+        options.append(("grpc.ssl_target_name_override", AUTHORITY.split(":")[0]))
+        opened = grpc.secure_channel(target, roots, options=options)
+    else:
+        opened = grpc.insecure_channel(target, options=options)
+    with opened as channel:
         echo = Echo(channel)
         for check in CHECKS:
             if not wanted or check.__name__ in wanted:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_integration::app::TcpApp;
 use mesh_integration::client::Connection;
+use mesh_integration::mesh::{GATEWAY, MESH_NAMESPACE, id_in, id_of};
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -182,8 +183,14 @@ fn normalized(bytes: &[u8]) -> (String, String) {
     lines[1..].sort_unstable();
     let hosts = lines.iter().filter(|line| line.starts_with("host: ")).count();
     assert_eq!(hosts, 1, "exactly one host in {text:?}");
-    let client = format!("l5d-client-id: {}", mesh_integration::mesh::id_of("client"));
-    lines.retain(|line| !line.starts_with("host: ") && *line != client);
+    let clients = [id_of("client"), id_in(MESH_NAMESPACE, GATEWAY)];
+    let clients = clients.map(|id| format!("l5d-client-id: {id}"));
+    lines.retain(|line| {
+        let told = ["host: ", "x-forwarded-for: 127.", "x-forwarded-proto: http"];
+        let host = line.starts_with("x-forwarded-host: web");
+        let told = host || told.iter().any(|told| line.starts_with(told));
+        !told && !clients.iter().any(|client| client == line)
+    });
     (lines.join("\n") + "\n", rest.to_owned())
 }
 

@@ -1,6 +1,8 @@
 """WebSocket as others implement it. Arguments: `server`, or `client` and one or more URIs."""
 
 import asyncio
+import os
+import ssl
 import sys
 
 import websockets
@@ -21,7 +23,11 @@ async def serve():
 
 
 async def converse(uri, proxy):
-    async with websockets.connect(uri, max_size=None, proxy=proxy) as connection:
+    options = {"max_size": None, "proxy": proxy}
+    if "CA" in os.environ:
+        options["ssl"] = ssl.create_default_context(cafile=os.environ["CA"])
+        options["host"], options["port"] = os.environ["CONNECT"].split(":")
+    async with websockets.connect(uri, **options) as connection:
         for message in ["hello", "", "ü" * 70_000, b"\0\1\2", LARGE]:
             await connection.send(message)
             assert await connection.recv() == message, message[:20]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use mesh_model::authz::Action;
+use mesh_model::route::HostMatch;
 use proptest::prelude::*;
 
 use super::*;
@@ -43,7 +44,10 @@ fn object() -> impl Strategy<Value = Object> {
             |(name, parent, backend, foreign)| {
                 let namespace = if foreign { "bank" } else { "shop" };
                 let name = Name::new(namespace, format!("r{name}"));
-                let route = http_route(name, &format!("s{parent}"), &[(&format!("s{backend}"), 1)]);
+                let mut route =
+                    http_route(name, &format!("s{parent}"), &[(&format!("s{backend}"), 1)]);
+                let gateway = shop(&format!("e{parent}"));
+                route.head.gateways = vec![GatewayRef { gateway, ..GatewayRef::default() }];
                 Object::HttpRoute(route)
             }
         ),
@@ -63,6 +67,30 @@ fn object() -> impl Strategy<Value = Object> {
                 to: Vec::new(),
             })
         }),
+        (small.clone(), 80..82u16, any::<[bool; 3]>()).prop_map(
+            |(name, port, [wide, open, ours])| {
+                let host = (!wide).then(|| HostMatch::Exact(format!("h{name}.test")));
+                let listener = Listener {
+                    name: "http".into(),
+                    port,
+                    host,
+                    protocol: ListenerProtocol::Http,
+                    certificates: Vec::new(),
+                    namespaces: match open {
+                        true => AllowedNamespaces::All,
+                        false => AllowedNamespaces::Same,
+                    },
+                    kinds: vec![Kind::HttpRoute],
+                    foreign_kinds: Vec::new(),
+                };
+                Object::Gateway(Gateway {
+                    name: shop(&format!("e{name}")),
+                    created: None,
+                    class: if ours { GATEWAY_CLASS } else { "other" }.into(),
+                    listeners: vec![listener],
+                })
+            }
+        ),
         (small.clone(), small).prop_map(|(name, parent)| {
             let head = http_route(shop(&format!("g{name}")), &format!("s{parent}"), &[]).head;
             Object::GrpcRoute(GrpcRoute { head, ..GrpcRoute::default() })
@@ -73,7 +101,7 @@ fn object() -> impl Strategy<Value = Object> {
 /// What can be asked of an index, as text that compares.
 fn everything(index: &Index) -> Vec<String> {
     let objects = index.objects();
-    let mut all = Vec::new();
+    let mut all = vec![format!("{:?}", objects.gateway_config())];
     for n in 0..3 {
         let (service, pod) = (shop(&format!("s{n}")), shop(&format!("p{n}")));
         for client in ["shop", "bank"] {
@@ -134,7 +162,8 @@ proptest! {
             let policies = (0..3).map(|n| {
                 ObjectKey { kind: Kind::AuthorizationPolicy, name: shop(&format!("a{n}")) }
             });
-            services.chain(policies).chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
+            let gateways = (0..3).map(|n| ObjectKey { kind: Kind::Gateway, name: shop(&format!("e{n}")) });
+            services.chain(policies).chain(gateways).chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
         };
         shuffled.into_iter().for_each(|object| crooked.apply(object));
         for key in stale.into_iter().filter(|key| last.iter().all(|object| object.key() != *key)) {
@@ -161,6 +190,7 @@ proptest! {
             index.watch_service_profile(service, 8080),
             index.watch_server(pod, 80),
         )).collect();
+        let gateway = index.watch_gateway();
         let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_port(pod, 80)).collect();
         let profiles: Vec<_> = addresses.iter().map(|a| index.watch_address_profile(*a)).collect();
         for (object, delete) in after {
@@ -185,6 +215,7 @@ proptest! {
             }
             prop_assert_eq!(told(Some(server)), format!("{:?}", Some(objects.server_policy(pod, 80))));
         }
+        prop_assert_eq!(told(Some(gateway)), format!("{:?}", Some(index.objects().gateway_config())));
         for ((_, pod), authz) in names.iter().zip(authz) {
             prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_extension(pod, 80))));
         }

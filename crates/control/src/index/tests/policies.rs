@@ -160,6 +160,7 @@ fn routes_send_to_other_namespaces_where_those_let_them() {
         name: Name::new("bank", "grant"),
         from: vec![(from, "shop".into())],
         to: vec![to.map(str::to_owned)],
+        ..ReferenceGrant::default()
     };
     for (from, to, granted) in [
         (Kind::HttpRoute, None, true),
@@ -211,7 +212,7 @@ fn tls_is_routed_by_server_name_unless_requests_are() {
         filters: Vec::new(),
     };
     let route = TlsRoute {
-        head: RouteHead { name: shop("t"), created: None, parents },
+        head: RouteHead { name: shop("t"), created: None, parents, ..RouteHead::default() },
         snis: vec![HostMatch::Exact("tax.example".into())],
         backends: vec![backend],
     };

@@ -212,7 +212,12 @@ async fn routes_in_words() {
             ..RouteRule::default()
         },
     ];
-    let head = RouteHead { name: Name::new("shop", "r"), created: None, parents: vec![parent] };
+    let head = RouteHead {
+        name: Name::new("shop", "r"),
+        created: None,
+        parents: vec![parent],
+        ..RouteHead::default()
+    };
     world.apply(Object::HttpRoute(HttpRoute { head, hosts: Vec::new(), rules }));
     let why = "ResolvedRefs is false: Service shop/gone does not exist";
     let rows = [

@@ -175,7 +175,12 @@ async fn everything_can_be_sent() {
     }
     // A route with nothing usable in it.
     let parent = ServiceRef { service: Name::new("shop", "tax"), ..ServiceRef::default() };
-    let head = RouteHead { name: Name::new("shop", "r"), created: None, parents: vec![parent] };
+    let head = RouteHead {
+        name: Name::new("shop", "r"),
+        created: None,
+        parents: vec![parent],
+        ..RouteHead::default()
+    };
     let backend = |target| BackendRef { target, weight: 1, filters: Vec::new() };
     let gone = BackendTarget::Service { service: Name::new("shop", "gone"), port: 1 };
     let backends = vec![backend(gone), backend(BackendTarget::Unusable("no".into()))];

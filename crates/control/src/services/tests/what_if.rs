@@ -71,7 +71,8 @@ fn backend(service: &str, weight: u32) -> BackendRef {
 
 fn route(name: &str, rules: Vec<RouteRule<HttpMatch>>) -> HttpRoute {
     let parent = ServiceRef { service: Name::new("shop", "tax"), port: None, section: None };
-    let head = RouteHead { name: Name::new("shop", name), created: None, parents: vec![parent] };
+    let head =
+        RouteHead { name: Name::new("shop", name), parents: vec![parent], ..RouteHead::default() };
     HttpRoute { head, hosts: Vec::new(), rules }
 }
 

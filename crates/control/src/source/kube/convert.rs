@@ -3,7 +3,9 @@
 //! What an API server has validated is not complained about again; findings are about our annotations,
 //! our kinds, and routes.
 
-use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
+use gateway_api::experimental::{
+    gatewayclasses, gateways, grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes,
+};
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use kube::core::{DynamicObject, ObjectMeta};
@@ -20,7 +22,9 @@ use crate::source::{Finding, Severity, gateway, policy};
 /// The name of an object of a kind.
 pub(super) fn name(kind: Kind, meta: &ObjectMeta) -> Name {
     match kind {
-        Kind::Namespace => Name::new("", meta.name.clone().unwrap_or_default()),
+        Kind::Namespace | Kind::GatewayClass => {
+            Name::new("", meta.name.clone().unwrap_or_default())
+        }
         _ => name_of(meta),
     }
 }
@@ -68,10 +72,27 @@ pub(super) fn workload(kind: Kind, meta: &ObjectMeta) -> Item {
     Item { name, force, findings: Vec::new(), controller, subject: None }
 }
 
-/// A route or a policy. Each is read by itself, so that one which makes no sense is one problem, and
-/// not the end of the whole list.
-pub(super) fn custom(kind: Kind, names: &MeshNames, object: DynamicObject) -> Item {
+/// A Secret with a certificate. One that makes no sense leaves the last one in force.
+pub(super) fn secret(object: &core::Secret) -> Item {
     let name = name_of(&object.metadata);
+    let mut findings = Vec::new();
+    let force = match gateway::tls_secret(object) {
+        None => Force::Ignore,
+        Some(certificate) => match &certificate.content {
+            Ok(_) => Force::Apply(Box::new(Object::Certificate(certificate))),
+            Err(why) => {
+                findings.push(Finding::error("data", why.clone()));
+                Force::Keep
+            }
+        },
+    };
+    Item { name, force, findings, controller: None, subject: None }
+}
+
+/// A route, a policy or a Gateway. Each is read by itself, so that one which makes no sense is one problem, and
+/// not the end of the whole list.
+pub(super) fn custom(kind: Kind, names: &MeshNames, gateway: bool, object: DynamicObject) -> Item {
+    let name = name(kind, &object.metadata);
     let mut subject = Subject::new(&object);
     let is_route = is_route(kind);
     let (object, mut findings) = read(kind, names, object);
@@ -81,7 +102,7 @@ pub(super) fn custom(kind: Kind, names: &MeshNames, object: DynamicObject) -> It
         findings.retain(|found| found.severity == Severity::Error || !others(found));
     }
     let force = match object {
-        _ if is_route && !subject.is_ours() => {
+        _ if is_route && !subject.is_ours(gateway) => {
             findings.clear();
             Force::Ignore
         }
@@ -115,6 +136,12 @@ fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<O
         }),
         Kind::ReferenceGrant => parse(value, |grant: &referencegrants::ReferenceGrant| {
             map(gateway::reference_grant(grant), Object::ReferenceGrant)
+        }),
+        Kind::GatewayClass => parse(value, |class: &gatewayclasses::GatewayClass| {
+            map(gateway::gateway_class(class), Object::GatewayClass)
+        }),
+        Kind::Gateway => parse(value, |gateway: &gateways::Gateway| {
+            map(gateway::gateway(gateway), Object::Gateway)
         }),
         Kind::AuthorizationPolicy => parse(value, |policy: &policy::AuthorizationPolicyObject| {
             map(policy::authorization_policy(policy, names), Object::AuthorizationPolicy)

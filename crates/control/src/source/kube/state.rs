@@ -47,6 +47,9 @@ pub const OPTIONAL: [Kind; 8] = [
     Kind::BackendTrafficPolicy,
 ];
 
+/// The kinds that matter where there is a gateway only.
+pub const OF_GATEWAYS: [Kind; 3] = [Kind::GatewayClass, Kind::Gateway, Kind::Secret];
+
 /// Something that happened to a kind of objects.
 #[derive(Debug)]
 pub struct Event {
@@ -101,6 +104,8 @@ pub struct State {
     problems_changed: bool,
     owners: Owners,
     board: Arc<Board>,
+    /// Whether there is a gateway.
+    gateway: bool,
 }
 
 impl State {
@@ -113,12 +118,21 @@ impl State {
             problems_changed: false,
             owners: Owners::default(),
             board,
+            gateway: false,
         }
+    }
+
+    /// The same where there is a gateway.
+    #[must_use]
+    pub fn with_gateway(self) -> Self {
+        Self { gateway: true, ..self }
     }
 
     /// Whether everything that there is has been told once.
     pub fn is_complete(&self) -> bool {
-        REQUIRED.iter().chain(&OPTIONAL).all(|kind| self.complete.contains(kind))
+        let of_gateways = OF_GATEWAYS.iter().filter(|_| self.gateway);
+        let mut all = REQUIRED.iter().chain(&OPTIONAL).chain(of_gateways);
+        all.all(|kind| self.complete.contains(kind))
     }
 
     /// What is wrong now, if that is not what it was at the last call.

@@ -44,6 +44,8 @@ pub struct Subject {
     parents: Vec<Value>,
     /// Its `status.parents` or `status.conditions` now.
     have: Vec<Value>,
+    /// Of Gateways: its `status.listeners` now.
+    listeners: Vec<Value>,
     pub findings: Vec<Finding>,
 }
 
@@ -62,15 +64,20 @@ impl Subject {
             generation: object.metadata.generation.unwrap_or_default(),
             parents: list("/spec/parentRefs"),
             have,
+            listeners: list("/status/listeners"),
             findings: Vec::new(),
         }
     }
 }
 
 impl Subject {
-    /// Whether it is a route of a Service.
-    pub(super) fn is_ours(&self) -> bool {
-        self.parents.iter().any(conditions::is_service)
+    /// Whether it is a route of a Service, or could be one of our Gateways if there are any.
+    pub(super) fn is_ours(&self, gateways: bool) -> bool {
+        let could_be = |parent| conditions::is_service(parent) || conditions::is_gateway(parent);
+        match gateways {
+            true => self.parents.iter().any(could_be),
+            false => self.parents.iter().any(conditions::is_service),
+        }
     }
 }
 
@@ -104,9 +111,9 @@ impl Board {
     fn outstanding(&self, objects: &Objects, now: Timestamp) -> Vec<Write> {
         let subjects = self.subjects.lock();
         let all = subjects.iter().filter_map(|(key, subject)| {
-            let list = conditions::wanted(key, subject, objects, now)?;
+            let status = conditions::wanted(key, subject, objects, now)?;
             let (api_version, version) = (subject.api_version.clone(), subject.version.clone());
-            Some(Write { key: key.clone(), api_version, version, list })
+            Some(Write { key: key.clone(), api_version, version, status })
         });
         all.collect()
     }
@@ -118,8 +125,7 @@ struct Write {
     key: ObjectKey,
     api_version: String,
     version: String,
-    /// `status.parents` or `status.conditions`.
-    list: Vec<Value>,
+    status: Value,
 }
 
 /// Writes while this replica is the one that does. Never returns.
@@ -169,14 +175,18 @@ pub(super) async fn run(
 }
 
 async fn send(client: &Client, write: Write) {
-    let Write { key, api_version, version, list } = write;
+    let Write { key, api_version, version, status } = write;
     let resource = api_resource(key.kind, &api_version);
-    let api = Api::<DynamicObject>::namespaced_with(client.clone(), &key.name.namespace, &resource);
+    let (client, namespace) = (client.clone(), key.name.namespace.as_str());
+    let api: Api<DynamicObject> = match namespace {
+        "" => Api::all_with(client, &resource),
+        namespace => Api::namespaced_with(client, namespace, &resource),
+    };
     let result = if is_route(key.kind) {
         // Parents are one list for all controllers: of two who write at a time one has to start over.
         let patch = json!({
             "metadata": { "resourceVersion": version },
-            "status": { "parents": list },
+            "status": status,
         });
         let by =
             PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
@@ -186,7 +196,7 @@ async fn send(client: &Client, write: Write) {
             "apiVersion": resource.api_version,
             "kind": resource.kind,
             "metadata": { "name": key.name.name },
-            "status": { "conditions": list },
+            "status": status,
         });
         let by = PatchParams::apply(FIELD_MANAGER).force();
         api.patch_status(&key.name.name, &by, &Patch::Apply(&patch)).await

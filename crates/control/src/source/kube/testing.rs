@@ -325,7 +325,7 @@ fn parse(path: &str) -> Option<Place> {
         ["namespaces", namespace, plural, name]
         | ["namespaces", namespace, plural, name, "status"] => (*namespace, *plural, *name),
         [plural] => ("", *plural, ""),
-        [plural, name] => ("", *plural, *name),
+        [plural, name] | [plural, name, "status"] => ("", *plural, *name),
         _ => return None,
     };
     let (plural, namespace, name) = (plural.to_owned(), namespace.to_owned(), name.to_owned());

@@ -94,7 +94,8 @@ struct Run {
 impl Run {
     fn of(api: FakeApi) -> Self {
         let (shared, stop) = (Arc::new(Shared::default()), CancellationToken::new());
-        let settings = Settings { names: MeshNames::default(), replica: "one".into() };
+        let settings =
+            Settings { names: MeshNames::default(), replica: "one".into(), gateway: true };
         let source = run(api.client(), settings, Arc::clone(&shared), None, stop.clone());
         tokio::spawn(source);
         Self { api, shared, _stop: stop.drop_guard() }

@@ -20,6 +20,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::Settings;
 use super::convert;
 use super::state::{Event, Item, OPTIONAL, What};
 use crate::index::identity::MeshNames;
@@ -36,9 +37,10 @@ type Events = mpsc::Sender<Event>;
 pub(super) fn spawn(
     running: &mut JoinSet<()>,
     client: &Client,
-    names: &MeshNames,
+    settings: &Settings,
     events: &Events,
 ) {
+    let Settings { names, gateway, .. } = settings;
     let all = watcher::Config::default;
     let (of, to) = (|| client.clone(), || events.clone());
     running.spawn(follow(of(), all(), Kind::Namespace, convert::namespace, to()));
@@ -51,8 +53,16 @@ pub(super) fn spawn(
     running.spawn(metadata::<apps::ReplicaSet>(of(), Kind::ReplicaSet, to()));
     running.spawn(metadata::<batch::Job>(of(), Kind::Job, to()));
     running.spawn(metadata::<batch::CronJob>(of(), Kind::CronJob, to()));
+    let optional = |kind| optional(of(), kind, names.clone(), *gateway, to());
     for kind in OPTIONAL {
-        running.spawn(optional(of(), kind, names.clone(), to()));
+        running.spawn(optional(kind));
+    }
+    if *gateway {
+        running.spawn(optional(Kind::GatewayClass));
+        running.spawn(optional(Kind::Gateway));
+        // Others are nobody's business here.
+        let certificates = all().fields("type=kubernetes.io/tls");
+        running.spawn(follow(of(), certificates, Kind::Secret, convert::secret, to()));
     }
 }
 
@@ -86,7 +96,7 @@ where
 }
 
 /// Follows a kind while the cluster has it, and tells when it does not.
-async fn optional(client: Client, kind: Kind, names: MeshNames, events: Events) {
+async fn optional(client: Client, kind: Kind, names: MeshNames, gateway: bool, events: Events) {
     loop {
         let what = match resource(&client, kind).await {
             Ok(Some(resource)) => {
@@ -98,7 +108,7 @@ async fn optional(client: Client, kind: Kind, names: MeshNames, events: Events) 
                         api_version: resource.api_version.clone(),
                         kind: resource.kind.clone(),
                     });
-                    convert::custom(kind, &names, object)
+                    convert::custom(kind, &names, gateway, object)
                 };
                 Box::pin(pass_on(stream, kind, convert, Some(&client), &events)).await;
                 What::Absent
@@ -124,6 +134,8 @@ fn place(kind: Kind) -> (&'static str, &'static [&'static str], &'static str) {
         Kind::TcpRoute => (GATEWAY, &["v1", "v1alpha2"], "tcproutes"),
         Kind::TlsRoute => (GATEWAY, &["v1", "v1alpha3", "v1alpha2"], "tlsroutes"),
         Kind::ReferenceGrant => (GATEWAY, &["v1", "v1beta1"], "referencegrants"),
+        Kind::GatewayClass => (GATEWAY, &["v1"], "gatewayclasses"),
+        Kind::Gateway => (GATEWAY, &["v1"], "gateways"),
         Kind::AuthorizationPolicy => (POLICY_GROUP, &["v1alpha1"], "authorizationpolicies"),
         Kind::BackendTrafficPolicy => (POLICY_GROUP, &["v1alpha1"], "backendtrafficpolicies"),
         // The only one left of those that are optional.

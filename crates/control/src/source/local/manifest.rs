@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
+use gateway_api::experimental::{
+    gatewayclasses, gateways, grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes,
+};
 use k8s_openapi::api::apps::v1 as apps;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -14,6 +16,7 @@ use super::addresses;
 use super::yaml::{self, Document};
 use crate::index::identity::MeshNames;
 use crate::index::object::{Kind, Name, Object, ObjectKey, POLICY_GROUP, Service, Workload};
+use crate::source::gateway::TLS_SECRET;
 use crate::source::kubernetes::{Converted, name_of};
 use crate::source::{Finding, Problem, Severity, gateway, kubernetes, policy};
 
@@ -164,6 +167,15 @@ fn convert(document: &Document, names: &MeshNames) -> Converted<Option<Declared>
                 object(map(gateway::reference_grant(o), Object::ReferenceGrant))
             })
         }
+        ("gateway.networking.k8s.io", "GatewayClass") => {
+            parse(document, |o: &gatewayclasses::GatewayClass| {
+                object(map(gateway::gateway_class(o), Object::GatewayClass))
+            })
+        }
+        ("gateway.networking.k8s.io", "Gateway") => parse(document, |o: &gateways::Gateway| {
+            object(map(gateway::gateway(o), Object::Gateway))
+        }),
+        ("", "Secret") => parse(document, secret),
         (POLICY_GROUP, "AuthorizationPolicy") => {
             parse(document, |o: &policy::AuthorizationPolicyObject| {
                 object(map(policy::authorization_policy(o, names), Object::AuthorizationPolicy))
@@ -211,6 +223,18 @@ fn parse<T: DeserializeOwned>(
             Err(Finding::error(field, error.into_inner().to_string()))
         }
     }
+}
+
+fn secret(object: &core::Secret) -> Converted<Option<Declared>> {
+    let Some(certificate) = gateway::tls_secret(object) else {
+        let message = format!("Secrets have a meaning if they are {TLS_SECRET}; it is left out");
+        return (None, vec![Finding::warning("type", message)]);
+    };
+    let mut findings = Vec::new();
+    if let Err(why) = &certificate.content {
+        findings.push(Finding::error("data", why.clone()));
+    }
+    (Some(Declared::Object(Object::Certificate(certificate))), findings)
 }
 
 fn check_name(name: &Name, findings: &mut Vec<Finding>) {

@@ -1,5 +1,7 @@
 //! The local source against real folders.
 
+mod gateway;
+
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};

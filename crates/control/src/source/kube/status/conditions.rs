@@ -3,6 +3,8 @@
 //! `Accepted`: it is in force, or why not. `ResolvedRefs`: what it refers to is there, or what is not.
 //! `Conflicted`, of some policies: an older one is in force in its place.
 
+mod gateways;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
@@ -35,15 +37,21 @@ impl Verdict {
     }
 }
 
-/// The list that should be in the object's status; `None` when it is there.
+/// What should be in the object's status; `None` when it is there.
 pub(super) fn wanted(
     key: &ObjectKey,
     subject: &Subject,
     objects: &Objects,
     now: Timestamp,
-) -> Option<Vec<Value>> {
-    if is_route(key.kind) {
-        return parents(key, subject, objects, now);
+) -> Option<Value> {
+    match key.kind {
+        Kind::Gateway => return gateways::gateway(key, subject, objects, now),
+        Kind::GatewayClass => return gateways::class(key, subject, objects, now),
+        kind if is_route(kind) => {
+            let parents = parents(key, subject, objects, now)?;
+            return Some(json!({ "parents": parents }));
+        }
+        _ => {}
     }
     let accepted = accepted(key, subject, objects);
     let of = |kind, verdict| condition(kind, verdict, subject.generation, &subject.have, now);
@@ -52,14 +60,18 @@ pub(super) fn wanted(
     if may_conflict(key.kind) {
         list.push(of("Conflicted", conflicted(key, objects)));
     }
-    let same = list.iter().all(|wanted| {
-        let have = subject.have.iter().find(|have| have["type"] == wanted["type"]);
-        have.is_some_and(|have| says_the_same(have, wanted))
-    });
-    (!same).then_some(list)
+    (!are_there(&subject.have, &list)).then(|| json!({ "conditions": list }))
 }
 
-/// A route's entries for its parents that are Services, after those of other controllers.
+/// Whether conditions are among those that an object has.
+fn are_there(have: &[Value], wanted: &[Value]) -> bool {
+    wanted.iter().all(|wanted| {
+        let have = have.iter().find(|have| have["type"] == wanted["type"]);
+        have.is_some_and(|have| says_the_same(have, wanted))
+    })
+}
+
+/// A route's entries for its parents that are Services or our Gateways, after those of other controllers.
 fn parents(
     key: &ObjectKey,
     subject: &Subject,
@@ -68,17 +80,24 @@ fn parents(
 ) -> Option<Vec<Value>> {
     let (ours, others): (Vec<&Value>, Vec<&Value>) =
         subject.have.iter().partition(|entry| entry["controllerName"] == CONTROLLER);
-    let services = subject.parents.iter().filter(|parent| is_service(parent));
-    let wanted: Vec<Value> = services
+    let namespace = &key.name.namespace;
+    let of_us = subject
+        .parents
+        .iter()
+        .filter(|parent| is_service(parent) || gateways::is_ours(parent, namespace, objects));
+    let wanted: Vec<Value> = of_us
         .map(|parent| {
             let before = ours.iter().find(|entry| entry["parentRef"] == *parent);
             let before = before.and_then(|entry| entry["conditions"].as_array());
             let before = before.map(Vec::as_slice).unwrap_or_default();
             let of = |kind, verdict| condition(kind, verdict, subject.generation, before, now);
-            let accepted = match parent_is_there(parent, &key.name.namespace, objects) {
-                Ok(()) => accepted(key, subject, objects),
-                Err(why) => Verdict::no("NoMatchingParent", why),
+            let parent_takes_it = match is_service(parent) {
+                true => parent_is_there(parent, namespace, objects)
+                    .map_err(|why| Verdict::no("NoMatchingParent", why)),
+                false => gateways::takes(key, parent, objects),
             };
+            let accepted = parent_takes_it.map(|()| accepted(key, subject, objects));
+            let accepted = accepted.unwrap_or_else(|refused| refused);
             json!({
                 "parentRef": parent,
                 "controllerName": CONTROLLER,
@@ -187,12 +206,17 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
         Kind::TlsRoute => objects.tls_route(&key.name).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policy(&key.name).is_some(),
         Kind::BackendTrafficPolicy => objects.traffic_policy(&key.name).is_some(),
+        Kind::Gateway => objects.gateway(&key.name).is_some(),
         _ => objects.port_policy(&key.name).is_some(),
     }
 }
 
 pub(super) fn is_service(parent: &Value) -> bool {
     parent["kind"] == "Service" && matches!(parent["group"].as_str(), Some("" | "core"))
+}
+
+pub(super) fn is_gateway(parent: &Value) -> bool {
+    gateways::is_gateway(parent)
 }
 
 fn parent_is_there(parent: &Value, namespace: &str, objects: &Objects) -> Result<(), String> {

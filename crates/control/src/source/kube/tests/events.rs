@@ -100,11 +100,11 @@ fn item(kind: Kind, name: u8, variant: u8) -> Item {
                     "rules": [{ "backendRefs": [{ "name": other, "port": port }] }],
                 },
             });
-            convert::custom(kind, &MeshNames::default(), of(route))
+            convert::custom(kind, &MeshNames::default(), false, of(route))
         }
         _ => {
             let account = if variant == 3 { "a/b/c".to_owned() } else { other };
-            convert::custom(kind, &MeshNames::default(), of(policy(&text, &account)))
+            convert::custom(kind, &MeshNames::default(), false, of(policy(&text, &account)))
         }
     }
 }

@@ -160,6 +160,79 @@ async fn a_route_has_an_entry_for_each_service_beside_those_of_others() {
     assert_eq!(statuses(&run.api).len(), 1, "written once");
 }
 
+#[tokio::test(start_paused = true)]
+async fn gateways_and_routes_at_them_say_how_they_are() {
+    let api = shop_api();
+    for plural in ["httproutes", "gateways", "gatewayclasses"] {
+        api.serve(GATEWAY, plural);
+    }
+    let version = "gateway.networking.k8s.io/v1";
+    api.put(
+        GATEWAY,
+        "gatewayclasses",
+        json!({
+            "apiVersion": version, "kind": "GatewayClass",
+            "metadata": { "name": "edge", "generation": 1 },
+            "spec": { "controllerName": "meshctl.dev/gateway" },
+        }),
+    );
+    let gateway = |name: &str, class: &str| {
+        json!({
+            "apiVersion": version, "kind": "Gateway",
+            "metadata": { "name": name, "namespace": "shop", "generation": 2 },
+            "spec": { "gatewayClassName": class, "listeners": [
+                { "name": "http", "port": 80, "protocol": "HTTP", "hostname": "*.shop.test" },
+                { "name": "https", "port": 443, "protocol": "HTTPS",
+                  "tls": { "certificateRefs": [{ "name": "gone" }] } },
+            ] },
+        })
+    };
+    api.put(GATEWAY, "gateways", gateway("ours", "edge"));
+    api.put(GATEWAY, "gateways", gateway("theirs", "other"));
+    api.put(
+        GATEWAY,
+        "httproutes",
+        json!({
+            "apiVersion": version, "kind": "HTTPRoute",
+            "metadata": { "name": "r", "namespace": "shop", "generation": 3 },
+            "spec": {
+                "parentRefs": [
+                    { "name": "ours" }, { "name": "theirs" }, { "name": "ours", "sectionName": "no" },
+                ],
+                "hostnames": ["a.shop.test"],
+                "rules": [{ "backendRefs": [{ "name": "tax", "port": 80 }] }],
+            },
+        }),
+    );
+    let run = Run::of(api);
+    run.ready().await;
+    settle().await;
+    let class = run.api.object(GATEWAY, "gatewayclasses", "", "edge");
+    assert_eq!(condition(&class["status"]["conditions"], "Accepted").0, "True");
+    let ours = run.api.object(GATEWAY, "gateways", "shop", "ours")["status"].clone();
+    let (value, reason, _) = condition(&ours["conditions"], "Accepted");
+    assert_eq!((value, reason), ("True", "ListenersNotValid"));
+    assert_eq!(condition(&ours["conditions"], "Programmed").0, "True");
+    let [http, https] = ours["listeners"].as_array().unwrap().as_slice() else { panic!("{ours}") };
+    assert_eq!(http["attachedRoutes"], 1);
+    assert_eq!(condition(&http["conditions"], "Programmed").0, "True");
+    assert_eq!(condition(&http["conditions"], "Conflicted").0, "False");
+    let (value, reason, _) = condition(&https["conditions"], "ResolvedRefs");
+    assert_eq!((value, reason), ("False", "InvalidCertificateRef"));
+    assert_eq!(condition(&https["conditions"], "Programmed").0, "False");
+    let theirs = run.api.object(GATEWAY, "gateways", "shop", "theirs");
+    assert!(theirs["status"].is_null(), "{theirs}");
+    let route = run.api.object(GATEWAY, "httproutes", "shop", "r");
+    let parents = route["status"]["parents"].as_array().unwrap().clone();
+    assert_eq!(parents.len(), 2, "{parents:#?}");
+    assert_eq!(condition(&parents[0]["conditions"], "Accepted").0, "True");
+    let (value, reason, _) = condition(&parents[1]["conditions"], "Accepted");
+    assert_eq!((value, reason), ("False", "NoMatchingParent"));
+    let written = statuses(&run.api).len();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(statuses(&run.api).len(), written, "written once");
+}
+
 fn authority() -> (Arc<Authority>, mesh_tls::Root) {
     let day = Duration::from_secs(86_400);
     let settings = identity::Settings {
