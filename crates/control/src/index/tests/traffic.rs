@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use mesh_model::Meta;
 use mesh_model::outbound::{BackendExtension, Breaker, RetryBudget, Strategy};
+use mesh_model::route::{Fault, FaultKind, Filter, HeaderModifier, Ratio};
 
 use super::*;
 use crate::index::conflicts::Before;
@@ -110,12 +112,45 @@ fn of_two_about_the_same_the_older_one_counts_and_watchers_are_told() {
     assert!(index.objects().conflicts().is_empty());
 
     // By its name and by its number it is the same port.
-    let named = policy("named", 1, Some(PortRef::Name("http".into())));
-    let numbered = policy("numbered", 2, Some(PortRef::Number(80)));
-    index.apply(Object::TrafficPolicy(named));
-    index.apply(Object::TrafficPolicy(numbered));
+    let of = |name, created, port| TrafficPolicy {
+        retry_budget: budget(3),
+        ..policy(name, created, Some(port))
+    };
+    index.apply(Object::TrafficPolicy(of("named", 1, PortRef::Name("http".into()))));
+    index.apply(Object::TrafficPolicy(of("numbered", 2, PortRef::Number(80))));
     let before = Before { policy: &shop("named"), everywhere: true };
     assert_eq!(index.objects().before(&key("numbered")), Some(before));
+}
+
+#[test]
+fn faults_are_those_of_all_policies_and_come_before_everything() {
+    let fault = |name: &str| Fault {
+        meta: Meta::Default(name.into()),
+        headers: Vec::new(),
+        ratio: Ratio { numerator: 1, denominator: 10 },
+        kind: FaultKind::Delay(Duration::from_millis(5)),
+        until: None,
+    };
+    let with = |name, created, port| TrafficPolicy {
+        faults: vec![fault(name)],
+        ..policy(name, created, port)
+    };
+    let governs = TrafficPolicy { breaker: Some(BreakerPolicy::Disabled), ..policy("c", 3, None) };
+    let mut route = http_route(shop("r"), "web", &[("web", 1)]);
+    let change = Filter::RequestHeaders(HeaderModifier::default());
+    route.rules[0].filters = vec![RouteFilter::Is(change.clone())];
+    let mut index = index([with("a", 1, None), with("b", 2, Some(PortRef::Number(81))), governs]);
+    index.apply(Object::HttpRoute(route));
+    let filters = |port| {
+        let policy = index.objects().outbound_policy(&shop("web"), port, "shop").unwrap();
+        let Protocol::Detect { http1, .. } = policy.protocol else { panic!() };
+        (http1.routes[0].rules[0].filters.clone(), http1.breaker)
+    };
+    let (a, b) = (Filter::Fault(fault("a")), Filter::Fault(fault("b")));
+    // That "a" is older makes it no rival: it says nothing of the breaker.
+    assert_eq!(filters(80), (vec![a.clone(), change.clone()], None));
+    assert_eq!(filters(81), (vec![a, b, change], None));
+    assert!(index.objects().conflicts().is_empty());
 }
 
 #[test]
