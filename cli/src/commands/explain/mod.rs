@@ -41,7 +41,7 @@ pub struct ExplainArgs {
     /// Who asks: TYPE/NAME
     #[arg(long, value_name = "CLIENT", add = completing::resources(), requires = "what_if")]
     pub from: Option<String>,
-    /// Whom: svc/NAME[:PORT] or NAME[.NAMESPACE][:PORT]
+    /// Whom: svc/NAME, NAME or NAME.NAMESPACE; with :PORT if it has several
     #[arg(long, value_name = "SERVICE", add = completing::authorities(), requires = "what_if")]
     pub to: Option<String>,
     /// As if these manifests were applied: files, folders, or - for standard input
