@@ -68,18 +68,18 @@ pub type ServerPolicyObject = Written<ServerPolicySpec>;
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AuthorizationPolicySpec {
     /// What the policy is about, in its own namespace. Left out, it is about all of the namespace.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_ref: Option<TargetRef>,
     /// What becomes of matching requests: they are allowed, denied, or let through and reported.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<Action>,
     /// Clients, any of these. Left out, everybody.
     #[schemars(length(min = 1, max = 64))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<Vec<From>>,
     /// Requests, any of these. Left out, everything.
     #[schemars(length(min = 1, max = 64))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<Vec<To>>,
 }
 
@@ -108,18 +108,18 @@ pub struct PolicyStatus {
 pub struct TargetRef {
     /// The group of the kind; may be left out.
     #[schemars(length(max = 253))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group: Option<String>,
     #[schemars(schema_with = "schema::target_kind")]
     pub kind: String,
     #[schemars(length(min = 1, max = 253))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// One port only, by number or name: of the pods, or of the Service.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,
     /// With kind Pod: which pods.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,
 }
 
@@ -300,7 +300,7 @@ pub struct Header {
     pub value: String,
     /// How the value is compared; `Exact` when it is left out.
     #[schemars(schema_with = "schema::header_match")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub r#type: Option<String>,
 }
 

@@ -387,3 +387,42 @@ fn accounts_and_namespaces_are_those_of_the_mesh() {
         ]
     );
 }
+
+/// A schema written by hand makes its field one that must be there, unless it has a default.
+#[test]
+fn what_may_be_left_out_is_not_required() {
+    fn required(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+        for name in schema["required"].as_array().into_iter().flatten() {
+            found.push(format!("{path}.{}", name.as_str().unwrap()));
+        }
+        for (name, of) in schema["properties"].as_object().into_iter().flatten() {
+            required(of, &format!("{path}.{name}"), found);
+        }
+        if let Some(items) = schema.get("items") {
+            required(items, path, found);
+        }
+    }
+    let mut found = Vec::new();
+    for crd in crds() {
+        let crd = serde_json::to_value(crd).unwrap();
+        let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec";
+        required(
+            crd.pointer(spec).unwrap(),
+            crd["spec"]["names"]["kind"].as_str().unwrap(),
+            &mut found,
+        );
+    }
+    let needed = [
+        "targetRef.kind",
+        ".matchLabels",
+        ".targetRef",
+        ".name",
+        ".value",
+        ".service",
+        ".requestsPerSecond",
+        "loadBalancer.type",
+    ];
+    let others: Vec<_> =
+        found.iter().filter(|at| !needed.iter().any(|end| at.ends_with(end))).collect();
+    assert!(others.is_empty(), "{others:?}");
+}

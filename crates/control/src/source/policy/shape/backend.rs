@@ -45,13 +45,13 @@ use super::{Header, PolicyStatus, TargetRef, is_false};
 pub struct BackendTrafficPolicySpec {
     /// The Service, and maybe one of its ports.
     pub target_ref: TargetRef,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub circuit_breaker: Option<CircuitBreaker>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
     /// Failures and delays, to see what comes of them. Those of all policies about the Service apply.
     #[schemars(length(min = 1, max = 16))]
@@ -65,15 +65,15 @@ pub struct BackendTrafficPolicySpec {
 #[x_kube(validation = Rule::new("has(self.abort) != has(self.delay)")
     .message("a fault is either an abort or a delay"))]
 pub struct Fault {
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub abort: Option<Abort>,
     /// How much later the request goes on.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delay: Option<String>,
     /// Of the requests that are meant. Left out, 100.
     #[schemars(schema_with = "schema::percent")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<u32>,
     /// Only requests with all of these are meant.
     #[schemars(length(min = 1, max = 16))]
@@ -81,7 +81,7 @@ pub struct Fault {
     pub headers: Vec<Header>,
     /// When it ends, whoever forgets it. Left out, it does not.
     #[schemars(schema_with = "schema::time")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub until: Option<String>,
 }
 
@@ -92,10 +92,10 @@ pub struct Fault {
     .message("an abort has either an httpStatus or a grpcCode"))]
 pub struct Abort {
     #[schemars(range(min = 200, max = 599))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<u16>,
     #[schemars(range(min = 1, max = 16))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grpc_code: Option<u16>,
 }
 
@@ -114,12 +114,12 @@ pub struct LoadBalancer {
     /// RingHash: requests with the same value of this header go to the same endpoint. Left out, those
     /// from the same address.
     #[schemars(length(min = 1, max = 256))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash_header: Option<String>,
     /// How long a new endpoint takes to get its whole share, from a tenth of it. Left out, it gets it
     /// at once.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slow_start: Option<String>,
 }
 
@@ -137,19 +137,19 @@ pub struct CircuitBreaker {
     pub disabled: bool,
     /// Failures in a row that open it. Left out, 7; or none if there is a successRate.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub consecutive_failures: Option<u32>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub success_rate: Option<SuccessRate>,
     /// A response whose head takes longer is a failure. Left out, none is.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Backoff>,
     /// So many endpoints are never left alone, whatever they do. Left out, 1; with 0, all may be.
     #[schemars(schema_with = "schema::count_or_none")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_ready_endpoints: Option<u32>,
 }
 
@@ -159,15 +159,15 @@ pub struct CircuitBreaker {
 pub struct SuccessRate {
     /// Percent. Left out, 80.
     #[schemars(schema_with = "schema::percent")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<u32>,
     /// How far it looks back. Left out, 10s.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub window: Option<String>,
     /// Before so many responses it stays closed. Left out, 5.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_requests: Option<u32>,
 }
 
@@ -177,11 +177,11 @@ pub struct SuccessRate {
 pub struct Backoff {
     /// At first. Left out, 1s.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min: Option<String>,
     /// At most. Left out, 60s.
     #[schemars(schema_with = "schema::duration")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max: Option<String>,
 }
 
@@ -192,17 +192,17 @@ pub struct Backoff {
 pub struct Limits {
     /// Connections for HTTP to each endpoint. Left out, 1024.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connections_per_endpoint: Option<u32>,
     /// Requests that wait for an endpoint, or at one for a connection. More are answered 503. Left out,
     /// 10000.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_requests: Option<u32>,
     /// Requests at a time, waiting ones included. More are answered 503. Left out, there is no bound
     /// but the proxy's own.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requests_in_flight: Option<u32>,
 }
 
@@ -212,10 +212,10 @@ pub struct Limits {
 pub struct RetryBudget {
     /// Of the requests. Left out, 20.
     #[schemars(schema_with = "schema::percent_or_none")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub percent: Option<u32>,
     /// On top of that. Left out, 10.
     #[schemars(schema_with = "schema::count_or_none")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_per_second: Option<u32>,
 }

@@ -60,19 +60,19 @@ pub struct ServerPolicySpec {
     /// What clients speak. Left out, the Service's appProtocol and the opaque ports say it, or it is
     /// detected. On a port that speaks HTTP, connections of bytes are refused.
     #[schemars(schema_with = "schema::port_protocol")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<String>,
     /// How many requests a second each pod takes. More are answered 429, or RESOURCE_EXHAUSTED.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<RateLimit>,
     /// How many requests each pod takes at a time. More are answered 503, or RESOURCE_EXHAUSTED, at
     /// once.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub concurrency: Option<u32>,
     /// Who may use the port where no AuthorizationPolicy says so.
     #[schemars(schema_with = "schema::default_access")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_access: Option<String>,
 }
 
@@ -82,17 +82,17 @@ pub struct ServerPolicySpec {
 #[schemars(extend("minProperties" = 1))]
 pub struct RateLimit {
     /// Of all clients together.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<Rate>,
     /// Of each client: of its identity, or of its address if it has none.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_identity: Option<Rate>,
     /// Of clients that are named, each for itself, instead of perIdentity.
     #[schemars(length(min = 1, max = 64))]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub overrides: Option<Vec<RateOverride>>,
     /// Of each value of a request header.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub per_header: Option<HeaderRate>,
 }
 
@@ -103,7 +103,7 @@ pub struct Rate {
     pub requests_per_second: u32,
     /// How many may come at once after a pause. Left out, as many as in a second.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
 }
 
@@ -123,7 +123,7 @@ pub struct RateOverride {
     pub requests_per_second: u32,
     /// How many may come at once after a pause. Left out, as many as in a second.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
 }
 
@@ -137,6 +137,6 @@ pub struct HeaderRate {
     pub requests_per_second: u32,
     /// How many may come at once after a pause. Left out, as many as in a second.
     #[schemars(schema_with = "schema::count")]
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub burst: Option<u32>,
 }
