@@ -99,6 +99,12 @@ pub trait MatchRequest {
     fn specificity(&self) -> Specificity;
     /// The prefix that a `ReplacePrefixMatch` would replace.
     fn prefix(&self) -> Option<&str>;
+    fn names_method(&self) -> bool;
+}
+
+/// Whether every match of a rule names its method: the rule then knows what it lets be retried.
+pub fn names_methods<M: MatchRequest>(matches: &[M]) -> bool {
+    !matches.is_empty() && matches.iter().all(M::names_method)
 }
 
 /// The rule a request goes by.
@@ -227,6 +233,10 @@ impl MatchRequest for HttpMatch {
             Some(_) => None,
         }
     }
+
+    fn names_method(&self) -> bool {
+        self.method.is_some()
+    }
 }
 
 impl MatchRequest for GrpcMatch {
@@ -256,6 +266,10 @@ impl MatchRequest for GrpcMatch {
 
     fn prefix(&self) -> Option<&str> {
         None
+    }
+
+    fn names_method(&self) -> bool {
+        self.method.is_some()
     }
 }
 

@@ -314,8 +314,11 @@ impl Exchange {
         let told = fails.then(|| told_reason(&head.headers)).flatten();
         let follow = FollowResponse {
             status: head.status.as_u16(),
-            reason: told
-                .filter(|reason| (self.grpc || is_refusal(head.status)) && refused(*reason)),
+            reason: told.filter(|reason| {
+                // A fault is an answer of this proxy itself.
+                *reason == Reason::FaultInjected
+                    || ((self.grpc || is_refusal(head.status)) && refused(*reason))
+            }),
             told,
             // The proxy at the other end may have named it; both remember it by that.
             id: told.map(|_| self.named(&mut head.headers)),

@@ -53,7 +53,7 @@ pub struct AddArgs {
           conflicts_with = "delay")]
     pub abort: Option<Failure>,
     /// Let requests go on only after this time
-    #[arg(long, value_name = "TIME", value_parser = units::parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = delay)]
     pub delay: Option<Duration>,
     /// The share of the requests that are meant, 1 to 100
     #[arg(long, value_name = "PERCENT", default_value = "100",
@@ -116,7 +116,26 @@ fn abort(text: &str) -> Result<Failure, String> {
 
 fn header(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("NAME=VALUE, such as x-chaos=1")?;
+    http::HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| format!("`{name}` is not the name of a header"))?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Longer ones are no trial any more.
+const MAX_DELAY: Duration = Duration::from_secs(60 * 60);
+
+fn delay(text: &str) -> Result<Duration, String> {
+    let delay = units::parse_duration(text)?;
+    match delay {
+        Duration::ZERO => Err("it is nothing".to_owned()),
+        delay if delay > MAX_DELAY => Err("it is longer than an hour".to_owned()),
+        delay => Ok(delay),
+    }
+}
+
+/// As Gateway API writes durations, which takes five digits of a unit.
+fn written(delay: Duration) -> String {
+    format!("{}s{}ms", delay.as_secs(), delay.subsec_millis().max(u32::from(delay.as_secs() == 0)))
 }
 
 pub(super) async fn run(args: FaultArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
@@ -151,7 +170,7 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
             Failure::Http(status) => Abort { http_status: Some(status), grpc_code: None },
             Failure::Grpc(code) => Abort { http_status: None, grpc_code: Some(code) },
         }),
-        delay: args.delay.map(|delay| format!("{}ms", delay.as_millis().max(1))),
+        delay: args.delay.map(written),
         percent: Some(args.percent),
         headers: args.headers.iter().map(header).collect(),
         until: Some(until.to_string()),
@@ -340,6 +359,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn delays_are_written_as_policies_have_them() {
+        for (text, expected) in
+            [("200ms", "0s200ms"), ("2m", "120s0ms"), ("1h", "3600s0ms"), ("1s500ms", "1s500ms")]
+        {
+            let of = delay(text).unwrap();
+            assert_eq!(written(of), expected);
+            let read: gateway_api::Duration = written(of).parse().unwrap();
+            assert_eq!(read.as_millis(), of.as_millis());
+        }
+        assert!(delay("2h").is_err() && delay("0s").is_err());
+    }
+
+    #[test]
     fn aborts_are_read() {
         assert_eq!(abort("503"), Ok(Failure::Http(503)));
         assert_eq!(abort("grpc:14"), Ok(Failure::Grpc(14)));
@@ -348,5 +380,6 @@ mod tests {
         }
         assert_eq!(header("x-a=1=2"), Ok(("x-a".into(), "1=2".into())));
         assert!(header("x-a").is_err());
+        assert!(header("x a=1").is_err());
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_model::matching::{Cover, Position, shadowed};
+use mesh_model::matching::{self, Cover, MatchRequest, Position, shadowed};
 use mesh_model::outbound::{Forward, Protocol};
-use mesh_model::route::{Filter, GrpcCodes, GrpcMatch, HttpMatch, Route};
+use mesh_model::route::{Filter, GrpcCodes, Route};
 
 use super::{Code, Found, object_of, route_key};
 use crate::index::Objects;
@@ -21,7 +21,7 @@ pub(super) fn look(objects: &Objects, found: &mut Found) {
     }
 }
 
-fn of_route<M: Cover + NamesMethod>(route: ObjectKey, rules: &[RouteRule<M>], found: &mut Found) {
+fn of_route<M: Cover + MatchRequest>(route: ObjectKey, rules: &[RouteRule<M>], found: &mut Found) {
     for (index, rule) in rules.iter().enumerate() {
         let at = format!("spec.rules[{index}]");
         for (index, of) in rule.matches.iter().enumerate() {
@@ -45,10 +45,10 @@ fn of_route<M: Cover + NamesMethod>(route: ObjectKey, rules: &[RouteRule<M>], fo
     }
 }
 
-fn limits<M: NamesMethod>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, found: &mut Found) {
+fn limits<M: MatchRequest>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, found: &mut Found) {
     let retry = rule.retry.as_ref().filter(|retry| retry.max_retries > 0);
     if let Some(retry) = retry {
-        let names = !rule.matches.is_empty() && rule.matches.iter().all(M::names_method);
+        let names = matching::names_methods(&rule.matches);
         // A rule of gRPC that names codes means its methods.
         if !names && retry.grpc == GrpcCodes::default() && route.kind == Kind::HttpRoute {
             let message = "requests of methods that are not idempotent (POST, PATCH) are not \
@@ -156,20 +156,4 @@ fn useless<M: Cover>(object: &str, routes: &[Route<M, Forward>]) -> Vec<(usize, 
         })
     };
     rules.filter_map(of).collect()
-}
-
-trait NamesMethod {
-    fn names_method(&self) -> bool;
-}
-
-impl NamesMethod for HttpMatch {
-    fn names_method(&self) -> bool {
-        self.method.is_some()
-    }
-}
-
-impl NamesMethod for GrpcMatch {
-    fn names_method(&self) -> bool {
-        self.method.is_some()
-    }
 }

@@ -11,7 +11,7 @@ use http::request::Parts;
 use http::{HeaderName, HeaderValue, Method};
 use mesh_api::ext::{WhatIfAnswer, WhatIfAside, WhatIfMatch, WhatIfReply, WhatIfRequest};
 use mesh_model::Meta;
-use mesh_model::matching::{Candidate, Cover, Outcome, candidates, find};
+use mesh_model::matching::{self, Candidate, Cover, Outcome, candidates, find};
 use mesh_model::outbound::{Breaker, Forward, HttpPolicy, OutboundPolicy, Protocol, TcpRoute};
 use mesh_model::route::{
     Distribution, GrpcCodes, GrpcMatch, HttpMatch, Retry, Route, Rule, SessionBy, is_idempotent,
@@ -333,7 +333,7 @@ impl Question<'_> {
     }
 
     fn retried<M: Described>(&self, retry: &Retry, rule: &Rule<M, Forward>) -> String {
-        let named = !rule.matches.is_empty() && rule.matches.iter().all(M::names_method);
+        let named = matching::names_methods(&rule.matches);
         let grpc = retry.grpc != GrpcCodes::default();
         let keyed = self.head.headers.contains_key("idempotency-key");
         let method = &self.head.method;
@@ -447,25 +447,16 @@ fn weights<B>(backends: &Distribution<B>) -> (Vec<(&B, f64)>, f64) {
 /// A match in words.
 trait Described: Cover {
     fn describe(&self) -> String;
-    fn names_method(&self) -> bool;
 }
 
 impl Described for HttpMatch {
     fn describe(&self) -> String {
         words::http_match(self)
     }
-
-    fn names_method(&self) -> bool {
-        self.method.is_some()
-    }
 }
 
 impl Described for GrpcMatch {
     fn describe(&self) -> String {
         words::grpc_match(self)
-    }
-
-    fn names_method(&self) -> bool {
-        self.method.is_some()
     }
 }

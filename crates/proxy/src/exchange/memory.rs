@@ -5,8 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue, Method, Uri, header};
 use mesh_layers::Request;
+use mesh_model::Direction;
 
-use super::{Decided, Ended, Exchange, Tried, denied, name};
+use super::{Decided, Ended, Exchange, Tried, denied, name, refused};
 use crate::error::REQUEST_ID;
 use crate::telemetry::Series;
 use crate::telemetry::notable::{Remembered, RequestId, SLOW, Try, Why};
@@ -78,11 +79,15 @@ impl Exchange {
         let notable = &self.recorder.telemetry.notable;
         let (route, backend) = (decided.route.as_ref(), decided.backend.as_ref());
         let mut tries = decided.tries.clone();
+        let inbound = self.direction == Direction::Inbound;
         match &decided.tried {
+            // Its port's rules were against it, so that it was never passed on.
+            Some(_) if inbound && ended.told.is_some_and(refused) => {}
             Some(tried) => {
                 let mut last = Try::from(tried);
-                // Of what the mesh answered itself, the try's own end says more.
-                if ended.told.is_none() || last.status != 0 {
+                // Of what the mesh answered itself, the try's own end says more. Inbound there is one
+                // try, and it ends with the exchange.
+                if inbound || ended.told.is_none() || last.status != 0 {
                     (last.status, last.grpc_status) = (ended.status, ended.grpc_status);
                     last.reason = ended.told;
                 }

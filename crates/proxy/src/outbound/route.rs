@@ -12,7 +12,7 @@ use mesh_model::matching::{self, MatchRequest};
 use mesh_model::outbound::{
     Breaker, Forward, GrpcRoute, HttpRoute, Protocol, RouteBackend, TcpPolicy, TcpRoute,
 };
-use mesh_model::route::{Distribution, Filter, GrpcMatch, HttpMatch, PathModifier, Route, Rule};
+use mesh_model::route::{Distribution, Filter, PathModifier, Route, Rule};
 use mesh_model::{Meta, OutboundPolicy, Reason};
 use tokio::sync::watch;
 use tower::{Service, ServiceBuilder};
@@ -148,7 +148,7 @@ impl Build<'_> {
         HttpRouter { table: Table::Http(Arc::clone(routes), self.rules(routes, breaker)) }
     }
 
-    fn rules<M: NamesMethod>(
+    fn rules<M: MatchRequest>(
         &self,
         routes: &[Route<M, Forward>],
         breaker: Option<Breaker>,
@@ -161,15 +161,14 @@ impl Build<'_> {
     }
 
     /// One rule, top to bottom in the order a request passes.
-    fn rule<M: NamesMethod>(
+    fn rule<M: MatchRequest>(
         &self,
         rule: &Rule<M, Forward>,
         route: &Arc<RouteInfo>,
         breaker: Option<Breaker>,
     ) -> RuleStack {
         let forward = &rule.action;
-        let names_methods =
-            !rule.matches.is_empty() && rule.matches.iter().all(NamesMethod::names_method);
+        let names_methods = matching::names_methods(&rule.matches);
         let retry = retry::Policy::new(forward.retry.as_ref(), names_methods, route);
         let (budget, of_budget) = self.backends.budget(self.parent);
         let split = self.split(forward, breaker);
@@ -242,23 +241,6 @@ fn wants_prefix(filter: &Filter) -> bool {
         _ => return false,
     };
     matches!(path, Some(PathModifier::Prefix(_)))
-}
-
-/// Whether a match names the request's method: it then knows what it lets be retried.
-trait NamesMethod: MatchRequest {
-    fn names_method(&self) -> bool;
-}
-
-impl NamesMethod for HttpMatch {
-    fn names_method(&self) -> bool {
-        self.method.is_some()
-    }
-}
-
-impl NamesMethod for GrpcMatch {
-    fn names_method(&self) -> bool {
-        self.method.is_some()
-    }
 }
 
 /// A distribution, ready to pick from.

@@ -48,6 +48,11 @@ async fn faults_hit_their_share_and_end_by_themselves() {
     in_force(&mesh, true).await;
     let hit = failed(REQUESTS, false).await;
     assert!((90..=110).contains(&hit), "{hit} of {REQUESTS}");
+    wait::until("the figures to name the reason", async || {
+        let told = mesh.json(&["stat", "svc/web"]).await;
+        (told["rows"][0]["reasons"]["fault-injected"].as_u64()? > 0).then_some(())
+    })
+    .await;
     let listed = mesh.json(&["fault", "ls"]).await;
     assert_eq!(listed["faults"][0]["name"], Value::from(name.as_str()));
     assert_eq!(listed["faults"][0]["percent"], 10);
