@@ -38,6 +38,8 @@ const fn kind(
 }
 
 const RBAC: &str = "rbac.authorization.k8s.io";
+/// The group of the kinds of Gateway API, which are definitions that a cluster may lack.
+pub const GATEWAY_API: &str = "gateway.networking.k8s.io";
 
 /// In the order in which they are removed: whoever could be hindered by what is going to be away goes first.
 pub const KINDS: [Kind; 13] = [
@@ -47,7 +49,7 @@ pub const KINDS: [Kind; 13] = [
         "mutatingwebhookconfigurations",
         false,
     ),
-    kind("GatewayClass", "gateway.networking.k8s.io", "gatewayclasses", false),
+    kind("GatewayClass", GATEWAY_API, "gatewayclasses", false),
     kind("Deployment", "apps", "deployments", true),
     kind("PodDisruptionBudget", "policy", "poddisruptionbudgets", true),
     kind("Service", "", "services", true),
@@ -66,7 +68,8 @@ pub const SECRET: Kind = kind("Secret", "", "secrets", true);
 pub const LEASE: Kind = kind("Lease", "coordination.k8s.io", "leases", true);
 
 /// What people keep in a namespace and would miss. Workloads come before their pods, as they are the better examples.
-pub const KEPT: [Kind; 10] = [
+/// A cluster need not have all of these kinds.
+pub const KEPT: [Kind; 14] = [
     kind("Deployment", "apps", "deployments", true),
     kind("StatefulSet", "apps", "statefulsets", true),
     kind("DaemonSet", "apps", "daemonsets", true),
@@ -77,6 +80,11 @@ pub const KEPT: [Kind; 10] = [
     kind("ConfigMap", "", "configmaps", true),
     SECRET,
     kind("PersistentVolumeClaim", "", "persistentvolumeclaims", true),
+    kind("Gateway", GATEWAY_API, "gateways", true),
+    kind("HTTPRoute", GATEWAY_API, "httproutes", true),
+    kind("GRPCRoute", GATEWAY_API, "grpcroutes", true),
+    // `v1` is of newer releases only.
+    Kind { version: "v1beta1", ..kind("ReferenceGrant", GATEWAY_API, "referencegrants", true) },
 ];
 
 impl Kind {
@@ -122,6 +130,22 @@ impl Cluster {
         let api = self.api(Kind::of(&manifest.kind)?, self.namespace_of(manifest));
         let doing = format!("read {}", manifest.title());
         self.ask(&doing, api.get_opt(&manifest.name)).await
+    }
+
+    /// The kinds that the API server has of a group and version, such as `apps/v1`; none if it does not know them.
+    pub async fn kinds(&self, api_version: &str) -> Result<Vec<String>, CliError> {
+        let asked = async {
+            let listed = match api_version.contains('/') {
+                true => self.client.list_api_group_resources(api_version).await,
+                false => self.client.list_core_api_resources(api_version).await,
+            };
+            match listed {
+                Err(error) if refusal::is_missing(&error) => Ok(Vec::new()),
+                listed => listed.map(|list| list.resources),
+            }
+        };
+        let resources = self.ask(&format!("list the kinds of {api_version}"), asked).await?;
+        Ok(resources.into_iter().map(|resource| resource.kind).collect())
     }
 
     /// Server-side apply.

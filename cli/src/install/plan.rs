@@ -1,11 +1,13 @@
 //! What would become of a cluster, object by object, as its API server says: a server-side dry run of everything.
 
+use std::collections::BTreeMap;
+
 use kube::api::DynamicObject;
 use serde_json::Value;
 use similar::TextDiff;
 
 use crate::cluster::Cluster;
-use crate::cluster::objects::{Applying, KINDS, Kind, title};
+use crate::cluster::objects::{Applying, GATEWAY_API, KINDS, Kind, title};
 use crate::error::CliError;
 use crate::manifests::Manifest;
 use crate::output::{Style, format};
@@ -55,6 +57,7 @@ impl Plan {
             ))
             .hint(format!("--mesh-namespace {there}; or meshctl uninstall it first")));
         }
+        every_kind_is_known(cluster, manifests).await?;
         let mut planned = Vec::new();
         for manifest in manifests {
             let change = match cluster.live(manifest).await? {
@@ -131,6 +134,37 @@ pub async fn mesh_elsewhere(cluster: &Cluster) -> Result<Option<String>, CliErro
         binding.data.pointer("/subjects/0/namespace").and_then(Value::as_str)
     });
     Ok(namespaces.find(|there| *there != cluster.mesh_namespace).map(str::to_owned))
+}
+
+/// An installation that the API server does not understand would stop half way.
+async fn every_kind_is_known(cluster: &Cluster, manifests: &[Manifest]) -> Result<(), CliError> {
+    let mut known: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for manifest in manifests.iter().filter(|manifest| !is_defined(manifest, manifests)) {
+        let (kind, version) = (&manifest.kind, manifest.api_version.as_str());
+        if !known.contains_key(version) {
+            known.insert(version, cluster.kinds(version).await?);
+        }
+        if known[version].contains(kind) {
+            continue;
+        }
+        let error =
+            CliError::failed(format!("the API server does not know the kind {kind} of {version}"));
+        return Err(match version.starts_with(GATEWAY_API) {
+            true => error.hint(
+                "install the CustomResourceDefinitions of Gateway API, or leave gateway.enabled off",
+            ),
+            false => error.hint("meshctl check --pre, which tells what an installation needs"),
+        });
+    }
+    Ok(())
+}
+
+/// Whether the kind comes with the installation.
+fn is_defined(manifest: &Manifest, manifests: &[Manifest]) -> bool {
+    let group = manifest.api_version.split_once('/').map_or("", |(group, _)| group);
+    let definitions = manifests.iter().filter(|of| of.kind == "CustomResourceDefinition");
+    let mut specs = definitions.map(|definition| &definition.value["spec"]);
+    specs.any(|spec| spec["group"] == group && spec["names"]["kind"] == manifest.kind.as_str())
 }
 
 /// Objects of an earlier installation that are not among the manifests any more.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::plan::{mesh_elsewhere, named};
 use crate::cluster::objects::{KEPT, KINDS, Kind, LEASE, SECRET, title};
-use crate::cluster::{Cluster, NEXT_ISSUER};
+use crate::cluster::{Cluster, NEXT_ISSUER, refusal};
 use crate::error::CliError;
 use crate::manifests::PART_OF;
 use crate::output::Ui;
@@ -183,7 +183,13 @@ async fn foreign(cluster: &Cluster, kept: &[DynamicObject]) -> Result<Vec<String
         };
         let (_, plural) = kind.resource();
         let api = cluster.api(kind, &cluster.mesh_namespace);
-        let there = cluster.ask(&format!("list {plural}"), api.list_metadata(&others)).await?;
+        let asked = async {
+            match api.list_metadata(&others).await {
+                Err(error) if refusal::is_missing(&error) => Ok(Vec::new()),
+                answer => answer.map(|found| found.items),
+            }
+        };
+        let there = cluster.ask(&format!("list {plural}"), asked).await?;
         let names = there.iter().map(ResourceExt::name_any).filter(|name| {
             // Kubernetes and its vendors put their roots into every namespace.
             let vendors = kind.kind == "ConfigMap" && name.ends_with("ca.crt");

@@ -64,6 +64,35 @@ async fn a_namespace_with_nothing_but_the_mesh_goes() {
 }
 
 #[tokio::test]
+async fn a_cluster_without_gateway_api_has_no_gateways_to_keep() {
+    let objects = mesh(&[]).await;
+    objects.lack("/apis/gateway.networking.k8s.io/");
+    let ran = run("uninstall -y", &objects).await;
+    assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS, "{}", ran.err);
+    assert!(ran.err.contains("- remove Namespace/mesh-system"), "{}", ran.err);
+}
+
+#[tokio::test]
+async fn a_gateway_needs_kinds_that_not_every_cluster_has() {
+    let objects = Objects::start([]).await;
+    let line = "install --dry-run server --set gateway.enabled=true";
+    let ran = run(line, &objects).await;
+    assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS, "{}", ran.err);
+    assert!(ran.err.contains("+ create GatewayClass/mesh"), "{}", ran.err);
+    objects.lack("/apis/gateway.networking.k8s.io/");
+    let error = run("install -y --set gateway.enabled=true", &objects).await.result.unwrap_err();
+    let version = "gateway.networking.k8s.io/v1";
+    assert_eq!(
+        error.message,
+        format!("the API server does not know the kind GatewayClass of {version}")
+    );
+    assert!(error.hint.unwrap().ends_with("or leave gateway.enabled off"));
+    assert!(objects.ids().is_empty(), "nothing is written");
+    let ran = run("install --dry-run server", &objects).await;
+    assert_eq!(ran.result.unwrap(), ExitCode::SUCCESS, "{}", ran.err);
+}
+
+#[tokio::test]
 async fn what_people_have_made_keeps_the_namespace() {
     for kind in [
         "Secret",
@@ -76,6 +105,10 @@ async fn what_people_have_made_keeps_the_namespace() {
         "Pod",
         "Service",
         "ConfigMap",
+        "Gateway",
+        "HTTPRoute",
+        "GRPCRoute",
+        "ReferenceGrant",
         // Its definition stays.
         "AuthorizationPolicy",
     ] {

@@ -9,17 +9,21 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use mesh_control::identity::tokens::AUDIENCE;
+use mesh_control::index::identity::MeshNames;
+use mesh_control::inject::Settings;
+use mesh_control::inject::settings::{ROOTS_CONFIG_MAP, ROOTS_KEY};
 use mesh_control::source::kubernetes::PROXY_VERSION_ANNOTATION;
 
 use super::control_plane::place;
 use super::values::ServiceType;
 use super::{Installation, labels, text_of};
+use crate::local::address::{
+    PROXY_ADMIN_PORT, PROXY_CONTROL_PORT, PROXY_INBOUND_PORT, PROXY_OUTBOUND_PORT,
+};
 
 /// Its name, and that of its service account.
 pub(super) const NAME: &str = "mesh-gateway";
 const IMAGE: &str = "mesh-proxy";
-/// The ConfigMap with the mesh's public roots, which the control plane keeps.
-const TRUST_ROOTS: &str = "mesh-trust-roots";
 
 const TOKEN: (&str, &str) = ("mesh-token", "/var/run/secrets/meshctl.dev/token");
 const ROOTS: (&str, &str) = ("mesh-roots", "/var/run/secrets/meshctl.dev/roots");
@@ -86,7 +90,7 @@ fn volumes() -> Vec<Volume> {
         Volume {
             name: ROOTS.0.to_owned(),
             config_map: Some(ConfigMapVolumeSource {
-                name: TRUST_ROOTS.to_owned(),
+                name: ROOTS_CONFIG_MAP.to_owned(),
                 ..ConfigMapVolumeSource::default()
             }),
             ..Volume::default()
@@ -124,7 +128,8 @@ fn fill_in(container: &mut Container, installation: &Installation) {
 }
 
 fn env(installation: &Installation) -> Vec<EnvVar> {
-    let Installation { namespace, values, .. } = installation;
+    let values = &installation.values;
+    let settings = settings(installation);
     let set = |name: &str, value: String| EnvVar {
         name: format!("MESH_PROXY_{name}"),
         value: Some(value),
@@ -145,32 +150,42 @@ fn env(installation: &Installation) -> Vec<EnvVar> {
     let mut env = vec![
         of_pod("POD_NAMESPACE", "metadata.namespace"),
         of_pod("POD_NAME", "metadata.name"),
-        set("CONTROL_ADDR", format!("mesh-control.{namespace}.svc.{}:8086", values.cluster_domain)),
+        set("CONTROL_ADDR", settings.control_addr()),
         set("GATEWAY", "enabled".to_owned()),
         set("GATEWAY_LISTEN", "[::]".to_owned()),
         set("GATEWAY_MAX_BODY_BYTES", values.gateway.max_body_bytes.to_string()),
         set("GATEWAY_MAX_CLIENT_CONNECTIONS", values.gateway.max_client_connections.to_string()),
         set("MAX_CONCURRENT_STREAMS", STREAMS.to_owned()),
         // There is no application: nobody has business with these.
-        set("OUTBOUND_ADDR", "127.0.0.1:4140".to_owned()),
-        set("INBOUND_ADDR", "127.0.0.1:4143".to_owned()),
-        set("CONTROL_LISTEN", "[::]:4190".to_owned()),
-        set("ADMIN_ADDR", "[::]:4191".to_owned()),
+        set("OUTBOUND_ADDR", format!("127.0.0.1:{PROXY_OUTBOUND_PORT}")),
+        set("INBOUND_ADDR", format!("127.0.0.1:{PROXY_INBOUND_PORT}")),
+        set("CONTROL_LISTEN", format!("[::]:{PROXY_CONTROL_PORT}")),
+        set("ADMIN_ADDR", format!("[::]:{PROXY_ADMIN_PORT}")),
         set("LOG", values.proxy.log.clone()),
         set("LOG_FORMAT", text_of(values.proxy.log_format)),
     ];
     if values.identity.enabled {
-        let id = |account: &str| {
-            let domain = &values.identity.trust_domain;
-            format!("{account}.{namespace}.serviceaccount.identity.{namespace}.{domain}")
-        };
+        let of_namespace = settings.names.suffix(&installation.namespace);
         env.extend([
-            set("IDENTITY_NAME", id(NAME)),
-            set("CONTROL_IDENTITY", id("mesh-control")),
+            set("IDENTITY_NAME", format!("{NAME}.{of_namespace}")),
+            set("CONTROL_IDENTITY", settings.control_identity()),
             set("IDENTITY_TOKEN_FILE", format!("{}/token", TOKEN.1)),
-            set("IDENTITY_TRUST_BUNDLE_FILE", format!("{}/roots.pem", ROOTS.1)),
+            set("IDENTITY_TRUST_BUNDLE_FILE", format!("{}/{ROOTS_KEY}", ROOTS.1)),
             set("IDENTITY_STATE_DIR", STATE.1.to_owned()),
         ]);
     }
     env
+}
+
+/// The names of the mesh, as the injector has them.
+fn settings(installation: &Installation) -> Settings {
+    let values = &installation.values;
+    Settings {
+        names: MeshNames {
+            control_namespace: installation.namespace.clone(),
+            trust_domain: values.identity.trust_domain.clone(),
+        },
+        cluster_domain: values.cluster_domain.clone(),
+        ..Settings::default()
+    }
 }

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::text_of;
 use crate::error::CliError;
+use crate::local::address::RESERVED_PORTS;
 use crate::selector;
 
 /// Everything that can be set. A field's path is its key: `controlPlane.replicas`.
@@ -431,8 +432,11 @@ impl Values {
         if ports.is_empty() || ports.len() > 64 || ports.iter().any(|p| *p == 0 || others(p)) {
             return wrong("gateway.ports", "write 1 to 64 different ports, such as [80, 443]");
         }
-        if self.gateway.max_client_connections == 0 {
-            return wrong("gateway.maxClientConnections", "write a number from 1 on");
+        if let Some(port) = ports.iter().find(|port| RESERVED_PORTS.contains(port)) {
+            return wrong("gateway.ports", &format!("{port} is the proxy's own port"));
+        }
+        if !(1..=10_000_000).contains(&self.gateway.max_client_connections) {
+            return wrong("gateway.maxClientConnections", "write a number from 1 to 10000000");
         }
         if !is_tag(&self.image.tag) {
             return wrong("image.tag", "write a tag, such as 0.1.0");
@@ -646,6 +650,15 @@ mod tests {
             ("proxy.skipInboundPorts=ssh", "proxy.skipInboundPorts"),
             ("proxy.skipOutboundPorts=70000", "proxy.skipOutboundPorts"),
             ("proxy.skipSubnets=10.0.0.0/40", "proxy.skipSubnets"),
+            ("gateway.replicas=0", "gateway.replicas"),
+            ("gateway.ports=[]", "gateway.ports"),
+            ("gateway.ports=[80, 80]", "gateway.ports"),
+            ("gateway.ports=[80, 4140]", "gateway.ports: 4140"),
+            ("gateway.ports=[4143]", "gateway.ports: 4143"),
+            ("gateway.ports=[4190]", "gateway.ports: 4190"),
+            ("gateway.ports=[4191]", "gateway.ports: 4191"),
+            ("gateway.maxClientConnections=0", "gateway.maxClientConnections"),
+            ("gateway.maxClientConnections=10000001", "gateway.maxClientConnections"),
         ] {
             let error = with(&[set]).unwrap_err().message;
             assert!(error.starts_with(key), "{set}: {error}");

@@ -1,5 +1,5 @@
-//! An API server that has a few objects, lists them by label, creates, replaces and deletes them, and knows nothing
-//! else.
+//! An API server that has a few objects, lists them by label, creates, replaces and deletes them, says which kinds of
+//! the mesh it has, and knows nothing else.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,7 +13,9 @@ use kube::config::Kubeconfig;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::cluster::KubeFiles;
+use crate::args::Global;
+use crate::cluster::objects::KINDS;
+use crate::cluster::{Cluster, KubeFiles};
 
 /// The objects of a cluster, by `Kind/name`, with the namespace in front if they are in one.
 #[derive(Clone, Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Objects {
     all: Arc<Mutex<BTreeMap<String, Value>>>,
     /// Objects that nobody may delete.
     held: Arc<Mutex<Vec<String>>>,
+    /// Where paths begin at which nothing is.
+    lacking: Arc<Mutex<Vec<String>>>,
     server: String,
 }
 
@@ -31,6 +35,7 @@ impl Objects {
         let objects = Self {
             all: Arc::new(Mutex::new(all.into_iter().map(|one| (id(&one), one)).collect())),
             held: Arc::default(),
+            lacking: Arc::default(),
             server: format!("http://{}", listener.local_addr().unwrap()),
         };
         let serving = objects.clone();
@@ -59,6 +64,12 @@ impl Objects {
         KubeFiles::Given(Box::new(Kubeconfig::from_yaml(&text).unwrap()))
     }
 
+    /// The cluster, as commands have it.
+    pub(crate) async fn cluster(&self) -> Cluster {
+        let global = Global::default();
+        self.files().choose(&global).unwrap().unwrap().cluster(&global).await.unwrap()
+    }
+
     /// What is there.
     pub(crate) fn ids(&self) -> Vec<String> {
         self.all.lock().unwrap().keys().cloned().collect()
@@ -67,6 +78,11 @@ impl Objects {
     /// Refuses from now on to delete this one, or no longer any.
     pub(crate) fn hold(&self, id: Option<&str>) {
         *self.held.lock().unwrap() = id.map(str::to_owned).into_iter().collect();
+    }
+
+    /// Has from now on nothing at paths that begin so, such as `/apis/apps/`.
+    pub(crate) fn lack(&self, path: &str) {
+        self.lacking.lock().unwrap().push(path.to_owned());
     }
 
     /// The object, if it is there.
@@ -108,14 +124,19 @@ impl Objects {
     }
 
     fn answer(&self, request: &Request<()>) -> Response<Full<Bytes>> {
-        let path: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
+        let path = request.uri().path();
+        if self.lacking.lock().unwrap().iter().any(|lacking| path.starts_with(lacking)) {
+            return reply(404, &status(404, "NotFound"));
+        }
+        let path: Vec<&str> = path.trim_matches('/').split('/').collect();
         let rest = if path[0] == "api" { &path[2..] } else { &path[3..] };
         let (namespace, rest) = match rest {
             ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
             rest => (None, rest),
         };
+        let Some((plural, rest)) = rest.split_first() else { return kinds(&path) };
         let mut all = self.all.lock().unwrap();
-        let (plural, name) = (rest[0], rest.get(1));
+        let name = rest.first();
         let of = |one: &Value| {
             let kind = one["kind"].as_str().unwrap_or_default().to_lowercase();
             let plurals = [format!("{kind}s"), kind.trim_end_matches('y').to_owned() + "ies"];
@@ -144,6 +165,29 @@ impl Objects {
         }
         reply(200, &one)
     }
+}
+
+/// Those of a group and version, for discovery.
+fn kinds(path: &[&str]) -> Response<Full<Bytes>> {
+    let (version, group) = path[1..].split_last().unwrap();
+    let group = group.first().copied().unwrap_or_default();
+    let of_group = KINDS.iter().filter(|kind| kind.resource().0 == group);
+    let resources: Vec<_> = of_group
+        .map(|kind| {
+            json!({
+                "kind": kind.kind,
+                "name": kind.resource().1,
+                "singularName": "",
+                "namespaced": kind.namespaced,
+                "verbs": [],
+            })
+        })
+        .collect();
+    let of = if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") };
+    let list = json!({
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": of, "resources": resources,
+    });
+    reply(200, &list)
 }
 
 /// `shop/Secret/x`, `Namespace/shop`

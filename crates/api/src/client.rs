@@ -30,6 +30,7 @@ use crate::convert::identity::write_request;
 use crate::convert::meta::{write_key, write_target};
 use crate::ext::extensions_client::ExtensionsClient;
 use crate::ext::{GatewayKey, OutboundKey, PortKey, TrustBundleRequest};
+use crate::limit;
 use crate::{
     BackendExtension, Certified, CertifyRequest, TrustRoots, Update, WholePolicy, Wire, Workload,
 };
@@ -38,8 +39,6 @@ use crate::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// 10 000 endpoints with their labels are about half of it.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
 
 /// What a control plane says, until it or the connection ends.
 pub type UpdateStream<T> = BoxStream<'static, Result<Update<T>, Status>>;
@@ -103,7 +102,7 @@ impl ControlClient {
             target: Some(write_target(target)),
         };
         let mut client = OutboundPoliciesClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.watch(request).await?))
     }
 
@@ -117,7 +116,7 @@ impl ControlClient {
     ) -> Result<UpdateStream<OutboundPolicy>, Status> {
         let request = OutboundKey { workload: self.workload.encode(), target: target.to_string() };
         let mut client = ExtensionsClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         let policies = updates::<WholePolicy>(client.watch_outbound(request).await?);
         Ok(mapped(policies, |WholePolicy(policy)| policy))
     }
@@ -129,7 +128,7 @@ impl ControlClient {
     /// As [`Self::watch_outbound`].
     pub async fn watch_destination(&self, path: &str) -> Result<UpdateStream<Destination>, Status> {
         let mut client = DestinationClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.get(self.destination(path)).await?))
     }
 
@@ -140,7 +139,7 @@ impl ControlClient {
     pub async fn watch_profile(&self, target: &Target) -> Result<UpdateStream<Profile>, Status> {
         let request = self.destination(&target.to_string());
         let mut client = DestinationClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.get_profile(request).await?))
     }
 
@@ -151,7 +150,7 @@ impl ControlClient {
     pub async fn watch_port(&self, port: u16) -> Result<UpdateStream<ServerPolicy>, Status> {
         let request = PortSpec { workload: self.workload.encode(), port: u32::from(port) };
         let mut client = InboundServerPoliciesClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.watch_port(request).await?))
     }
 
@@ -210,7 +209,7 @@ impl ControlClient {
     ) -> Result<UpdateStream<PortExtension>, Status> {
         let request = PortKey { workload: self.workload.encode(), port: u32::from(port) };
         let mut client = ExtensionsClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.watch_port_authorization(request).await?))
     }
 
@@ -222,7 +221,7 @@ impl ControlClient {
     pub async fn watch_gateway(&self, token: &str) -> Result<UpdateStream<GatewayConfig>, Status> {
         let request = GatewayKey { workload: self.workload.encode(), token: token.into() };
         let mut client = ExtensionsClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.watch_gateway(request).await?))
     }
 

@@ -25,22 +25,6 @@ mod tcp_route;
 
 use crate::error::{At, ConversionError, Result};
 
-/// Bounds on what one message may make a proxy hold.
-pub(crate) mod limit {
-    /// Routes of one protocol.
-    pub(crate) const ROUTES: usize = 1_000;
-    /// Rules of all routes of one protocol.
-    pub(crate) const RULES: usize = 1_000;
-    /// Endpoints of one update.
-    pub(crate) const ENDPOINTS: usize = 10_000;
-    /// Items of any other list: hosts, matches, headers, filters, backends, authorizations.
-    pub(crate) const ITEMS: usize = 1_000;
-    /// Conditions of one match: every one costs each request.
-    pub(crate) const CONDITIONS: usize = 64;
-    /// Bytes of the roots to trust: some hundreds of certificates.
-    pub(crate) const PEM_BYTES: usize = 256 << 10;
-}
-
 /// The value of a field that must be set.
 pub(crate) fn required<T>(value: Option<T>, field: &str) -> Result<T> {
     value.ok_or_else(|| ConversionError::missing(field))

@@ -11,6 +11,7 @@ pub mod client;
 mod convert;
 mod error;
 mod identity;
+pub mod limit;
 pub mod server;
 pub mod stats;
 pub mod tap;
@@ -31,7 +32,7 @@ pub mod ext {
     include!("gen/mesh.ext.v1.rs");
 }
 
-pub use self::convert::additions::WholePolicy;
+pub use self::convert::additions::{WholePolicy, WireSize};
 pub use self::error::ConversionError;
 pub use self::identity::{Certified, CertifyRequest, TrustRoots};
 pub use self::wire::{EncodeError, Wire};

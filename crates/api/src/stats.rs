@@ -8,9 +8,10 @@ use mesh_model::tap::{Record, StatusFilter, TapFilter};
 use mesh_model::{Direction, Reason};
 
 use crate::convert::net::{read_duration, read_port, write_duration};
-use crate::convert::{bounded, limit, list};
+use crate::convert::{bounded, list};
 use crate::error::{At, ConversionError, Result};
 use crate::ext;
+use crate::limit;
 
 /// Longer texts of a record or key are no names.
 const MAX_TEXT: usize = 16 << 10;

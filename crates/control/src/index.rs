@@ -13,6 +13,7 @@ pub mod endpoints;
 pub mod gateway;
 pub mod identity;
 pub mod lookup;
+mod multimap;
 pub mod object;
 mod objects;
 pub mod policy;

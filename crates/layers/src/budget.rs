@@ -46,6 +46,9 @@ struct Slot {
 }
 
 impl Budget {
+    /// Retries per request, and a second on top of that, where nobody says anything else.
+    pub const USUAL: (f64, u32) = (0.2, 10);
+
     /// `ratio` retries per request, and `min_per_sec` on top. A window below 10 ms counts as that.
     pub fn new(ratio: f64, min_per_sec: u32, window: Duration) -> Self {
         let window = window.max(Duration::from_millis(SLOTS as u64));
@@ -102,9 +105,10 @@ impl Budget {
 }
 
 impl Default for Budget {
-    /// 20 % and 10 a second, over 10 s.
+    /// [`Budget::USUAL`], over 10 s.
     fn default() -> Self {
-        Self::new(0.2, 10, Duration::from_secs(10))
+        let (ratio, min_per_sec) = Self::USUAL;
+        Self::new(ratio, min_per_sec, Duration::from_secs(10))
     }
 }
 

@@ -26,17 +26,19 @@ pub struct Pattern {
     regex: regex::bytes::Regex,
 }
 
-/// Upper bound on a compiled expression, so that a route cannot exhaust a proxy. Bytes.
-const REGEX_SIZE_LIMIT: usize = 1 << 20;
+/// Upper bound on a compiled expression, and on what matching keeps to be fast, so that routes cannot
+/// exhaust a proxy. Bytes.
+const REGEX_SIZE_LIMIT: usize = 128 << 10;
 
 impl Pattern {
     /// Compiles `source`.
     ///
     /// # Errors
-    /// When it is not a regular expression, or one that compiles to more than 1 MiB.
+    /// When it is not a regular expression, or one that compiles to more than 128 KiB.
     pub fn new(source: &str) -> Result<Self, InvalidPattern> {
         let regex = regex::bytes::RegexBuilder::new(&format!("^(?:{source})$"))
             .size_limit(REGEX_SIZE_LIMIT)
+            .dfa_size_limit(REGEX_SIZE_LIMIT)
             .build()
             .map_err(|error| InvalidPattern { pattern: source.into(), error: Box::new(error) })?;
         Ok(Self { source: source.into(), regex })

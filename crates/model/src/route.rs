@@ -56,6 +56,17 @@ pub struct HttpMatch {
     pub method: Option<Method>,
 }
 
+impl HttpMatch {
+    /// How many regular expressions it has.
+    pub fn patterns(&self) -> usize {
+        let values = self.headers.iter().map(|header| matches!(header.value, ValueMatch::Regex(_)));
+        let values =
+            values.chain(self.query.iter().map(|q| matches!(q.value, ValueMatch::Regex(_))));
+        let path = matches!(self.path, Some(PathMatch::Regex(_)));
+        usize::from(path) + values.filter(|is_pattern| *is_pattern).count()
+    }
+}
+
 /// A condition on the path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PathMatch {
@@ -173,9 +184,25 @@ pub struct Redirect {
     pub status: StatusCode,
 }
 
+/// By what, and at which port, a client came in, as the listener knows it: an extension of requests at
+/// the edge. What a request says of that itself, the client has said; most say nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// Over TLS.
+    pub secured: bool,
+    /// The listener's.
+    pub port: u16,
+}
+
+impl Entrance {
+    pub fn scheme(self) -> &'static str {
+        if self.secured { "https" } else { "http" }
+    }
+}
+
 impl Redirect {
     /// Where it leads a request of this head, of whose path the rule matched `prefix`. `port` is the
-    /// one of the request's authority.
+    /// one of the request's authority, which counts where no [`Entrance`] is known.
     ///
     /// # Errors
     /// Says what is missing.
@@ -185,16 +212,26 @@ impl Redirect {
         port: Option<u16>,
         prefix: &str,
     ) -> Result<String, &'static str> {
-        let scheme = self.scheme.as_deref().or(head.uri.scheme_str()).unwrap_or("http");
+        let entrance = head.extensions.get::<Entrance>();
+        let (own_scheme, own_port) = match entrance {
+            Some(entrance) => (Some(entrance.scheme()), Some(entrance.port)),
+            None => (head.uri.scheme_str(), port),
+        };
+        let scheme = self.scheme.as_deref().or(own_scheme).unwrap_or("http");
         let host = self.host.as_deref().unwrap_or_else(|| crate::matching::request_host(head));
         if host.is_empty() {
             return Err("the request names no host");
         }
-        // A scheme that was asked for brings its own port, unless one was asked for, too.
-        let port = self.port.or(if self.scheme.is_some() { None } else { port });
-        let authority = match (scheme, port) {
-            (_, None) | ("http", Some(80)) | ("https", Some(443)) => host.to_owned(),
-            (_, Some(port)) => format!("{host}:{port}"),
+        let well_known = match scheme {
+            "http" => Some(80),
+            "https" => Some(443),
+            _ => None,
+        };
+        // A scheme that was asked for brings its own port, if it has one.
+        let port = self.port.or(well_known.filter(|_| self.scheme.is_some())).or(own_port);
+        let authority = match port.filter(|_| port != well_known) {
+            None => host.to_owned(),
+            Some(port) => format!("{host}:{port}"),
         };
         let path = match &self.path {
             None => head.uri.path().to_owned(),

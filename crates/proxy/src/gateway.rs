@@ -162,11 +162,12 @@ impl Gateway {
     }
 
     /// One connection of a client, to its end.
-    async fn connection(self: Arc<Self>, client: SocketAddr, io: Io, port: Arc<Port>) {
-        let Some(_place) = self.places.take(client.ip()) else {
+    async fn connection(self: Arc<Self>, client: SocketAddr, mut io: Io, port: Arc<Port>) {
+        let Some(place) = self.places.take(client.ip()) else {
             self.metrics.refused(Refused::TooManyConnections);
             return tracing::debug!(%client, "too many connections of one address");
         };
+        io.hold(place);
         let span = tracing::debug_span!("gateway.connection", port = port.number, %client);
         self.serve(client, io, &port).instrument(span).await;
     }

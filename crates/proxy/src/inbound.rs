@@ -408,15 +408,9 @@ fn tell_client(client: &Client, request: &mut Request) {
     }
 }
 
-/// Whether applications read a header of this name as [`L5D_CLIENT_ID`]: those that get headers as
-/// variables (CGI, WSGI) cannot tell `-` from `_`, and some from nothing else that is no letter or digit.
+/// Whether applications read a header of this name as [`L5D_CLIENT_ID`].
 fn reads_as_client_id(name: &http::HeaderName) -> bool {
-    let (name, ours) = (name.as_str().as_bytes(), CLIENT_ID.as_bytes());
-    let alike = |(name, ours): (&u8, &u8)| match ours {
-        b'-' => !name.is_ascii_alphanumeric(),
-        ours => name == ours,
-    };
-    name.len() == ours.len() && name.iter().zip(ours).all(alike)
+    name.as_str().len() == CLIENT_ID.len() && forward::reads_as_prefix(name, CLIENT_ID)
 }
 
 /// Closes a connection that is not HTTP where nothing else is taken.

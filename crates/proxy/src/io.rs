@@ -1,5 +1,6 @@
 //! A connection, in the clear or secured, whose first bytes may have been read already.
 
+use std::any::Any;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +24,7 @@ pub(crate) struct Io {
     activity: Option<Arc<Activity>>,
     /// The line that must not turn out to be a request.
     line: Option<Box<RequestLine>>,
+    held: Option<Box<dyn Any + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -42,7 +44,7 @@ impl Io {
     }
 
     fn of(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new(), activity: None, line: None }
+        Self { stream, ahead: Bytes::new(), activity: None, line: None, held: None }
     }
 
     /// Puts bytes back to be read again, before those that still are.
@@ -52,6 +54,15 @@ impl Io {
         } else if !bytes.is_empty() {
             self.ahead = [bytes, std::mem::take(&mut self.ahead)].concat().into();
         }
+    }
+
+    /// Keeps that for as long as the connection is open, whoever has it: an upgrade outlives the
+    /// exchange that it was asked for in.
+    pub(crate) fn hold(&mut self, place: impl Send + Sync + 'static) {
+        self.held = Some(match self.held.take() {
+            None => Box::new(place),
+            Some(held) => Box::new((held, place)),
+        });
     }
 
     /// Notes there that bytes come and go.

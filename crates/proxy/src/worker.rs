@@ -219,12 +219,9 @@ impl Accepting {
         tokio::spawn(async move {
             let serve = |stream: TcpStream, client, open: Open| {
                 let Some(serve) = route(&stream, client) else { return };
-                let io = Io::new(stream, transport.open());
-                let serving = serve(client, io);
-                server.spawn(async move {
-                    serving.await;
-                    drop(open);
-                });
+                let mut io = Io::new(stream, transport.open());
+                io.hold(open);
+                server.spawn(serve(client, io));
             };
             listen::accept(listener, max, &stop, serve).await;
         });

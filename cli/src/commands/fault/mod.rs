@@ -151,10 +151,6 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let (namespace, name, port) = service(&args, &mesh).await?;
     let mut store = Store::of(&mesh.place).await?;
     let now = Timestamp::now();
-    // Nobody is to find them years later.
-    for held in store.list(None).await?.into_iter().filter(|held| held.is_over(now)) {
-        store.delete(&held, cx).await?;
-    }
     let until = Timestamp::from_second(
         now.as_second()
             .saturating_add(i64::try_from(args.lasts.as_secs().max(1)).unwrap_or(i64::MAX)),
@@ -189,9 +185,26 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let held =
         Held { namespace, name: format!("fault-{short}-{}", &unique_id()[..8]), ours: true, spec };
     store.create(&held, cx).await?;
+    // The fault is there, whatever becomes of those before it.
+    if let Err(error) = sweep(&mut store, &held.namespace, now, cx).await {
+        cx.ui.note(&format!("faults that are over stay in {}: {error}", clean(&held.namespace)));
+    }
     mesh.refresh().await?;
     cx.ui.line(&format!("{} added, until {until}", clean(&held.name)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Removes what is over, so that nobody finds it years later.
+async fn sweep(
+    store: &mut Store<'_>,
+    namespace: &str,
+    now: Timestamp,
+    cx: &mut Context,
+) -> Result<(), CliError> {
+    for held in store.list(Some(namespace)).await?.iter().filter(|held| held.is_over(now)) {
+        store.delete(held, cx).await?;
+    }
+    Ok(())
 }
 
 /// The one Service that is meant.
@@ -329,29 +342,29 @@ async fn rm(args: RmArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?;
     let mut store = Store::of(&mesh.place).await?;
     let all = store.list(args.namespace.as_deref()).await?;
+    let (ours, theirs): (Vec<_>, Vec<_>) = all.into_iter().partition(|held| held.ours);
     for name in &args.names {
-        match all.iter().find(|held| held.name == *name) {
-            None => {
-                return Err(CliError::failed(format!("there is no fault {name}"))
-                    .hint("meshctl fault ls, which has their names"));
-            }
-            Some(held) if !held.ours => {
-                return Err(CliError::failed(format!(
-                    "{name} is a BackendTrafficPolicy that somebody wrote"
-                ))
-                .hint("remove it where it comes from"));
-            }
-            Some(_) => {}
+        let has = |of: &[Held]| of.iter().any(|held| held.name == *name);
+        if !has(&ours) {
+            return Err(none_of_ours(name, has(&theirs)));
         }
     }
-    for held in all.iter().filter(|held| held.ours) {
-        if args.all || args.names.contains(&held.name) {
-            store.delete(held, cx).await?;
-            cx.ui.line(&format!("{} removed", clean(&held.name)))?;
-        }
+    for held in ours.iter().filter(|held| args.all || args.names.contains(&held.name)) {
+        store.delete(held, cx).await?;
+        cx.ui.line(&format!("{} removed", clean(&held.name)))?;
     }
     mesh.refresh().await?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn none_of_ours(name: &str, written: bool) -> CliError {
+    if written {
+        CliError::failed(format!("{name} is a BackendTrafficPolicy that somebody wrote"))
+            .hint("remove it where it comes from")
+    } else {
+        CliError::failed(format!("there is no fault {name}"))
+            .hint("meshctl fault ls, which has their names")
+    }
 }
 
 #[cfg(test)]

@@ -36,9 +36,16 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Whether nothing of it will ever have an effect again.
+    /// Whether nothing of it will ever have an effect again: what somebody has added to it may.
     pub(super) fn is_over(&self, now: Timestamp) -> bool {
-        self.ours && self.spec.faults.iter().all(|fault| is_over(fault, now))
+        let faults_alone = BackendTrafficPolicySpec {
+            target_ref: self.spec.target_ref.clone(),
+            faults: self.spec.faults.clone(),
+            ..BackendTrafficPolicySpec::default()
+        };
+        self.ours
+            && self.spec == faults_alone
+            && self.spec.faults.iter().all(|fault| is_over(fault, now))
     }
 
     fn object(&self) -> Value {
@@ -88,13 +95,17 @@ impl<'a> Store<'a> {
         })
     }
 
-    /// Every policy with faults.
+    /// Every policy with faults, or those of a namespace, whose users may not see others.
     pub(super) async fn list(&mut self, namespace: Option<&str>) -> Result<Vec<Held>, CliError> {
         let mut all = match self {
             Self::Local(dir) => in_files(dir)?,
             Self::Cluster(cluster) => {
                 let resource = resource();
-                let api = Api::<DynamicObject>::all_with(cluster.client.clone(), &resource);
+                let client = cluster.client.clone();
+                let api: Api<DynamicObject> = match namespace {
+                    Some(namespace) => Api::namespaced_with(client, namespace, &resource),
+                    None => Api::all_with(client, &resource),
+                };
                 let listed = async {
                     match api.list(&ListParams::default()).await {
                         // A mesh of an older version does not have the kind.
@@ -199,6 +210,7 @@ fn in_files(dir: &StateDir) -> Result<Vec<Held>, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::testing::objects::Objects;
 
     #[test]
     fn what_is_written_is_read_again() {
@@ -217,5 +229,52 @@ mod tests {
         assert!(!held.is_over("2025-12-31T23:59:59Z".parse().unwrap()));
         let without = json!({ "kind": KIND, "spec": { "targetRef": { "kind": "Service" } } });
         assert_eq!(Held::read(&without), None);
+    }
+
+    #[test]
+    fn what_somebody_has_added_to_a_fault_is_not_over() {
+        let over = json!({
+            "targetRef": { "kind": "Service", "name": "web", "port": 80 },
+            "faults": [{ "delay": "1s", "until": "2026-01-01T00:00:00Z" }],
+        });
+        let is_over = |ours: bool, spec: &Value| {
+            let held = Held {
+                namespace: "shop".into(),
+                name: "fault-web-1".into(),
+                ours,
+                spec: serde_json::from_value(spec.clone()).unwrap(),
+            };
+            held.is_over("2026-01-02T00:00:00Z".parse().unwrap())
+        };
+        assert!(is_over(true, &over));
+        assert!(!is_over(false, &over), "somebody wrote it");
+        let mut more = over.clone();
+        more["retryBudget"] = json!({ "percent": 10 });
+        assert!(!is_over(true, &more));
+        let mut endless = over;
+        endless["faults"][0]["until"].take();
+        assert!(!is_over(true, &endless));
+    }
+
+    #[tokio::test]
+    async fn who_may_see_one_namespace_sees_its_faults() {
+        let policy = |namespace: &str| {
+            json!({
+                "kind": KIND,
+                "metadata": { "namespace": namespace, "name": "chaos" },
+                "spec": {
+                    "targetRef": { "kind": "Service", "name": "web" },
+                    "faults": [{ "delay": "1s" }],
+                },
+            })
+        };
+        let objects = Objects::start([policy("shop"), policy("bank")]).await;
+        let cluster = objects.cluster().await;
+        let mut store = Store::Cluster(&cluster);
+        assert_eq!(store.list(None).await.unwrap().len(), 2);
+        // Of all namespaces.
+        objects.lack("/apis/policy.meshctl.dev/v1alpha1/backendtrafficpolicies");
+        let [held] = &store.list(Some("shop")).await.unwrap()[..] else { panic!("one") };
+        assert_eq!(held.namespace, "shop");
     }
 }

@@ -124,7 +124,7 @@ impl<K: Keeper, A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<K
             (proxy.roots != wanted).then(|| "trusts the old root still".to_owned())
         };
         self.wait(Goal { step: "drop", so: "trust the new root alone", lacks: &lacks }).await?;
-        self.authority.finish().await
+        self.authority.finish(root).await
     }
 
     async fn reissue(&mut self, next: &Generation) -> Result<(), CliError> {
@@ -132,7 +132,7 @@ impl<K: Keeper, A: AsyncFn() -> Result<Vec<ext::ProxyRow>, CliError>> Rotation<K
         // One whose files do not fit together is none.
         let present = self.authority.issuer().await.ok();
         if present.is_none_or(|present| present.certificate() != wanted) {
-            self.authority.switch_issuer().await?;
+            self.authority.switch_issuer(&next.root).await?;
         }
         let lacks = |proxy: &ext::ProxyIdentity| match &proxy.certificate {
             Some(certificate) if certificate.issuer == wanted.subject => None,

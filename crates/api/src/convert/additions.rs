@@ -21,12 +21,14 @@ use prost::Message;
 use super::authz::{read_header, read_policy_meta, write_header, write_policy_meta};
 use super::backend::{read_backend, write_backend};
 use super::filter::{check_path, read_name, read_status};
-use super::{limit, list, required};
+use super::{list, required};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
 use crate::ext::addition::{Table, What};
 use crate::ext::{self, cors, fault, header_modifier, session, url_rewrite};
+use crate::limit;
 use crate::validate::{self, Violation};
+use crate::wire::EncodeError;
 
 /// A policy with all of its parts. Readers of the linkerd2 API get it lowered, see [`Wire`] for
 /// [`OutboundPolicy`].
@@ -40,7 +42,7 @@ impl Wire for WholePolicy {
         let policy = pb::OutboundPolicy::decode(proto.policy.as_slice())
             .map_err(|error| ConversionError::invalid("policy", error))?;
         let mut policy = OutboundPolicy::from_proto(policy).at("policy")?;
-        super::bounded(proto.additions.len(), "additions", limit::RULES * 4)?;
+        super::bounded(proto.additions.len(), "additions", limit::ADDITIONS)?;
         for (index, addition) in proto.additions.into_iter().enumerate() {
             add(&mut policy, addition).at_index("additions", index)?;
         }
@@ -60,6 +62,23 @@ impl Wire for WholePolicy {
         // What was encoded a moment ago can be decoded.
         pb::OutboundPolicy::decode(proto.policy.as_slice())
             .map_or(Ok(()), |policy| validate::outbound(&policy))
+    }
+}
+
+/// How much of a message something takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WireSize {
+    pub bytes: usize,
+    /// Of those that [`limit::ADDITIONS`] bounds.
+    pub additions: usize,
+}
+
+impl WholePolicy {
+    /// # Errors
+    /// When it cannot be sent at all.
+    pub fn size(&self) -> std::result::Result<WireSize, EncodeError> {
+        let proto = self.encode()?;
+        Ok(WireSize { bytes: proto.encoded_len(), additions: proto.additions.len() })
     }
 }
 

@@ -16,13 +16,14 @@ use mesh_model::matching::Pattern;
 use mesh_model::route::{HeaderMatch, HostMatch, HttpMatch, PathMatch, QueryMatch, ValueMatch};
 
 use super::meta::read_resource;
-use super::{limit, list, required, write_list};
+use super::{list, required, write_list};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
 use crate::ext::authorization_rule::Action as PbAction;
 use crate::ext::default_authorization::Access as PbAccess;
 use crate::ext::source::Client as PbClient;
 use crate::ext::{self, route_match, value_condition};
+use crate::limit;
 use crate::validate::Violation;
 
 impl Wire for PortAuthz {

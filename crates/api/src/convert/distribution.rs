@@ -6,8 +6,9 @@ use std::sync::Arc;
 use linkerd2_proxy_api::outbound::{grpc_route, http_route, opaque_route, tls_route};
 use mesh_model::route::Distribution;
 
-use super::{limit, list, required};
+use super::{list, required};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 /// Any kind of route's distribution.
 pub(super) trait PbDistribution: Sized {

@@ -13,9 +13,10 @@ use pb::update::Update;
 
 use super::meta::{read_meta, write_meta};
 use super::net::{read_addr, read_limit, read_port, write_limit};
-use super::{limit, list, required, write_list};
+use super::{list, required, write_list};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 use crate::validate::{self, Violation};
 
 impl Wire for Destination {

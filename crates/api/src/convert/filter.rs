@@ -7,8 +7,9 @@ use mesh_model::route::{
 };
 
 use super::net::read_port;
-use super::{limit, list, required};
+use super::{list, required};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 pub(super) fn read_outbound_http(proto: outbound::http_route::Filter) -> Result<Filter> {
     use outbound::http_route::filter::Kind;

@@ -8,24 +8,22 @@ use mesh_model::route::HostMatch;
 
 use super::additions::WholePolicy;
 use super::net::read_port;
-use super::{limit, list, write_list};
+use super::{list, write_list};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
 use crate::ext;
+use crate::limit;
 use crate::validate::Violation;
-
-/// Ports of a gateway.
-const PORTS: usize = 256;
 
 impl Wire for GatewayConfig {
     type Proto = ext::GatewayConfig;
 
     fn from_proto(proto: ext::GatewayConfig) -> Result<Self> {
-        Ok(Self { ports: list(proto.ports, "ports", PORTS, read_gateway_port)? })
+        Ok(Self { ports: list(proto.ports, "ports", limit::GATEWAY_PORTS, read_gateway_port)? })
     }
 
     fn to_proto(&self) -> Result<ext::GatewayConfig> {
-        super::bounded(self.ports.len(), "ports", PORTS)?;
+        super::bounded(self.ports.len(), "ports", limit::GATEWAY_PORTS)?;
         Ok(ext::GatewayConfig { ports: write_list(&self.ports, "ports", write_gateway_port)? })
     }
 

@@ -8,9 +8,10 @@ use std::time::{Duration, SystemTime};
 use linkerd2_proxy_api::identity as pb;
 use prost_types::Timestamp;
 
-use super::{limit, required};
+use super::required;
 use crate::error::{ConversionError, Result};
 use crate::ext;
+use crate::limit;
 use crate::validate::Violation;
 use crate::{Certified, CertifyRequest, TrustRoots, Wire};
 

@@ -19,9 +19,10 @@ use super::net::{read_duration, write_duration};
 use super::request_match::{
     read_grpc_match, read_hosts, read_http_match, write_grpc_match, write_hosts, write_http_match,
 };
-use super::{bounded, limit, list, required, write_list};
+use super::{bounded, list, required, write_list};
 use crate::Wire;
 use crate::error::{At, Result};
+use crate::limit;
 use crate::validate::{self, Violation};
 
 impl Wire for ServerPolicy {

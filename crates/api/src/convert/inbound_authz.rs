@@ -14,8 +14,9 @@ use authn::{Permit, PermitMeshTls, PermitUnauthenticated};
 
 use super::meta::{read_meta, write_meta};
 use super::net::{read_cidr, write_cidr};
-use super::{bounded, limit, list, required, write_list};
+use super::{bounded, list, required, write_list};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 /// One without networks lets nobody in and is left out, as the API demands.
 pub(super) fn read_authorizations(authorizations: Vec<pb::Authz>) -> Result<Arc<[Authorization]>> {

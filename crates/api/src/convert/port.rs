@@ -7,10 +7,11 @@ use mesh_model::inbound::{
 };
 
 use super::authz::{read_policy_meta, write_policy_meta};
-use super::{limit, list, required, write_list};
+use super::{list, required, write_list};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
 use crate::ext::{self, port_authorization::Protocol as Pb};
+use crate::limit;
 use crate::validate::Violation;
 
 impl Wire for PortExtension {

@@ -10,8 +10,9 @@ use mesh_model::route::{
 };
 
 use super::filter::read_name;
-use super::{limit, list, required, write_list};
+use super::{list, required, write_list};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 pub(super) fn read_hosts(hosts: Vec<pb::HostMatch>) -> Result<Vec<HostMatch>> {
     list(hosts, "hosts", limit::ITEMS, |host| match required(host.r#match, "match")? {
@@ -66,6 +67,28 @@ pub(super) fn read_http_match(proto: pb::HttpRouteMatch) -> Result<HttpMatch> {
         query: list(proto.query_params, "query_params", limit::CONDITIONS, read_query)?,
         method: method.map_err(|error| ConversionError::invalid("method", error))?,
     })
+}
+
+/// How many regular expressions a match has, none of which is compiled yet.
+pub(super) fn http_patterns(proto: &pb::HttpRouteMatch) -> usize {
+    let path = proto.path.as_ref().and_then(|path| path.kind.as_ref());
+    let is_query = |query: &&pb::QueryParamMatch| {
+        matches!(query.value, Some(query_param_match::Value::Regex(_)))
+    };
+    usize::from(matches!(path, Some(path_match::Kind::Regex(_))))
+        + header_patterns(&proto.headers)
+        + proto.query_params.iter().filter(is_query).count()
+}
+
+/// The same of gRPC.
+pub(super) fn grpc_patterns(proto: &grpc::GrpcRouteMatch) -> usize {
+    header_patterns(&proto.headers)
+}
+
+fn header_patterns(headers: &[pb::HeaderMatch]) -> usize {
+    let regex =
+        |header: &&pb::HeaderMatch| matches!(header.value, Some(header_match::Value::Regex(_)));
+    headers.iter().filter(regex).count()
 }
 
 pub(super) fn write_http_match(matched: &HttpMatch) -> Result<pb::HttpRouteMatch> {

@@ -13,13 +13,16 @@ use super::filter::{
 use super::meta::{read_meta, write_meta};
 use super::net::{read_limit, write_limit};
 use super::request_match::{
-    read_grpc_match, read_hosts, read_http_match, write_grpc_match, write_hosts, write_http_match,
+    grpc_patterns, http_patterns, read_grpc_match, read_hosts, read_http_match, write_grpc_match,
+    write_hosts, write_http_match,
 };
-use super::{bounded, limit, list, required, write_list};
+use super::{bounded, list, required, write_list};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 pub(super) fn read_http_routes(routes: Vec<pb::HttpRoute>) -> Result<Vec<HttpRoute>> {
     bounded(routes.iter().map(|route| route.rules.len()).sum(), "routes.rules", limit::RULES)?;
+    bounded(patterns_of_http(&routes), "routes.rules.matches.regex", limit::PATTERNS)?;
     list(routes, "routes", limit::ROUTES, |route| {
         Ok(HttpRoute {
             meta: read_meta(route.metadata, "metadata")?,
@@ -27,6 +30,12 @@ pub(super) fn read_http_routes(routes: Vec<pb::HttpRoute>) -> Result<Vec<HttpRou
             rules: list(route.rules, "rules", limit::RULES, read_http_rule)?,
         })
     })
+}
+
+/// How many regular expressions the matches of some routes have.
+pub(super) fn patterns_of_http(routes: &[pb::HttpRoute]) -> usize {
+    let rules = routes.iter().flat_map(|route| &route.rules);
+    rules.flat_map(|rule| &rule.matches).map(http_patterns).sum()
 }
 
 pub(super) fn write_http_routes(routes: &[HttpRoute]) -> Result<Vec<pb::HttpRoute>> {
@@ -41,6 +50,9 @@ pub(super) fn write_http_routes(routes: &[HttpRoute]) -> Result<Vec<pb::HttpRout
 
 pub(super) fn read_grpc_routes(routes: Vec<pb::GrpcRoute>) -> Result<Vec<GrpcRoute>> {
     bounded(routes.iter().map(|route| route.rules.len()).sum(), "routes.rules", limit::RULES)?;
+    let rules = routes.iter().flat_map(|route| &route.rules);
+    let patterns = rules.flat_map(|rule| &rule.matches).map(grpc_patterns).sum();
+    bounded(patterns, "routes.rules.matches.regex", limit::PATTERNS)?;
     list(routes, "routes", limit::ROUTES, |route| {
         Ok(GrpcRoute {
             meta: read_meta(route.metadata, "metadata")?,

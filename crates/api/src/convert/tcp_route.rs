@@ -9,8 +9,9 @@ use super::backend::{read_backend, write_backend};
 use super::distribution::{PbDistribution, read_distribution, write_distribution};
 use super::meta::{read_meta, write_meta};
 use super::request_match::{read_snis, write_snis};
-use super::{limit, list, required, write_list};
+use super::{list, required, write_list};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 /// The rules of a destination have no conditions, so that a second route could never be reached.
 pub(super) fn read_opaque_routes(routes: Vec<pb::OpaqueRoute>) -> Result<Vec<TcpRoute>> {

@@ -3153,7 +3153,7 @@ pub struct MeshNotableRequest {
     /// Only the request of this id.
     #[prost(string, tag = "2")]
     pub id: ::prost::alloc::string::String,
-    /// At most so many, the latest. 0 means all.
+    /// At most so many, the latest, and never more than 10 000, which 0 means, too.
     #[prost(uint32, tag = "3")]
     pub limit: u32,
 }

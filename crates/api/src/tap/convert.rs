@@ -10,8 +10,9 @@ use tap_event::http as event;
 
 use super::{StreamEnd, StringMatch, TapEvent, TapMatch, TapMessage, TapSubscription, TcpMatch};
 use crate::convert::net::{read_cidr, read_port, write_duration};
-use crate::convert::{limit, list, required};
+use crate::convert::{list, required};
 use crate::error::{At, ConversionError, Result};
+use crate::limit;
 
 /// Conditions within conditions; prost itself gives up at 100.
 const MAX_DEPTH: usize = 16;

@@ -19,6 +19,10 @@ pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
         let key = ObjectKey { kind: Kind::ServerPolicy, name: policy.name.clone() };
         target(scene, &key, &policy.target, found);
     }
+    for policy in scene.objects.traffic_policies() {
+        let key = ObjectKey { kind: Kind::BackendTrafficPolicy, name: policy.name.clone() };
+        target(scene, &key, &policy.target, found);
+    }
     ports(scene, found);
 }
 
@@ -134,36 +138,15 @@ fn overruled(scene: &Scene<'_>, policy: &AuthorizationPolicy, key: &ObjectKey, f
     }
 }
 
-/// Ports that several ServerPolicies are about, and ports that let nobody in.
+/// Policies that others go before, and ports that let nobody in.
 fn ports(scene: &Scene<'_>, found: &mut Found) {
     let objects = scene.objects;
-    let policies: Vec<_> = objects.port_policies().collect();
-    let mut conflict = |loser: &Name, winner: &Name| {
-        let key = ObjectKey { kind: Kind::ServerPolicy, name: loser.clone() };
-        let message =
-            format!("ServerPolicy/{winner} is about the same port, and comes first by its name");
-        if !found.0.iter().any(|d| d.code == Code::Conflicting && d.message == message) {
-            found.add(Code::Conflicting, key, "spec.targetRef", message);
-        }
-    };
-    for (index, policy) in policies.iter().enumerate() {
-        let same = policies[..index].iter().find(|other| {
-            other.name.namespace == policy.name.namespace && other.target == policy.target
-        });
-        if let Some(other) = same {
-            conflict(&policy.name, &other.name);
-        }
+    for (key, message) in objects.conflicts() {
+        found.add(Code::Conflicting, key, "spec.targetRef", message);
     }
     let mut closed: BTreeSet<(String, u16)> = BTreeSet::new();
     for pod in objects.pods().filter(|pod| pod.meshed()) {
         for port in objects.ports_of(pod, None) {
-            let mut about = policies.iter().filter(|policy| {
-                policy.name.namespace == pod.name.namespace
-                    && objects.is_target(&policy.target, &pod.name, Some(pod), port)
-            });
-            if let Some(first) = about.next() {
-                about.for_each(|other| conflict(&other.name, &first.name));
-            }
             let authz = objects.port_authz(&pod.name, port);
             let allows = authz.rules.iter().any(|rule| rule.action == Action::Allow);
             if authz.default.access == DefaultAccess::Deny && !allows {

@@ -151,6 +151,20 @@ fn every_code_of_policies() {
     assert_eq!(codes(&[&deny, &allow]), []);
     let again = deny.replace("name: p", "name: q");
     assert_eq!(codes(&[&deny, &again, &allow]), [Code::Conflicting]);
+    let younger = deny.replace("name: p", "name: a, creationTimestamp: '2026-01-02T00:00:00Z'");
+    let older = deny.replace("name: p", "name: p, creationTimestamp: '2026-01-01T00:00:00Z'");
+    let found = offline(&[SERVICES, &older, &younger, &allow]);
+    assert_eq!(found[0].object, "ServerPolicy/shop/a", "age counts, not names: {found:?}");
+    let traffic = |name: &str, service: &str| {
+        let spec = format!(
+            "{{targetRef: {{kind: Service, name: {service}}}, limits: {{pendingRequests: 5}}}}"
+        );
+        policy("BackendTrafficPolicy", name, &spec)
+    };
+    let [one, two] = ["a", "b"].map(|name| traffic(name, "tax"));
+    assert_eq!(codes(&[&one]), []);
+    assert_eq!(codes(&[&one, &two]), [Code::Conflicting]);
+    assert_eq!(codes(&[&traffic("a", "taxi")]), [Code::TargetMissing]);
     let closes = policy("AuthorizationPolicy", "d", "{action: Deny}");
     assert_eq!(codes(&[&closes]), [Code::NobodyLetIn]);
     let of = |target: &str| policy("AuthorizationPolicy", "a", &format!("{{targetRef: {target}}}"));

@@ -1,12 +1,12 @@
 //! The objects, the references among them, and what a change of one touches.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::authz::Defaults;
 use super::identity::MeshNames;
+use super::multimap::Multimap;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
     GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
@@ -164,6 +164,10 @@ impl Objects {
         self.port_policies.get(name)
     }
 
+    pub fn traffic_policies(&self) -> impl Iterator<Item = &Arc<TrafficPolicy>> {
+        self.traffic_policies.values()
+    }
+
     pub fn traffic_policy(&self, name: &Name) -> Option<&Arc<TrafficPolicy>> {
         self.traffic_policies.get(name)
     }
@@ -212,7 +216,7 @@ impl Objects {
 
     /// Every pod with an address of its own, as [`Self::pod_by_ip`] finds it.
     pub fn pods_by_ip(&self) -> BTreeMap<IpAddr, Arc<Pod>> {
-        let addresses = self.pods_by_address.0.keys();
+        let addresses = self.pods_by_address.keys();
         addresses.filter_map(|ip| Some((*ip, Arc::clone(self.pod_by_ip(*ip)?)))).collect()
     }
 
@@ -368,6 +372,8 @@ impl Objects {
         let replaced = replace(&mut self.traffic_policies, name.clone(), new);
         let Some(old) = replaced else { return };
         touched.changed = true;
+        // A gateway's routes have queues, too.
+        touched.gateways = true;
         for service in old.as_deref().and_then(about).into_iter().chain(now) {
             let parents = self.parents_by_backend.get(&service);
             touched
@@ -663,33 +669,4 @@ fn replace_arc<K: Ord, V: PartialEq>(
         Some(new) => map.insert(key, new),
         None => map.remove(&key),
     })
-}
-
-/// A set of values by key.
-#[derive(Clone, Debug)]
-struct Multimap<K, V>(HashMap<K, BTreeSet<V>>);
-
-impl<K, V> Default for Multimap<K, V> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Eq + Hash, V: Ord> Multimap<K, V> {
-    fn get(&self, key: &K) -> impl Iterator<Item = &V> {
-        self.0.get(key).into_iter().flatten()
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        self.0.entry(key).or_default().insert(value);
-    }
-
-    fn remove(&mut self, key: &K, value: &V) {
-        if let Some(values) = self.0.get_mut(key) {
-            values.remove(value);
-            if values.is_empty() {
-                self.0.remove(key);
-            }
-        }
-    }
 }

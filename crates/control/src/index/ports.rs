@@ -110,8 +110,8 @@ impl Objects {
         let rival = pods.find_map(|(pod, object)| {
             self.ports_of(object, None).into_iter().find_map(|port| {
                 let about = |of: &PortPolicy| self.is_target(&of.target, pod, Some(object), port);
-                let rival = rivals.iter().find(|rival| about(rival))?;
-                about(policy).then_some(*rival)
+                // First what is false of most ports.
+                about(policy).then(|| rivals.iter().find(|rival| about(rival)).copied())?
             })
         });
         rival.map(|rival| Before { policy: &rival.name, everywhere: false })

@@ -47,7 +47,7 @@ impl Objects {
         let of = |route: &super::object::HttpRoute| Route {
             meta: Meta::Resource(route_ref(Kind::HttpRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::HttpRoute, &route.head), &route.rules, &besides),
+            rules: self.rules(in_mesh(Kind::HttpRoute, &route.head), &route.rules, &besides),
         };
         routes.into_iter().map(of).collect()
     }
@@ -67,7 +67,7 @@ impl Objects {
         let of = |route: &super::object::GrpcRoute| Route {
             meta: Meta::Resource(route_ref(Kind::GrpcRoute, &route.head.name)),
             hosts: route.hosts.clone(),
-            rules: self.rules(route_from(Kind::GrpcRoute, &route.head), &route.rules, &besides),
+            rules: self.rules(in_mesh(Kind::GrpcRoute, &route.head), &route.rules, &besides),
         };
         routes.into_iter().map(of).collect()
     }
@@ -88,7 +88,7 @@ impl Objects {
             }
             Some(route) => {
                 let meta = route_ref(Kind::TcpRoute, &route.head.name);
-                let from = route_from(Kind::TcpRoute, &route.head);
+                let from = in_mesh(Kind::TcpRoute, &route.head);
                 (Meta::Resource(meta), self.connections(from, &route.backends))
             }
         };
@@ -107,7 +107,7 @@ impl Objects {
         let of = |route: &super::object::TlsRoute| ModelTcpRoute {
             meta: Meta::Resource(route_ref(Kind::TlsRoute, &route.head.name)),
             snis: route.snis.clone(),
-            backends: self.connections(route_from(Kind::TlsRoute, &route.head), &route.backends),
+            backends: self.connections(in_mesh(Kind::TlsRoute, &route.head), &route.backends),
             refuse: None,
         };
         routes.into_iter().map(of).collect()
@@ -297,12 +297,13 @@ impl Objects {
     }
 
     /// Whether a route may send to a service: one of its own namespace, its own parent (whose
-    /// traffic it has anyway), or one whose namespace lets it.
+    /// traffic it has anyway, unless the traffic came through the edge), or one whose namespace
+    /// lets it.
     fn is_granted(&self, from: RouteFrom<'_>, service: &Name) -> bool {
         let namespace = &from.head.name.namespace;
-        if service.namespace == *namespace
-            || from.head.parents.iter().any(|parent| parent.service == *service)
-        {
+        let own_parent =
+            || !from.edge && from.head.parents.iter().any(|parent| parent.service == *service);
+        if service.namespace == *namespace || own_parent() {
             return true;
         }
         self.grants_in(&service.namespace).any(|grant| {
@@ -333,10 +334,18 @@ pub(super) struct Besides {
 pub struct RouteFrom<'a> {
     pub kind: Kind,
     pub head: &'a RouteHead,
+    /// Whether requests from outside count, too: those of Gateways.
+    edge: bool,
 }
 
+/// For all of its parents.
 pub fn route_from(kind: Kind, head: &RouteHead) -> RouteFrom<'_> {
-    RouteFrom { kind, head }
+    RouteFrom { kind, head, edge: !head.gateways.is_empty() }
+}
+
+/// For those of its parents that are Services.
+fn in_mesh(kind: Kind, head: &RouteHead) -> RouteFrom<'_> {
+    RouteFrom { kind, head, edge: false }
 }
 
 /// Why a route cannot send to what it names.

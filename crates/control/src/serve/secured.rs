@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::future::{Either, Ready, ready};
+use futures_util::future::{BoxFuture, Either, FutureExt, TryFutureExt, ready};
 use http::{Request, Response};
+use http_body_util::BodyExt;
 use mesh_tls::WorkloadId;
 use tokio::io::{self, AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio_rustls::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -32,6 +33,8 @@ const HANDSHAKES: (usize, usize) = (512, 8);
 /// Connections at a time, and those of one peer: a proxy has two.
 const CONNECTIONS: (usize, usize) = (50_000, 16);
 const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Answers under way at a time on a connection of somebody without a certificate, who needs two.
+const FOR_A_VISITOR: usize = 8;
 /// Before accepting again after an error of the listener, such as too many open files.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -58,11 +61,13 @@ pub(super) struct Client {
     /// It asked for what needs a certificate. The connection ends with that answer: whoever has a certificate by now
     /// shows it on the next one. A linkerd2-proxy would ask on this one for ever, which it opened before it had any.
     refused: Arc<AtomicBool>,
+    /// For answers, if nobody is known.
+    places: Arc<Semaphore>,
 }
 
 impl Client {
     fn new(id: Option<Arc<str>>) -> Self {
-        Self { id, refused: Arc::default() }
+        Self { id, refused: Arc::default(), places: Arc::new(Semaphore::new(FOR_A_VISITOR)) }
     }
 }
 
@@ -209,10 +214,11 @@ pub(super) struct Guarded<S> {
 impl<S, B> Service<Request<B>> for Guarded<S>
 where
     S: Service<Request<B>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<S::Future, Ready<Result<Response<Body>, Infallible>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<Response<Body>, Infallible>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -220,17 +226,30 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let client = request.extensions().get::<Client>();
-        if client.is_some_and(|client| client.id.is_some())
-            || FOR_ANYONE.contains(&request.uri().path())
-        {
+        let Some(client) = client.filter(|client| client.id.is_none()) else {
             return Either::Left(self.inner.call(request));
-        }
-        if let Some(client) = client {
+        };
+        let refused = |status: Status| Either::Right(ready(Ok(status.into_http())).boxed());
+        if !FOR_ANYONE.contains(&request.uri().path()) {
             client.refused.store(true, Relaxed);
+            return refused(Status::unauthenticated("a client certificate of this mesh is needed"));
         }
-        let refusal = Status::unauthenticated("a client certificate of this mesh is needed");
-        Either::Right(ready(Ok(refusal.into_http())))
+        let Ok(place) = Arc::clone(&client.places).try_acquire_owned() else {
+            let why = "too many requests at a time without a client certificate";
+            return refused(Status::resource_exhausted(why));
+        };
+        let answer = self.inner.call(request);
+        // A watch is under way for as long as its body is.
+        let answer = answer.map_ok(|answer| {
+            answer.map(|body| Body::new(body.map_frame(move |frame| held(&place, frame))))
+        });
+        Either::Right(answer.boxed())
     }
+}
+
+/// What is held is there until all frames are.
+fn held<T>(_place: &OwnedSemaphorePermit, frame: T) -> T {
+    frame
 }
 
 #[cfg(test)]
@@ -315,6 +334,13 @@ mod tests {
         };
         let visiting = ControlClient::new(channel(visit.clone()), Workload::default());
         visiting.watch_trust_bundle().await.map(drop).unwrap();
+        let watches: Vec<_> = {
+            let watch = || visiting.watch_trust_bundle();
+            futures_util::future::join_all((0..=FOR_A_VISITOR).map(|_| watch())).await
+        };
+        let full = watches.iter().filter_map(|watch| watch.as_ref().err()).map(Status::code);
+        assert_eq!(full.collect::<Vec<_>>(), [Code::ResourceExhausted]);
+        drop(watches);
         let key = Key::generate();
         let certified = visiting.certify(web.as_str(), "token", key.request(&web)).await.unwrap();
 

@@ -98,14 +98,14 @@ pub(super) struct Answers<T> {
 pub(super) async fn ask<T, F>(
     pods: Vec<Arc<Pod>>,
     asker: &Asker,
-    question: impl Fn(ProxyClient<Channel>) -> F,
+    question: impl Fn(&Arc<Pod>, ProxyClient<Channel>) -> F,
 ) -> Answers<T>
 where
     F: Future<Output = Result<T, Status>>,
 {
     let meshed = pods.into_iter().filter(|pod| pod.meshed() && pod.running);
     let asked = meshed.map(|pod| {
-        let answer = asker.place(&pod).map(|place| question(asker.client(place)));
+        let answer = asker.place(&pod).map(|place| question(&pod, asker.client(place)));
         async move {
             let answer = match answer {
                 None => Err("it has no address".to_owned()),
@@ -135,7 +135,7 @@ pub(super) async fn stats(
     asker: &Asker,
     window: u32,
 ) -> Answers<ext::StatsReply> {
-    ask(pods, asker, |mut client| async move {
+    ask(pods, asker, |_, mut client| async move {
         let request = ext::StatsRequest { window_seconds: window };
         client.stats(request).await.map(tonic::Response::into_inner)
     })

@@ -233,10 +233,12 @@ impl Mesh for MeshService {
     }
 
     async fn what_if(&self, request: Request<ext::WhatIfRequest>) -> Answer<ext::WhatIfReply> {
+        self.informed().await?;
         Ok(Response::new(what_if::what_if(&self.shared, request.get_ref())?))
     }
 
     async fn analyze(&self, request: Request<ext::AnalyzeRequest>) -> Answer<ext::AnalyzeReply> {
+        self.informed().await?;
         Ok(Response::new(analysis::analyze(&self.shared, request.get_ref())?))
     }
 
@@ -244,6 +246,7 @@ impl Mesh for MeshService {
         &self,
         request: Request<ext::MeshNotableRequest>,
     ) -> Answer<ext::MeshNotableReply> {
+        self.informed().await?;
         let request = request.into_inner();
         let reply = notable::notable(&self.shared, &self.asker, request).await?;
         Ok(Response::new(reply))

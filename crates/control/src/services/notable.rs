@@ -16,6 +16,9 @@ use crate::index::Objects;
 use crate::index::object::{Name, Pod};
 use crate::state::Shared;
 
+/// How many requests an answer has at most, also if the asker sets no limit.
+const MAX_REQUESTS: usize = 10_000;
+
 /// Answers a request.
 ///
 /// # Errors
@@ -46,17 +49,30 @@ pub(super) async fn notable(
     };
     // Of a service's clients, what they sent elsewhere is left out here.
     let of_each = if wanted.services.is_empty() { limit } else { 0 };
-    let told = ask(pods, asker, |mut client| {
+    let keep = match limit {
+        0 => MAX_REQUESTS,
+        limit => MAX_REQUESTS.min(limit as usize),
+    };
+    let wanted = &wanted;
+    let told = ask(pods, asker, |pod, mut client| {
         let request = NotableRequest { id: id.clone(), limit: of_each };
-        async move { client.notable(request).await.map(tonic::Response::into_inner) }
+        let pod = pod.name.clone();
+        async move {
+            let reply = client.notable(request).await?.into_inner();
+            let mut requests = reply.requests;
+            // Here, so that what nobody will see is not held until all have answered.
+            requests.retain(|request| wanted.is(&pod, request));
+            requests.sort_by_key(|request| Reverse(request.started_unix_ms));
+            requests.truncate(keep);
+            Ok(requests)
+        }
     });
     let told = told.await;
     let index = shared.index.read();
     let proxies = u32::try_from(told.answers.len()).unwrap_or(u32::MAX);
     let mut requests: Vec<PodNotable> = Vec::new();
-    for (pod, reply) in told.answers {
-        let about = reply.requests.into_iter().filter(|request| wanted.is(&pod.name, request));
-        requests.extend(about.map(|request| PodNotable {
+    for (pod, about) in told.answers {
+        requests.extend(about.into_iter().map(|request| PodNotable {
             pod: pod.name.name.clone(),
             namespace: pod.name.namespace.clone(),
             peer: peer(index.objects(), &request),
@@ -65,9 +81,7 @@ pub(super) async fn notable(
     }
     let started = |of: &PodNotable| of.request.as_ref().map_or(0, |r| r.started_unix_ms);
     requests.sort_by_key(|of| Reverse(started(of)));
-    if limit > 0 {
-        requests.truncate(limit as usize);
-    }
+    requests.truncate(keep);
     Ok(MeshNotableReply { requests, unreachable: told.unreachable, proxies })
 }
 

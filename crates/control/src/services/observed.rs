@@ -31,7 +31,7 @@ pub(super) async fn observed(
         pods
     };
     let window_seconds = window(request.window_seconds);
-    let told = ask(pods, asker, |mut client| async move {
+    let told = ask(pods, asker, |_, mut client| async move {
         client.observed(ObservedRequest { window_seconds }).await.map(tonic::Response::into_inner)
     });
     let told = told.await;

@@ -160,7 +160,7 @@ fn head(pod: &Pod) -> ProxyRow {
 }
 
 async fn accounts(pods: impl Iterator<Item = Arc<Pod>>, asker: &Asker) -> Answers<Account> {
-    ask(pods.collect(), asker, |mut client| async move {
+    ask(pods.collect(), asker, |_, mut client| async move {
         let json = client.config(ConfigRequest {}).await?.into_inner().json;
         serde_json::from_str(&json).map_err(|error| {
             tonic::Status::internal(format!("its account of itself cannot be read: {error}"))
@@ -186,7 +186,7 @@ pub(super) async fn proxy_config(
     if !pod.meshed() {
         return Err(Failure::NotFound(format!("pod {name} has no proxy")));
     }
-    let mut answers = ask(vec![pod], asker, |mut client| async move {
+    let mut answers = ask(vec![pod], asker, |_, mut client| async move {
         client.config(ConfigRequest {}).await.map(tonic::Response::into_inner)
     })
     .await;

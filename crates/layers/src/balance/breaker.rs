@@ -16,7 +16,8 @@ pub struct BreakerConfig {
     /// This many failures in a row open it. `None` and 0: never.
     pub consecutive: Option<u32>,
     pub success_rate: Option<SuccessRate>,
-    /// A response whose head takes longer than this is a failure.
+    /// A response whose head takes longer than this is a failure, the client's time to send the request
+    /// not counted.
     pub latency: Option<Duration>,
     /// The terms of an open breaker, longer each time a probe fails.
     pub backoff: Backoff,

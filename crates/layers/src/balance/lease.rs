@@ -63,10 +63,16 @@ impl<S> Lease<S> {
         self.shared.config.breaker.is_some()
     }
 
-    /// Whether an answer now comes too late for the breaker.
-    pub(super) fn is_late(&self, now: Instant) -> bool {
-        let latency = self.shared.config.breaker.and_then(|breaker| breaker.latency);
-        latency.is_some_and(|most| now.saturating_duration_since(self.started) > most)
+    /// The longest that an answer may take for the breaker.
+    pub(super) fn max_latency(&self) -> Option<Duration> {
+        self.shared.config.breaker.and_then(|breaker| breaker.latency)
+    }
+
+    /// Whether an answer now comes too late for the breaker, of an endpoint that has all it needs since
+    /// then, or since it was acquired.
+    pub(super) fn is_late(&self, now: Instant, since: Option<Instant>) -> bool {
+        let since = since.map_or(self.started, |since| since.max(self.started));
+        self.max_latency().is_some_and(|most| now.saturating_duration_since(since) > most)
     }
 
     /// Whether it decides about the endpoint and has not yet.

@@ -245,6 +245,11 @@ impl<S> Balancer<S> {
         self.0.state.lock().status(Instant::now())
     }
 
+    /// Whether nothing was heard of its endpoints yet.
+    pub fn is_unresolved(&self) -> bool {
+        self.0.state.lock().is_unresolved()
+    }
+
     /// The endpoint whose address is the one meant, in service or not.
     pub fn find(&self, is_meant: impl Fn(SocketAddr) -> bool) -> Option<SocketAddr> {
         self.0.state.lock().addrs().find(|addr| is_meant(*addr))

@@ -135,28 +135,35 @@ where
         if let Some(tried) = extensions.get::<Tried>() {
             tried.push(lease.addr());
         }
-        let (patience, request) = Patience::of(request, lease.has_breaker());
+        let (patience, request) = Patience::of(request, &lease);
         let call = lease.service().clone().call(request);
         Self { call, unanswered: Unanswered { lease: Some(lease), patience } }
     }
 }
 
 impl Patience {
-    fn of(request: Request, matters: bool) -> (Self, Request) {
+    fn of<S>(request: Request, lease: &Lease<S>) -> (Self, Request) {
         let extensions = request.extensions();
         let limit = extensions.get::<RequestDeadline>().map(|deadline| deadline.0);
         let head = extensions.get::<TryDeadline>().map(|deadline| deadline.0).or(limit);
-        if !matters || head.is_none() {
+        let timed = lease.max_latency().is_some();
+        if !(timed || lease.has_breaker() && head.is_some()) {
             return (Self::default(), request);
         }
         let (parts, body) = request.into_parts();
-        let (starved, body) = Starved::follow(body);
+        let (starved, body) = Starved::follow(body, timed);
         (Self { request: limit, head, starved }, Request::from_parts(parts, body))
     }
 
     /// Whether it is the endpoint's fault that the request is given up before its head.
     fn ended_before_head(&self, now: Instant) -> bool {
         self.head.is_some_and(|at| at <= now) && !self.starved.now()
+    }
+
+    /// Whether the endpoint takes too long for its breaker. The time that the client took to send what
+    /// it has to is not the endpoint's.
+    fn is_over<S>(&self, lease: &Lease<S>, now: Instant) -> bool {
+        lease.is_late(now, self.starved.until()) && !self.starved.now()
     }
 
     /// Whether it is the endpoint's fault that the response is given up.
@@ -212,7 +219,7 @@ where
     } else {
         lease.observe(rtt, now);
     }
-    if lease.is_late(now) {
+    if patience.is_over(&lease, now) {
         lease.settle_failure(None);
     }
     // A body may last for ever; a probe can't wait for that.
@@ -261,10 +268,9 @@ impl<S> Drop for Unanswered<S> {
     fn drop(&mut self) {
         let Some(lease) = &mut self.lease else { return };
         let now = Instant::now();
-        let starved = self.patience.starved.now();
-        if self.patience.ended_before_head(now) || (lease.is_late(now) && !starved) {
+        if self.patience.ended_before_head(now) || self.patience.is_over(lease, now) {
             lease.failure(None);
-        } else if !starved {
+        } else if !self.patience.starved.now() {
             // Not to its discredit, but it can't be faster than that.
             lease.observe_at_least(now);
         }

@@ -218,6 +218,10 @@ impl<S> State<S> {
         self.ring.walk(key).find(untried).or_else(|| self.ring.walk(key).find(usable))
     }
 
+    pub(super) fn is_unresolved(&self) -> bool {
+        self.slots.is_empty() && self.missing == Missing::Unresolved
+    }
+
     fn blocked(&self, now: Instant) -> Blocked {
         let reason = match self.missing {
             _ if !self.slots.is_empty() => Reason::AllEjected,

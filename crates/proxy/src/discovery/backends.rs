@@ -12,9 +12,6 @@ pub(crate) struct BackendRules {
     pub(crate) budget: Budget,
 }
 
-/// Retries per request, and a second on top of that, where nobody says anything else.
-const BUDGET: (f64, u32) = (0.2, 10);
-
 impl BackendRules {
     /// Whether that changes anything. What is counted is counted on.
     pub(super) fn take(&mut self, extension: BackendExtension) -> bool {
@@ -23,7 +20,7 @@ impl BackendRules {
         }
         let budget = extension.retry_budget;
         let (ratio, min) =
-            budget.map_or(BUDGET, |b| (f64::from(b.percent) / 100.0, b.min_per_second));
+            budget.map_or(Budget::USUAL, |b| (f64::from(b.percent) / 100.0, b.min_per_second));
         self.budget.set(ratio, min);
         self.in_flight = extension.max_in_flight.map(|max| match &self.in_flight {
             Some(limit) => limit.resized(max as usize),

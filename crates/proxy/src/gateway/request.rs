@@ -14,6 +14,7 @@ use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
 use mesh_layers::{Body, BoxError, Request, Response, is_grpc};
 use mesh_model::Reason;
 use mesh_model::matching::host_of;
+use mesh_model::route::Entrance;
 
 use super::Gateway;
 use super::certificates::Table;
@@ -77,16 +78,20 @@ impl Front {
             return Err(too_large(max_body));
         }
         self.tell(request.headers_mut(), host.as_ref());
+        request.extensions_mut().insert(self.entrance());
         Ok(())
+    }
+
+    fn entrance(&self) -> Entrance {
+        Entrance { secured: self.secured.is_some(), port: self.port }
     }
 
     /// Has servers know the client as the gateway does.
     fn tell(&self, headers: &mut HeaderMap, host: Option<&http::uri::Authority>) {
-        remove_all(headers, |name| begins(name, &OF_THE_MESH) || begins(name, &OF_PROXIES));
+        remove_all(headers, |name| reads_as(name, &OF_THE_MESH) || reads_as(name, &OF_PROXIES));
         headers.remove(FORWARDED);
         headers.insert(X_FORWARDED_FOR, self.forwarded_for.clone());
-        let scheme = if self.secured.is_some() { "https" } else { "http" };
-        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
+        headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(self.entrance().scheme()));
         let host = host.and_then(|host| HeaderValue::from_str(host.as_str()).ok());
         if let Some(host) = host.or_else(|| headers.get(HOST).cloned()) {
             headers.insert(X_FORWARDED_HOST, host);
@@ -138,11 +143,11 @@ fn keep_inside(response: &mut Response) {
             *response.body_mut() = Body::full(format!("{status}\n"));
         }
     }
-    remove_all(response.headers_mut(), |name| begins(name, &OF_THE_MESH));
+    remove_all(response.headers_mut(), |name| reads_as(name, &OF_THE_MESH));
 }
 
-fn begins(name: &HeaderName, prefixes: &[&str]) -> bool {
-    prefixes.iter().any(|prefix| name.as_str().starts_with(prefix))
+fn reads_as(name: &HeaderName, prefixes: &[&str]) -> bool {
+    prefixes.iter().any(|prefix| forward::reads_as_prefix(name, prefix))
 }
 
 fn remove_all(headers: &mut HeaderMap, is: impl Fn(&HeaderName) -> bool) {
@@ -227,12 +232,21 @@ mod tests {
             ("x-forwarded-user", "admin"),
             ("x-real-ip", "10.0.0.1"),
             ("forwarded", "for=10.0.0.1"),
+            ("l5d_client_id", "admin"),
+            ("x_mesh_any", "1"),
+            ("x.mesh~any", "1"),
+            ("x_forwarded_for", "10.0.0.1"),
+            ("x-forwarded_for", "10.0.0.1"),
+            ("x.forwarded.user", "admin"),
+            ("x_real_ip", "10.0.0.1"),
             ("x-mine", "1"),
+            ("x_forward", "1"),
         ]);
         front.tell(&mut told, None);
         let wanted = headers(&[
             ("host", "shop"),
             ("x-mine", "1"),
+            ("x_forward", "1"),
             ("x-forwarded-for", "192.0.2.1"),
             ("x-forwarded-proto", "http"),
             ("x-forwarded-host", "shop"),

@@ -119,7 +119,8 @@ impl Client {
     }
 
     async fn open_http1(&self, permit: Permit) -> Result<http1::SendRequest<Body>, BoxError> {
-        let io = self.inner.connect.open().await?;
+        let mut io = self.inner.connect.open().await?;
+        io.hold(permit);
         let (send, conn) = http1::Builder::new()
             .max_buf_size(self.inner.max_header_bytes)
             .handshake(TokioIo::new(io))
@@ -128,7 +129,6 @@ impl Client {
         tokio::spawn(async move {
             // What went wrong reaches the exchange that was under way.
             let _ = conn.with_upgrades().await;
-            drop(permit);
         });
         Ok(send)
     }
@@ -173,7 +173,8 @@ impl Client {
     }
 
     async fn open_http2(&self, permit: Permit) -> Result<(), BoxError> {
-        let io = self.inner.connect.open().await?;
+        let mut io = self.inner.connect.open().await?;
+        io.hold(permit);
         let params = &self.inner.http2;
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder
@@ -208,7 +209,6 @@ impl Client {
                 polled
             })
             .await;
-            drop(permit);
         });
         Ok(())
     }

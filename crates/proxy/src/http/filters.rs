@@ -10,12 +10,12 @@ use http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use mesh_layers::{Body, BoxError, Request, Response, ResponseFuture};
 use mesh_model::Reason;
 use mesh_model::route::{
-    FailureInjector, Fault, FaultKind, Filter, InjectedFailure, Redirect, Rewrite,
+    Entrance, FailureInjector, Fault, FaultKind, Filter, InjectedFailure, Redirect, Rewrite,
 };
 use tower::{Layer, Service};
 
 use super::mirror::Mirror;
-use crate::draws::Draws;
+use crate::draws::Deck;
 use crate::error::{Failure, MeshError};
 
 /// The path prefix that the matching rule matched, for filters that replace it.
@@ -25,13 +25,13 @@ pub(crate) struct MatchedPrefix(pub(crate) Arc<str>);
 /// A filter, ready for use.
 #[derive(Debug)]
 pub(crate) enum Apply {
-    Filter(Filter, Draws),
+    Filter(Filter, Deck),
     Mirror(Mirror),
 }
 
 impl Apply {
     pub(crate) fn filter(filter: Filter) -> Self {
-        Self::Filter(filter, Draws::default())
+        Self::Filter(filter, Deck::default())
     }
 }
 
@@ -82,11 +82,11 @@ where
                     mirror.copy(&mut request);
                     Ok(Done::Nothing)
                 }
-                Apply::Filter(filter, draws) => {
+                Apply::Filter(filter, deck) => {
                     if let Filter::Cors(_) = filter {
                         origin = request.headers().get(header::ORIGIN).cloned();
                     }
-                    apply(filter, &mut request, || draws.next())
+                    apply(filter, &mut request, || deck.next())
                 }
             };
             match done {
@@ -245,6 +245,9 @@ fn redirect_to(redirect: &Redirect, request: &Request) -> Result<Response, MeshE
         let mut bare = http::Request::new(());
         *bare.uri_mut() = request.uri().clone();
         *bare.headers_mut() = request.headers().clone();
+        if let Some(entrance) = request.extensions().get::<Entrance>() {
+            bare.extensions_mut().insert(*entrance);
+        }
         bare.into_parts()
     };
     let own_port = crate::http::forward::authority_of(request).and_then(|a| a.port_u16());
@@ -290,6 +293,35 @@ mod tests {
         assert_eq!(location(&prefix, "/old/"), "http://shop.example:8080/new/a?q=1");
         let root = Redirect { path: Some(PathModifier::Prefix("/".into())), ..redirect() };
         assert_eq!(location(&root, "/old/a"), "http://shop.example:8080/?q=1");
+    }
+
+    #[test]
+    fn at_the_edge_a_redirect_stays_at_the_listener() {
+        let of = |scheme: Option<&str>, port| Redirect {
+            scheme: scheme.map(Into::into),
+            port,
+            ..redirect()
+        };
+        let same = of(None, None);
+        for (secured, port, redirect, expected) in [
+            (true, 443, &same, "https://shop.example/"),
+            (true, 8443, &same, "https://shop.example:8443/"),
+            (false, 80, &same, "http://shop.example/"),
+            (false, 443, &same, "http://shop.example:443/"),
+            (true, 8443, &of(None, Some(443)), "https://shop.example/"),
+            (true, 8443, &of(Some("http"), None), "http://shop.example/"),
+            (false, 8080, &of(Some("https"), None), "https://shop.example/"),
+            (false, 8080, &of(Some("app"), None), "app://shop.example:8080/"),
+            (false, 8080, &of(Some("https"), Some(8443)), "https://shop.example:8443/"),
+        ] {
+            // Whatever the client says of both.
+            for uri in ["/", "http://shop.example:9/", "https://shop.example:9/"] {
+                let mut request = request(uri);
+                request.extensions_mut().insert(Entrance { secured, port });
+                let response = redirect_to(redirect, &request).unwrap();
+                assert_eq!(response.headers()[header::LOCATION], expected, "{uri} {redirect:?}");
+            }
+        }
     }
 
     #[test]

@@ -62,6 +62,17 @@ pub(crate) fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether applications read a header's name as one that begins so: those that get headers as variables
+/// (CGI, WSGI) cannot tell `-` from `_`, and some from nothing else that is no letter or digit.
+pub(crate) fn reads_as_prefix(name: &HeaderName, prefix: &str) -> bool {
+    let alike = |(have, wanted): (&u8, &u8)| match wanted {
+        b'-' => !have.is_ascii_alphanumeric(),
+        wanted => have == wanted,
+    };
+    let name = name.as_str().as_bytes();
+    name.len() >= prefix.len() && name.iter().zip(prefix.as_bytes()).all(alike)
+}
+
 /// Makes a request fit to be passed on. An upgrade keeps the two fields that ask for it.
 pub(crate) fn prepare_request(request: &mut Request, upgrade: bool) {
     let wanted = upgrade.then(|| request.headers().get(UPGRADE).cloned()).flatten();

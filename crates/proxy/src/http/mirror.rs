@@ -17,7 +17,7 @@ use mesh_model::route::Ratio;
 use tokio::sync::{Semaphore, mpsc};
 use tower::Service;
 
-use crate::draws::Draws;
+use crate::draws::Deck;
 
 /// Copies under way; requests beyond get none.
 const MAX_COPIES: usize = 64;
@@ -32,19 +32,19 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Mirror {
     to: HttpService,
     ratio: Ratio,
-    draws: Arc<Draws>,
+    deck: Arc<Deck>,
     copies: Arc<Semaphore>,
 }
 
 impl Mirror {
     pub(crate) fn new(to: HttpService, ratio: Ratio) -> Self {
         let copies = Arc::new(Semaphore::new(MAX_COPIES));
-        Self { to, ratio, draws: Arc::default(), copies }
+        Self { to, ratio, deck: Arc::default(), copies }
     }
 
     /// Sends a copy of a request, if this one is to have one.
     pub(crate) fn copy(&self, request: &mut Request) {
-        if super::forward::wants_upgrade(request) || !self.ratio.covers(self.draws.next()) {
+        if super::forward::wants_upgrade(request) || !self.ratio.covers(self.deck.next()) {
             return;
         }
         let Ok(place) = Arc::clone(&self.copies).try_acquire_owned() else { return };

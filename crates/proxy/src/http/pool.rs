@@ -216,7 +216,7 @@ pub(crate) enum Http1 {
     Open(Permit),
 }
 
-/// One of the connections allowed to the endpoint; kept by whoever drives the connection. It must not
+/// One of the connections allowed to the endpoint; kept by the connection. It must not
 /// keep the pool: the pool keeps idle connections, which would then outlive their endpoint.
 #[derive(Debug)]
 pub(crate) struct Permit {

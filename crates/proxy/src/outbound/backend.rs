@@ -192,6 +192,12 @@ impl BackendStack {
         self.balancer().status().iter().any(|endpoint| endpoint.state == Health::Ready)
     }
 
+    /// Whether it is known that no request would get an endpoint now. Of endpoints that were not heard
+    /// of yet, nothing is.
+    pub(crate) fn is_out(&self) -> bool {
+        !self.balancer().is_unresolved() && !self.is_available()
+    }
+
     pub(crate) fn endpoints(&self) -> Vec<EndpointStatus> {
         self.balancer().status()
     }
@@ -347,11 +353,22 @@ impl Follow {
             let gone = tokio::select! {
                 changed = endpoints.changed() => changed.is_err(),
                 changed = extension.changed() => changed.is_err(),
+                () = self.term() => false,
             };
             if gone {
                 return;
             }
         }
+    }
+
+    /// Until a balancer that was replaced has nobody waiting any more: it would keep its connections.
+    async fn term(&self) {
+        let soonest = self.retired.lock().iter().map(|(until, _)| *until).min();
+        match soonest {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+        self.retired();
     }
 
     /// Makes these the balancer's endpoints; those that are the same keep all they have.

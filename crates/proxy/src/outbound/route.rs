@@ -255,6 +255,8 @@ enum Spread<B> {
 /// What [`Spread`] needs to know of a backend.
 trait Available {
     fn is_available(&self) -> bool;
+    /// Whether it is known that nobody is there to take anything.
+    fn is_out(&self) -> bool;
 }
 
 impl<B: Available> Spread<B> {
@@ -296,6 +298,18 @@ impl<B: Available> Spread<B> {
     }
 }
 
+impl<B: Available> Spread<B> {
+    /// The one that is meant, if it still gets traffic and has anybody to take it.
+    fn meant(&self, is_meant: impl Fn(&B) -> bool) -> Option<&B> {
+        let found = match self {
+            Self::Empty => None,
+            Self::First(backends) => backends.iter().find(|b| is_meant(b)),
+            Self::Random(backends, _) => backends.iter().map(|(b, _)| b).find(|b| is_meant(b)),
+        };
+        found.filter(|b| !b.is_out())
+    }
+}
+
 /// Sends each try to one of a rule's backends.
 #[derive(Clone, Debug)]
 struct Split {
@@ -309,15 +323,9 @@ struct Branch {
     stack: Arc<BackendStack>,
 }
 
-impl Spread<Branch> {
-    /// The branch to a backend, if it still gets traffic.
-    fn meant(&self, backend: u64) -> Option<&Branch> {
-        let is_meant = |branch: &&Branch| stable_hash(branch.stack.info.text.as_ref()) == backend;
-        match self {
-            Self::Empty => None,
-            Self::First(branches) => branches.iter().find(is_meant),
-            Self::Random(branches, _) => branches.iter().map(|(branch, _)| branch).find(is_meant),
-        }
+impl Branch {
+    fn is_to(&self, backend: u64) -> bool {
+        stable_hash(self.stack.info.text.as_ref()) == backend
     }
 }
 
@@ -325,11 +333,19 @@ impl Available for Branch {
     fn is_available(&self) -> bool {
         self.stack.is_available()
     }
+
+    fn is_out(&self) -> bool {
+        self.stack.is_out()
+    }
 }
 
 impl Available for Arc<BackendStack> {
     fn is_available(&self) -> bool {
         BackendStack::is_available(self)
+    }
+
+    fn is_out(&self) -> bool {
+        BackendStack::is_out(self)
     }
 }
 
@@ -347,7 +363,7 @@ impl Service<Request> for Split {
             None => self.branches.pick().map(|branch| (branch, request, None)),
             Some(sessions) => {
                 let (meant, request, answer) = sessions.begin(request);
-                let branch = meant.and_then(|meant| self.branches.meant(meant));
+                let branch = meant.and_then(|backend| self.branches.meant(|b| b.is_to(backend)));
                 branch
                     .or_else(|| self.branches.pick())
                     .map(|branch| (branch, request, Some(answer)))
@@ -434,6 +450,10 @@ mod tests {
         fn is_available(&self) -> bool {
             self.1
         }
+
+        fn is_out(&self) -> bool {
+            !self.1
+        }
     }
 
     #[test]
@@ -445,6 +465,19 @@ mod tests {
         let a = (0..draws).filter(|_| spread.pick().unwrap().0 == "a").count();
         assert!((a as f64 / f64::from(draws) - 0.75).abs() < 0.001, "{a} of {draws}");
         assert!((0..1000).all(|_| spread.pick().unwrap().0 != "never"));
+    }
+
+    #[test]
+    fn a_session_leaves_a_backend_that_has_nobody() {
+        let backends = || [("a", false), ("b", true)].map(Arc::new);
+        let weighed = backends().map(|backend| (backend, 1)).to_vec();
+        for distribution in
+            [Distribution::FirstAvailable(backends().to_vec()), Distribution::Random(weighed)]
+        {
+            let spread = Spread::new(&distribution, |b| **b);
+            let meant = |name| spread.meant(|(of, _)| *of == name).map(|(of, _)| *of);
+            assert_eq!((meant("a"), meant("b"), meant("c")), (None, Some("b"), None));
+        }
     }
 
     #[test]

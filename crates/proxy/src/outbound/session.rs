@@ -15,6 +15,9 @@ use mesh_model::route::{Session, SessionBy};
 use super::backend::{BackendStack, stable_hash};
 use crate::exchange::Exchange;
 
+/// Seconds by which the clocks of two proxies may differ: a client takes a session from one to another.
+const SKEW: u64 = 60;
+
 /// The sessions of one rule.
 #[derive(Debug)]
 pub(super) struct Sessions {
@@ -76,7 +79,8 @@ impl Sessions {
 
     fn is_alive(&self, token: &Token, now: u64) -> bool {
         let within = |since: u64, limit: Option<Duration>| {
-            since <= now && limit.is_none_or(|limit| now - since < limit.as_secs().max(1))
+            since <= now.saturating_add(SKEW)
+                && limit.is_none_or(|limit| now.saturating_sub(since) < limit.as_secs().max(1))
         };
         within(token.began, self.session.absolute) && within(token.used, self.session.idle)
     }
@@ -205,6 +209,9 @@ mod tests {
         assert!(sessions.is_alive(&TOKEN, 1019));
         assert!(!sessions.is_alive(&TOKEN, 1020), "idle");
         assert!(!sessions.is_alive(&Token { used: 1099, ..TOKEN }, 1100), "over");
-        assert!(!sessions.is_alive(&TOKEN, 999), "of the future");
+        assert!(sessions.is_alive(&TOKEN, 950), "by a clock that is ahead");
+        assert!(!sessions.is_alive(&TOKEN, 949), "of the future");
+        let forged = Token { used: u64::MAX, ..TOKEN };
+        assert!(!sessions.is_alive(&forged, 1010));
     }
 }

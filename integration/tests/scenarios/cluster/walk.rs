@@ -7,10 +7,12 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use kube::api::{Api, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use kube::config::{KubeConfigOptions, Kubeconfig};
@@ -60,30 +62,10 @@ async fn a_mesh_comes_works_changes_and_goes() {
         return programs::skipped(test, &why);
     }
     let before = cluster.wide_objects().await;
-
-    cluster.meshctl(&["check", "--pre"]).await.succeeded();
-    let registry = format!("image.registry={}", cluster.images);
-    let install = ["install", "-y", "--set", &registry];
-    cluster.meshctl(&install).await.succeeded();
-    cluster.meshctl(&["check"]).await.succeeded();
-    let again = cluster.meshctl(&["diff"]).await;
-    assert_eq!(again.code, 0, "nothing is to change: {}", again.stdout);
-
-    cluster.demo().await;
-    cluster.everything_is_meshed().await;
-    cluster.people_see_what_happens().await;
-    cluster.a_policy_decides_while_it_is_there().await;
-    cluster.nobody_notices_a_rollout("finance").await;
-
-    cluster.meshctl(&["upgrade", "-y", "--set", "controlPlane.log=debug"]).await.succeeded();
-    cluster.meshctl(&["check", "--proxy", "-n", SHOP]).await.succeeded();
-    cluster.secured("portal", "finance").await;
-
-    let refused = cluster.meshctl(&["uninstall", "-y"]).await;
-    assert_eq!(refused.code, 1, "pods are meshed: {}", refused.stdout);
-    cluster.forget(SHOP).await;
-    cluster.meshctl(&["uninstall", "-y", "--purge-crds"]).await.succeeded();
-    cluster.forget(MESH).await;
+    if let Err(panic) = AssertUnwindSafe(cluster.walk()).catch_unwind().await {
+        cluster.clean().await;
+        std::panic::resume_unwind(panic);
+    }
     let after = cluster.wide_objects().await;
     let left: Vec<_> = after.symmetric_difference(&before).collect();
     assert!(left.is_empty(), "{left:?}");
@@ -109,6 +91,40 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// From `check --pre` to `uninstall`.
+    async fn walk(&self) {
+        self.meshctl(&["check", "--pre"]).await.succeeded();
+        let registry = format!("image.registry={}", self.images);
+        self.meshctl(&["install", "-y", "--set", &registry]).await.succeeded();
+        self.meshctl(&["check"]).await.succeeded();
+        let again = self.meshctl(&["diff"]).await;
+        assert_eq!(again.code, 0, "nothing is to change: {}", again.stdout);
+
+        self.demo().await;
+        self.everything_is_meshed().await;
+        self.people_see_what_happens().await;
+        self.a_policy_decides_while_it_is_there().await;
+        self.nobody_notices_a_rollout("finance").await;
+
+        self.meshctl(&["upgrade", "-y", "--set", "controlPlane.log=debug"]).await.succeeded();
+        self.meshctl(&["check", "--proxy", "-n", SHOP]).await.succeeded();
+        self.secured("portal", "finance").await;
+
+        let refused = self.meshctl(&["uninstall", "-y"]).await;
+        assert_eq!(refused.code, 1, "pods are meshed: {}", refused.stdout);
+        self.forget(SHOP).await;
+        self.meshctl(&["uninstall", "-y", "--purge-crds"]).await.succeeded();
+        self.forget(MESH).await;
+    }
+
+    /// Takes away what a walk that has failed has left. Each step is made whatever became of the one before.
+    async fn clean(&self) {
+        let _ = AssertUnwindSafe(self.forget(SHOP)).catch_unwind().await;
+        let uninstall = self.meshctl(&["uninstall", "-y", "--force", "--purge-crds"]);
+        let _ = AssertUnwindSafe(uninstall).catch_unwind().await;
+        let _ = AssertUnwindSafe(self.forget(MESH)).catch_unwind().await;
     }
 
     async fn meshctl(&self, args: &[&str]) -> Ran {
@@ -277,11 +293,12 @@ impl Cluster {
             pods.into_iter().filter_map(|pod| pod.metadata.name).collect::<BTreeSet<_>>()
         };
         let former = names().await;
+        assert!(!former.is_empty(), "{name} has no pods");
         deployments.restart(name).await.unwrap();
         wait::until_within("the new pods", PATIENCE, async || {
             let pods = self.pods().list(&labels).await.ok()?.items;
             let new = |pod: &Pod| pod.metadata.name.as_ref().is_some_and(|n| !former.contains(n));
-            pods.iter().all(|pod| new(pod) && is_ready(pod)).then_some(())
+            (!pods.is_empty() && pods.iter().all(|pod| new(pod) && is_ready(pod))).then_some(())
         })
         .await;
         let view = ["stat", &format!("deploy/{name}"), "--from", "deploy/portal", "-n", SHOP];

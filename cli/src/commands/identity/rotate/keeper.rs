@@ -16,13 +16,13 @@ pub(super) trait Keeper {
     async fn trust(&self, root: &Root) -> Result<(), CliError>;
     /// Has no other root trusted.
     async fn trust_only(&self, root: &Root) -> Result<(), CliError>;
-    /// Makes the next generation's issuer the one that signs.
-    async fn switch_issuer(&self) -> Result<(), CliError>;
-    /// The next generation is the present one, and needs no place of its own any more.
-    async fn finish(&self) -> Result<(), CliError>;
+    /// Makes the issuer of the next generation, which is that of the root, the one that signs.
+    async fn switch_issuer(&self, root: &Root) -> Result<(), CliError>;
+    /// The next generation, which is that of the root, is the present one, and needs no place of its own any more.
+    async fn finish(&self, root: &Root) -> Result<(), CliError>;
 }
 
-/// That of a local mesh: its files.
+/// That of a local mesh: its files, which are locked as long as somebody rotates.
 impl Keeper for Authority {
     async fn roots(&self) -> Result<Vec<Root>, CliError> {
         self.roots()
@@ -44,11 +44,11 @@ impl Keeper for Authority {
         self.trust_only(root)
     }
 
-    async fn switch_issuer(&self) -> Result<(), CliError> {
+    async fn switch_issuer(&self, _root: &Root) -> Result<(), CliError> {
         self.switch_issuer()
     }
 
-    async fn finish(&self) -> Result<(), CliError> {
+    async fn finish(&self, _root: &Root) -> Result<(), CliError> {
         self.finish()
     }
 }

@@ -1,14 +1,15 @@
 //! The authority of a mesh in a cluster: the Secret that its control planes follow, and a second one for the next
 //! generation while there is one.
 //!
-//! Each change is of the Secret as it was read: of two who rotate at a time one is told so.
+//! Each change is of the Secret as it was read: of two who rotate at a time one is told so. And each is made for the
+//! root that the second one holds: whoever has waited for the proxies of another root is told so, too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{Api, DeleteParams, PostParams};
+use kube::api::{Api, DeleteParams, PostParams, Preconditions};
 use mesh_tls::Issuer;
 
 use super::keeper::Keeper;
@@ -76,11 +77,27 @@ impl<'a> IssuerSecret<'a> {
         }
     }
 
-    async fn write_roots(&self, roots: &[Root]) -> Result<(), CliError> {
+    async fn write_roots(&self, mut present: Secret, roots: &[Root]) -> Result<(), CliError> {
         let text: String = roots.iter().map(Root::pem).collect();
-        let mut present = self.present().await?;
         data(&mut present).insert(ROOTS.into(), ByteString(text.into_bytes()));
         self.replace(&present).await
+    }
+
+    /// The next generation, if it is still that of the root. What is to be changed then has to be read before:
+    /// another rotation that begins afterwards changes it first.
+    async fn next_of(&self, root: &Root) -> Result<Secret, CliError> {
+        let next = self.next().await?.filter(|next| {
+            let roots = roots_in(next).unwrap_or_default();
+            roots.last().is_some_and(|have| have.fingerprint == root.fingerprint)
+        });
+        next.ok_or_else(|| {
+            let namespace = &self.cluster.mesh_namespace;
+            let root = &root.certificate.subject;
+            CliError::failed(format!(
+                "the Secret {namespace}/{NEXT} does not hold the root {root} any more: somebody else rotates, too"
+            ))
+            .hint("meshctl identity, which tells the roots; once the other rotation has ended, rotate again if need be")
+        })
     }
 }
 
@@ -117,22 +134,24 @@ impl Keeper for IssuerSecret<'_> {
     }
 
     async fn trust(&self, root: &Root) -> Result<(), CliError> {
-        let mut roots = self.roots().await?;
+        let present = self.present().await?;
+        let mut roots = roots_in(&present)?;
         if roots.iter().any(|have| have.fingerprint == root.fingerprint) {
             return Ok(());
         }
         roots.push(root.clone());
-        self.write_roots(&roots).await
+        self.write_roots(present, &roots).await
     }
 
     async fn trust_only(&self, root: &Root) -> Result<(), CliError> {
-        self.write_roots(std::slice::from_ref(root)).await
+        let present = self.present().await?;
+        self.next_of(root).await?;
+        self.write_roots(present, std::slice::from_ref(root)).await
     }
 
-    async fn switch_issuer(&self) -> Result<(), CliError> {
-        let next = self.next().await?;
-        let mut next = next.ok_or_else(|| CliError::failed("the new root is gone again"))?;
+    async fn switch_issuer(&self, root: &Root) -> Result<(), CliError> {
         let mut present = self.present().await?;
+        let mut next = self.next_of(root).await?;
         for part in [CHAIN, KEY] {
             let value = data(&mut next).get(part).cloned().unwrap_or_default();
             data(&mut present).insert(part.into(), value);
@@ -140,9 +159,15 @@ impl Keeper for IssuerSecret<'_> {
         self.replace(&present).await
     }
 
-    async fn finish(&self) -> Result<(), CliError> {
+    async fn finish(&self, root: &Root) -> Result<(), CliError> {
+        // Somebody who went on with the same rotation has ended it.
+        if self.next().await?.is_none() {
+            return Ok(());
+        }
+        let next = self.next_of(root).await?;
+        let this = Preconditions { uid: next.metadata.uid, resource_version: None };
         let gone = async {
-            match self.secrets.delete(NEXT, &DeleteParams::default()).await {
+            match self.secrets.delete(NEXT, &DeleteParams::default().preconditions(this)).await {
                 Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
                 gone => gone.map(drop),
             }
@@ -197,9 +222,7 @@ mod tests {
         secret["metadata"] =
             json!({ "name": PRESENT, "namespace": "mesh-system", "resourceVersion": "1" });
         let objects = Objects::start([secret]).await;
-        let global = crate::args::Global::default();
-        let chosen = objects.files().choose(&global).unwrap().unwrap();
-        let cluster = chosen.cluster(&global).await.unwrap();
+        let cluster = objects.cluster().await;
         (objects, cluster)
     }
 
@@ -216,14 +239,13 @@ mod tests {
         secret.trust(&next.root).await.unwrap();
         assert_eq!(secret.roots().await.unwrap().len(), 2);
         assert_ne!(secret.issuer().await.unwrap().certificate(), next.issuer.certificate());
-        secret.switch_issuer().await.unwrap();
+        secret.switch_issuer(&next.root).await.unwrap();
         assert_eq!(secret.issuer().await.unwrap().certificate(), next.issuer.certificate());
         secret.trust_only(&next.root).await.unwrap();
         let roots = secret.roots().await.unwrap();
         assert_eq!(roots.len(), 1);
         assert_ne!(roots[0].fingerprint, old[0].fingerprint);
-        secret.finish().await.unwrap();
-        secret.finish().await.unwrap();
+        secret.finish(&next.root).await.unwrap();
         assert!(objects.get(&format!("mesh-system/Secret/{NEXT}")).is_none());
     }
 
@@ -239,11 +261,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_was_overtaken_by_another_rotation_changes_nothing() {
+        let (objects, cluster) = mesh().await;
+        let secret = IssuerSecret::of(&cluster).await.unwrap();
+        let mine = secret.prepare().await.unwrap();
+        secret.trust(&mine.root).await.unwrap();
+        // Somebody goes on with it, to the end, and begins another one.
+        secret.switch_issuer(&mine.root).await.unwrap();
+        secret.trust_only(&mine.root).await.unwrap();
+        secret.finish(&mine.root).await.unwrap();
+        secret.finish(&mine.root).await.unwrap();
+        let gone = secret.trust_only(&mine.root).await.unwrap_err();
+        let other = secret.prepare().await.unwrap();
+        secret.trust(&other.root).await.unwrap();
+
+        let of = |name: &str| objects.get(&format!("mesh-system/Secret/{name}")).unwrap();
+        let before = (of(PRESENT), of(NEXT));
+        for error in [
+            gone,
+            secret.switch_issuer(&mine.root).await.unwrap_err(),
+            secret.trust_only(&mine.root).await.unwrap_err(),
+            secret.finish(&mine.root).await.unwrap_err(),
+        ] {
+            assert!(error.message.contains("mesh-system/mesh-identity-next"), "{error}");
+            assert!(error.hint.unwrap().contains("meshctl identity"));
+        }
+        assert_eq!((of(PRESENT), of(NEXT)), before);
+    }
+
+    #[tokio::test]
     async fn a_mesh_without_identities_is_told_so() {
-        let objects = Objects::start([]).await;
-        let global = crate::args::Global::default();
-        let chosen = objects.files().choose(&global).unwrap().unwrap();
-        let cluster = chosen.cluster(&global).await.unwrap();
+        let cluster = Objects::start([]).await.cluster().await;
         let error = IssuerSecret::of(&cluster).await.err().unwrap();
         assert!(error.message.contains("mesh-system/mesh-identity-issuer"), "{error}");
     }

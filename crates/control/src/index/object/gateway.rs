@@ -45,7 +45,7 @@ pub struct Listener {
     pub foreign_kinds: Vec<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ListenerProtocol {
     Http,
     /// TLS that ends at the gateway, with HTTP in it.

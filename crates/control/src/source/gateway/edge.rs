@@ -2,6 +2,7 @@
 
 use gateway_api::experimental::{gatewayclasses, gateways};
 use k8s_openapi::api::core::v1 as core;
+use mesh_api::limit;
 use mesh_model::gateway::PrivateKey;
 use mesh_model::route::HostMatch;
 use mesh_tls::EdgeKey;
@@ -209,6 +210,13 @@ pub fn tls_secret(object: &core::Secret) -> Option<Certificate> {
     };
     let read = || {
         let (chain, key) = (text("tls.crt")?, text("tls.key")?);
+        if chain.len() + key.len() > limit::PEM_BYTES {
+            return Err(format!(
+                "its tls.crt and tls.key have {} bytes, which is more than {}",
+                chain.len() + key.len(),
+                limit::PEM_BYTES
+            ));
+        }
         EdgeKey::from_pem(&chain, &key).map_err(|error| error.to_string())?;
         Ok(CertificateContent { chain, key: PrivateKey(key) })
     };

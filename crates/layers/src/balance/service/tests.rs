@@ -341,6 +341,56 @@ async fn an_answer_that_comes_too_late_is_a_failure_to_the_breaker() {
     assert!(is_ejected(&balancer));
 }
 
+#[tokio::test(start_paused = true)]
+async fn the_clients_time_to_send_is_not_the_endpoints_latency() {
+    let backoff = Backoff { min: 10 * SECOND, max: 60 * SECOND, jitter: 0.0 };
+    let latency = Some(200 * MS);
+    let breaker = BreakerConfig { consecutive: Some(1), backoff, latency, ..Default::default() };
+    for (client_takes, reads_after, answers_after, ejected) in [
+        (300 * MS, Duration::ZERO, 100 * MS, false),
+        (300 * MS, Duration::ZERO, 300 * MS, true),
+        // Nobody waited for the client.
+        (Duration::ZERO, 300 * MS, Duration::ZERO, true),
+    ] {
+        let config = BalanceConfig { breaker: Some(breaker), ..BalanceConfig::default() };
+        let balancer = Balancer::new(config);
+        let serve = move |request: Request| async move {
+            sleep(reads_after).await;
+            collect(request.into_body()).await?;
+            sleep(answers_after).await;
+            Ok::<_, BoxError>(Response::default())
+        };
+        balancer.insert(addr(1), 1, HttpService::new(service_fn(serve)));
+        let (tx, body) = body_channel();
+        let (answer, ()) = tokio::join!(balancer.clone().oneshot(Request::new(body)), async move {
+            tx.data("half");
+            sleep(client_takes).await;
+            tx.data("and half");
+        });
+        answer.unwrap();
+        assert_eq!(is_ejected(&balancer), ejected, "{client_takes:?} {answers_after:?}");
+    }
+    // An answer before the client has sent all; and a client that leaves without having sent it.
+    for answers in [true, false] {
+        let config = BalanceConfig { breaker: Some(breaker), ..BalanceConfig::default() };
+        let balancer = Balancer::new(config);
+        let serve = move |request: Request| async move {
+            let read = collect(request.into_body());
+            match answers {
+                true => drop(tokio::time::timeout(300 * MS, read).await),
+                false => drop(read.await),
+            }
+            Ok::<_, BoxError>(Response::default())
+        };
+        balancer.insert(addr(1), 1, HttpService::new(service_fn(serve)));
+        let (tx, body) = body_channel();
+        tx.data("half");
+        let call = balancer.clone().oneshot(Request::new(body));
+        assert_eq!(tokio::time::timeout(SECOND, call).await.is_ok(), answers);
+        assert!(!is_ejected(&balancer), "{answers}");
+    }
+}
+
 #[tokio::test]
 async fn what_is_refused_before_the_endpoint_is_not_its_failure() {
     let balancer = balancer(|_| async {

@@ -284,14 +284,14 @@ async fn tokens_are_reviewed_for_our_audience() {
     let api = FakeApi::new();
     api.review_tokens(|token| {
         json!({
-            "authenticated": token == "good",
+            "authenticated": token == "good.a.b",
             "audiences": [AUDIENCE],
             "user": { "username": "system:serviceaccount:shop:web" },
         })
     });
     let tokens = ReviewedTokens::new(api.client());
-    assert_eq!(tokens.owner("good").await.unwrap(), shop("web"));
-    assert!(matches!(tokens.owner("bad").await, Err(TokenError::Refused { .. })));
+    assert_eq!(tokens.owner("good.a.b").await.unwrap(), shop("web"));
+    assert!(matches!(tokens.owner("bad.a.b").await, Err(TokenError::Refused { .. })));
     let asked = api.written();
     assert_eq!(asked[0].1["spec"]["audiences"], json!([AUDIENCE]));
     for text in ["", "a b", "a\nb", "é", &"a".repeat(70_000)] {
@@ -301,7 +301,7 @@ async fn tokens_are_reviewed_for_our_audience() {
 
     api.set_down(true);
     let started = Instant::now();
-    let refused = tokens.owner("good").await;
+    let refused = tokens.owner("good.a.b").await;
     assert!(matches!(refused, Err(TokenError::Unavailable { .. })), "{refused:?}");
     assert_eq!(started.elapsed().as_secs(), 10);
 }

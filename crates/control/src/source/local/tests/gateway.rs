@@ -1,10 +1,11 @@
 //! Gateways in manifests, and what the proxy at the edge is told of them.
 
 use http::Request;
+use mesh_api::Wire;
 use mesh_model::gateway::{GatewayConfig, GatewayPort};
 use mesh_model::matching;
 use mesh_model::outbound::{BackendKind, OutboundPolicy, Protocol};
-use mesh_model::route::{Filter, InjectedFailure};
+use mesh_model::route::{Filter, HostMatch, InjectedFailure};
 
 use super::Local;
 use crate::index::gateway::{Conflict, GRPC_IDLE_TIMEOUT, IDLE_TIMEOUT, NoCertificate};
@@ -94,11 +95,13 @@ fn answer(policy: Option<&OutboundPolicy>, host: &str, path: &str) -> String {
     let request = Request::get(path).header("host", host).body(()).unwrap();
     let (parts, ()) = request.into_parts();
     let Some(found) = matching::find(&http.routes, &parts) else { return "404".into() };
-    if let Some(Filter::Fail(fail)) = found.rule_ref.filters.first() {
+    let backend = found.rule_ref.action.backends.backends().next();
+    let filters = backend.map(|backend| backend.filters.first());
+    if let Some(Filter::Fail(fail)) = filters.flatten().or(found.rule_ref.filters.first()) {
         let InjectedFailure::Http(status) = fail.failure else { panic!("{fail:?}") };
         return status.as_u16().to_string();
     }
-    let backend = found.rule_ref.action.backends.backends().next().unwrap();
+    let backend = backend.unwrap();
     let BackendKind::Balance(balance) = &backend.backend.kind else { panic!() };
     balance.path.split('.').next().unwrap().to_owned()
 }
@@ -235,6 +238,139 @@ fn of_listeners_in_conflict_the_first_counts() {
     assert!(port.bytes.is_none());
 }
 
+#[test]
+fn nobody_takes_a_part_of_the_hosts_of_strangers() {
+    let first = "creationTimestamp: '2026-01-01T00:00:00Z'";
+    let of = |namespace: &str, age: &str, listener: &str| {
+        gateway("edge", listener)
+            .replace("namespace: shop}", &format!("namespace: {namespace}, {age}}}"))
+    };
+    let wild = |allowed: &str| {
+        format!("{{name: wild, port: 80, protocol: HTTP, hostname: '*.shop.example'{allowed}}}")
+    };
+    let api = "{name: api, port: 80, protocol: HTTP, hostname: api.shop.example}";
+    let later = "creationTimestamp: '2026-02-01T00:00:00Z'";
+    let conflicts = |documents: &[String]| -> Vec<_> {
+        let local = local(documents);
+        let placed = local.index.objects().placed_listeners();
+        placed.iter().map(|placed| placed.conflict).collect()
+    };
+    assert_eq!(
+        conflicts(&[of("shop", first, &wild("")), of("bank", later, api)]),
+        [None, Some(Conflict::Host)]
+    );
+    let allowed = ", allowedRoutes: {namespaces: {from: All}}";
+    for (older, younger) in [
+        // Whose routes it takes, whose listeners, too.
+        (of("shop", first, &wild(allowed)), of("bank", later, api)),
+        (of("shop", first, &wild("")), of("shop", later, api).replace("name: edge", "name: other")),
+        // What was there before stays.
+        (of("bank", first, api), of("shop", later, &wild(""))),
+    ] {
+        assert_eq!(conflicts(&[older.clone(), younger.clone()]), [None, None], "{older}{younger}");
+    }
+}
+
+#[test]
+fn what_is_too_much_for_one_gateway_is_the_youngest() {
+    let older = route("HTTPRoute", "shop/web", "name: edge", "hostnames: [old.example]").replace(
+        "name: web, namespace",
+        "creationTimestamp: '2026-01-01T00:00:00Z', name: web, namespace",
+    );
+    let mut documents = vec![gateway("edge", "{name: all, port: 80, protocol: HTTP}")];
+    let younger = |n| {
+        route("HTTPRoute", "shop/api", "name: edge", &format!("hostnames: [n{n}.example]")).replace(
+            "name: api, namespace: shop}",
+            &format!("creationTimestamp: '2026-02-01T00:00:00Z', name: r{n:04}, namespace: shop}}"),
+        )
+    };
+    documents.extend((0..1100).map(younger));
+    documents.push(older);
+    let local = local(&documents);
+    let config = config(&local);
+    config.encode().unwrap();
+    let policy = config.ports[0].http.as_ref();
+    let to = |host: &str| answer(policy, host, "/");
+    assert_eq!(to("old.example"), "web");
+    assert_eq!(
+        (to("n0.example"), to("n997.example"), to("n998.example")),
+        ("api".into(), "api".into(), "404".into())
+    );
+}
+
+#[test]
+fn regular_expressions_are_so_many() {
+    let with = |name: &str, created: &str, patterns: usize| {
+        let of = |n| format!("{{path: {{type: RegularExpression, value: '/{name}{n}.*'}}}}");
+        let matches = (0..patterns).map(of).collect::<Vec<_>>().join(", ");
+        route("HTTPRoute", "shop/web", "name: edge", "")
+            .replace("rules: [{", &format!("rules: [{{matches: [{matches}], "))
+            .replace(
+                "name: web, namespace",
+                &format!(
+                    "creationTimestamp: '2026-{created}-01T00:00:00Z', name: {name}, namespace"
+                ),
+            )
+    };
+    let many = (1..=9).map(|n| with(&format!("r{n}"), &format!("0{n}"), 120));
+    let mut documents = vec![gateway("edge", "{name: all, port: 80, protocol: HTTP}")];
+    documents.extend(many);
+    let policy = port(&local(&documents), 80).http;
+    let to = |path: &str| answer(policy.as_ref(), "a", path);
+    assert_eq!((to("/r8119").as_str(), to("/r90").as_str()), ("web", "404"));
+}
+
+#[test]
+fn ports_and_listeners_are_so_many() {
+    let listeners = |from: u16| {
+        let of = |port| format!("{{name: p{port}, port: {port}, protocol: HTTP}}");
+        (from..from + 64).map(of).collect::<Vec<_>>().join(", ")
+    };
+    let documents: Vec<_> =
+        (0..5).map(|n| gateway(&format!("g{n}"), &listeners(1000 + 64 * n))).collect();
+    let ports = local(&documents);
+    let config = config(&ports);
+    config.encode().unwrap();
+    assert_eq!(config.ports.len(), 256);
+    let placed = ports.index.objects().placed_listeners();
+    let refused: Vec<_> = placed.iter().filter(|placed| placed.conflict.is_some()).collect();
+    assert_eq!(refused.len(), 64);
+    assert!(refused.iter().all(|p| p.gateway.name.name == "g4"));
+    assert!(refused.iter().all(|p| p.conflict == Some(Conflict::TooMany)));
+
+    let hosts = |gateway: usize| {
+        let of =
+            |n| format!("{{name: h{n}, port: 80, protocol: HTTP, hostname: h{n}.g{gateway}.test}}");
+        (0..64).map(of).collect::<Vec<_>>().join(", ")
+    };
+    let documents: Vec<_> = (0..16).map(|n| gateway(&format!("g{n:02}"), &hosts(n))).collect();
+    let placed_of = local(&documents);
+    let placed = placed_of.index.objects().placed_listeners();
+    let refused: Vec<_> = placed.iter().filter(|placed| placed.conflict.is_some()).collect();
+    assert_eq!(refused.len(), 16 * 64 - 1000);
+    self::config(&placed_of).encode().unwrap();
+}
+
+#[test]
+fn a_route_at_a_gateway_sends_to_other_namespaces_with_a_grant_only() {
+    // Its own parent, whose traffic it has anyway: but not what comes through the edge.
+    let parents = "parentRefs: [{namespace: shop, name: edge}, \
+                   {group: '', kind: Service, namespace: bank, name: bank, port: 80}]";
+    let stranger = format!(
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n\
+         metadata: {{name: open, namespace: shop}}\nspec:\n  {parents}\n  \
+         rules: [{{backendRefs: [{{name: bank, namespace: bank, port: 80}}]}}]\n---\n"
+    );
+    let grant = "apiVersion: gateway.networking.k8s.io/v1\nkind: ReferenceGrant\n\
+                 metadata: {name: edge, namespace: bank}\n\
+                 spec:\n  from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}]\n  \
+                 to: [{group: '', kind: Service}]\n---\n";
+    let listener = gateway("edge", "{name: all, port: 80, protocol: HTTP}");
+    let to = |documents: &[String]| answer(port(&local(documents), 80).http.as_ref(), "a", "/");
+    assert_eq!(to(&[listener.clone(), stranger.clone()]), "500");
+    assert_eq!(to(&[listener, stranger, grant.to_owned()]), "bank");
+}
+
 const HTTPS: &str = "{name: https, port: 443, protocol: HTTPS, hostname: shop.example, \
                       tls: {certificateRefs: [{name: shop}]}}";
 
@@ -291,6 +427,18 @@ fn a_certificate_that_is_none_is_a_problem_with_its_place() {
 }
 
 #[test]
+fn a_certificate_that_is_too_large_is_a_problem() {
+    let large = secret("shop/shop", "shop.example");
+    let end = large.find("  tls.key").unwrap();
+    let line = format!("    {}\n", "#".repeat(1000));
+    let large = format!("{}{}{}", &large[..end], line.repeat(300), &large[end..]);
+    let local = local(&[gateway("edge", HTTPS), large]);
+    let problems = local.problems();
+    let told = problems.iter().find(|problem| problem.object == "Secret/shop/shop").unwrap();
+    assert!(told.to_string().contains("more than 262144"), "{told}");
+}
+
+#[test]
 fn tls_is_passed_on_by_name_beside_https() {
     let local = local(&[
         gateway(
@@ -308,6 +456,30 @@ fn tls_is_passed_on_by_name_beside_https() {
     let Some(Protocol::Tls(tls)) = port.bytes.map(|policy| policy.protocol) else { panic!() };
     let snis: Vec<_> = tls.routes[0].snis.iter().map(ToString::to_string).collect();
     assert_eq!(snis, ["api.example"], "the other host is the narrower listener's");
+}
+
+#[test]
+fn a_listener_of_tls_does_not_lend_its_routes_either() {
+    let tls = |name: &str, host: &str| {
+        format!(
+            "{{name: {name}, port: 443, protocol: TLS, hostname: '{host}', tls: {{mode: Passthrough}}}}"
+        )
+    };
+    let listeners = format!("{}, {}", tls("wild", "*.example"), tls("api", "api.example"));
+    let local = local(&[
+        gateway("edge", &listeners),
+        route("TLSRoute", "shop/api", "name: edge, sectionName: wild", "hostnames: ['*.example']"),
+    ]);
+    let Some(Protocol::Tls(tls)) = port(&local, 443).bytes.map(|policy| policy.protocol) else {
+        panic!()
+    };
+    let of = |sni| {
+        let fit = |snis: &[HostMatch]| snis.iter().filter_map(|of| of.match_host(sni)).max();
+        let fits = tls.routes.iter().filter_map(|route| Some((fit(&route.snis)?, route)));
+        let found = fits.max_by_key(|(fit, _)| *fit);
+        found.map(|(_, route)| route.backends.backends().count())
+    };
+    assert_eq!((of("shop.example"), of("api.example"), of("other.test")), (Some(1), Some(0), None));
 }
 
 #[test]

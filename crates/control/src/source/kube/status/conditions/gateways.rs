@@ -141,11 +141,15 @@ fn listener(placed: &Placed<'_>, subject: &Subject, objects: &Objects, now: Time
         },
         Some(Conflict::Host) => Verdict {
             status: "True",
-            ..Verdict::no("HostnameConflict", "an older listener has its hostname")
+            ..Verdict::no("HostnameConflict", "an older listener has its hostname, or all like it")
         },
+        Some(Conflict::TooMany) => Verdict::no("NoConflicts", "older listeners leave no room"),
         None => Verdict::no("NoConflicts", "no other listener is in its way"),
     };
     let accepted = match conflict {
+        Some(Conflict::TooMany) => {
+            Verdict::no("TooManyListeners", "older listeners are as many as a gateway has")
+        }
         Some(_) => Verdict::no("PortUnavailable", "another listener has the port or the hostname"),
         None => Verdict::yes("Accepted", "it is in force"),
     };
