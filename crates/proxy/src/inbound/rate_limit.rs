@@ -61,7 +61,10 @@ impl Bucket {
             return None;
         }
         let interval = Duration::from_secs(1) / rate.per_second;
-        let used = self.0.map_or(now, |used| used.max(now)) + interval;
+        // What is saved of an interval when a request comes late is not lost, or a rate of which requests
+        // come at other times than its own would be less. It never makes one whole request more at once.
+        let saved = now.checked_sub(interval).unwrap_or(now) + Duration::from_nanos(1);
+        let used = self.0.map_or(now, |used| used.max(saved)) + interval;
         let reach = interval.saturating_mul(rate.burst.max(1));
         (now.checked_add(reach)? >= used).then_some(Self(Some(used)))
     }
