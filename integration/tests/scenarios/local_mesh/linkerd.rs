@@ -117,7 +117,8 @@ fn id(account: &str) -> String {
 }
 
 async fn metrics(pod: &Namespace) -> String {
-    pod.run(&["curl", "-sS", "--max-time", "20", "http://127.0.0.1:4191/metrics"]).await.stdout
+    let url = format!("http://{}:4191/metrics", pod.ip);
+    pod.run(&["curl", "-sS", "--max-time", "20", &url]).await.succeeded().stdout
 }
 
 /// A pod's figures have such a line, above zero.

@@ -96,6 +96,8 @@ pub(super) struct Namespace {
     name: String,
     /// Of all namespaces of the mesh.
     prefix: String,
+    /// The pod's address.
+    pub(super) ip: String,
 }
 
 impl Namespace {
@@ -110,7 +112,8 @@ impl Namespace {
         let names = list.lines().filter_map(|line| line.split(' ').next());
         let pod = client["name"].as_str().unwrap();
         let mut names = names.filter(|name| name.starts_with(&prefix) && name.contains(pod));
-        Self { name: names.next().unwrap().to_owned(), prefix }
+        let ip = client["ip"].as_str().unwrap().to_owned();
+        Self { name: names.next().unwrap().to_owned(), prefix, ip }
     }
 
     pub(super) async fn run(&self, command: &[&str]) -> Ran {
