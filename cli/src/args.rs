@@ -79,6 +79,7 @@ pub enum Commands {
     Check(commands::check::CheckArgs),
     Analyze(commands::analyze::AnalyzeArgs),
     Explain(commands::explain::ExplainArgs),
+    BugReport(commands::bug_report::BugReportArgs),
     Version(commands::version::VersionArgs),
     Completion(commands::completion::CompletionArgs),
 }

@@ -87,6 +87,30 @@ pub const KEPT: [Kind; 14] = [
     Kind { version: "v1beta1", ..kind("ReferenceGrant", GATEWAY_API, "referencegrants", true) },
 ];
 
+/// Where the mesh's own pods tell how they are.
+pub const POD: Kind = kind("Pod", "", "pods", true);
+pub const EVENT: Kind = kind("Event", "", "events", true);
+
+/// The group of the mesh's own policies.
+const POLICY: &str = "policy.meshctl.dev";
+
+/// What tells a mesh what to do, in all namespaces.
+pub const TOLD: [Kind; 7] = [
+    Kind {
+        version: "v1alpha1",
+        ..kind("AuthorizationPolicy", POLICY, "authorizationpolicies", true)
+    },
+    Kind { version: "v1alpha1", ..kind("ServerPolicy", POLICY, "serverpolicies", true) },
+    Kind {
+        version: "v1alpha1",
+        ..kind("BackendTrafficPolicy", POLICY, "backendtrafficpolicies", true)
+    },
+    kind("Gateway", GATEWAY_API, "gateways", true),
+    kind("HTTPRoute", GATEWAY_API, "httproutes", true),
+    kind("GRPCRoute", GATEWAY_API, "grpcroutes", true),
+    Kind { version: "v1beta1", ..kind("ReferenceGrant", GATEWAY_API, "referencegrants", true) },
+];
+
 impl Kind {
     /// That of a manifest.
     pub fn of(name: &str) -> Result<&'static Self, CliError> {
@@ -174,6 +198,27 @@ impl Cluster {
         let asked = async {
             match api.list(&ours).await {
                 // A cluster need not have all kinds.
+                Err(error) if refusal::is_missing(&error) => Ok(Vec::new()),
+                answer => answer.map(|found| found.items),
+            }
+        };
+        self.ask(&format!("list {}", kind.plural), asked).await
+    }
+
+    /// Objects of a kind in a namespace, or in all; none of a kind that the cluster lacks.
+    pub async fn list(
+        &self,
+        kind: &Kind,
+        namespace: Option<&str>,
+        limit: u32,
+    ) -> Result<Vec<DynamicObject>, CliError> {
+        let api = match namespace {
+            Some(namespace) => self.api(kind, namespace),
+            None => Api::all_with(self.client.clone(), &kind.api_resource()),
+        };
+        let params = ListParams::default().limit(limit);
+        let asked = async {
+            match api.list(&params).await {
                 Err(error) if refusal::is_missing(&error) => Ok(Vec::new()),
                 answer => answer.map(|found| found.items),
             }

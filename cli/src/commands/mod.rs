@@ -2,6 +2,7 @@
 
 pub mod analyze;
 pub mod authz;
+pub mod bug_report;
 pub mod check;
 pub mod completion;
 pub mod demo;
@@ -50,6 +51,7 @@ pub async fn run(command: Commands, cx: &mut Context) -> Result<ExitCode, CliErr
         Commands::Check(args) => check::run(args, cx).await,
         Commands::Explain(args) => explain::run(args, cx).await,
         Commands::Analyze(args) => analyze::run(args, cx).await,
+        Commands::BugReport(args) => bug_report::run(args, cx).await,
         Commands::Version(args) => version::run(args, cx).await,
         Commands::Install(args) => install::install(args, cx).await,
         Commands::Upgrade(args) => install::upgrade(args, cx).await,

@@ -25,6 +25,9 @@ use super::object::{
 };
 use super::ports;
 
+/// Where a proxy itself answers: for `tap` and its figures; and about its state, which kubelets ask for.
+pub const PROXY_PORTS: [u16; 2] = [4190, 4191];
+
 /// The control plane's namespace. Its annotations are the mesh's.
 pub const MESH_NAMESPACE: &str = "mesh-system";
 
@@ -58,7 +61,8 @@ impl Default for Defaults {
 
 impl Objects {
     /// All that decides who may use a pod's port. While the pod is not seen yet, it cannot be said
-    /// which policies are about it; if there are any that could be, nobody may.
+    /// which policies are about it; if there are any that could be, nobody may. A proxy's own ports are
+    /// no part of the workload: it would not be ready where the workload lets nobody in.
     pub fn port_authz(&self, pod: &Name, port: u16) -> PortAuthz {
         let object = self.pods.get(pod).map(|pod| &**pod);
         let mut rules = Vec::new();
@@ -131,6 +135,10 @@ impl Objects {
         if let Some((policy, access)) = governing.first(|policy| policy.default_access) {
             return DefaultRule { access, meta: ports::meta(policy), cluster };
         }
+        if PROXY_PORTS.contains(&port) {
+            let access = DefaultAccess::AllUnauthenticated;
+            return DefaultRule { access, meta: Meta::Default(access.as_str().into()), cluster };
+        }
         let of_namespace = |name: &str| self.namespaces.get(name).and_then(|ns| ns.default_access);
         let access = match pod {
             None if self.may_be_restricted(&name.namespace) => DefaultAccess::Deny,
@@ -157,6 +165,9 @@ impl Objects {
         pod: Option<&Pod>,
         port: u16,
     ) -> bool {
+        if PROXY_PORTS.contains(&port) {
+            return false;
+        }
         match target {
             PolicyTarget::Namespace => true,
             PolicyTarget::Workload { kind, name, port: wanted } => pod.is_some_and(|pod| {

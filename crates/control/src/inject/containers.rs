@@ -8,12 +8,17 @@ use super::edit::{Added, Edit};
 use super::options::{self, Options};
 use super::{INIT_CONTAINER, PROXY_CONTAINER, PROXY_UID, Settings};
 use crate::identity::tokens::AUDIENCE;
+use crate::index::authz::PROXY_PORTS;
 use crate::source::kubernetes::PROXY_VERSION_ANNOTATION;
 
 const OUTBOUND_PORT: u16 = 4140;
 /// Names and numbers of the proxy's ports.
-pub(super) const PORTS: [(&str, i32); 4] =
-    [("", 4140), ("mesh-inbound", 4143), ("mesh-control", 4190), ("mesh-admin", 4191)];
+pub(super) const PORTS: [(&str, u16); 4] = [
+    ("", OUTBOUND_PORT),
+    ("mesh-inbound", 4143),
+    ("mesh-control", PROXY_PORTS[0]),
+    ("mesh-admin", PROXY_PORTS[1]),
+];
 const TOKEN_VOLUME: &str = "mesh-token";
 const STATE_VOLUME: &str = "mesh-identity";
 pub(super) const VOLUMES: [&str; 2] = [TOKEN_VOLUME, STATE_VOLUME];

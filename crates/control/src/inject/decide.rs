@@ -116,7 +116,9 @@ fn obstacle(spec: &PodSpec) -> Option<String> {
         }
         let ports = container.ports.iter().flatten();
         let mut ports = ports.map(|port| port.container_port);
-        if let Some(port) = ports.find(|port| PORTS.iter().any(|(_, ours)| ours == port)) {
+        if let Some(port) =
+            ports.find(|port| PORTS.iter().any(|(_, ours)| i32::from(*ours) == *port))
+        {
             return Some(format!("container {name} has port {port}, which is the proxy's"));
         }
     }

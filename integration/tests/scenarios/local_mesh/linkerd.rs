@@ -75,7 +75,9 @@ impl Scene {
         for path in [folder.path(), &stand_in] {
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
         }
-        let mesh = LocalMesh::default().with_env("MESH_PROXY_BIN", &stand_in);
+        let mesh = LocalMesh::default()
+            .with_env("MESH_PROXY_BIN", &stand_in)
+            .with_env("MESH_CONTROL_CERTIFICATE_LIFETIME", "14s");
         let file = mesh.file("mesh.yaml", &objects(&mesh));
         let up = ["local", "up", "--transparent", "-f", &file.display().to_string()];
         mesh.meshctl(&up).await.succeeded();
@@ -183,4 +185,125 @@ with socket.create_connection(("{there}-ledger", 7100), timeout=20) as ledger:
     let edges = scene.mesh.json(&["edges", "deploy/ours"]).await;
     let edges = edges["edges"].as_array().unwrap().clone();
     assert!(!edges.is_empty() && edges.iter().all(|edge| edge["secured"] == true), "{edges:#?}");
+}
+
+/// What a policy of ours is called and says.
+fn policy(kind: &str, name: &str, spec: Value) -> Value {
+    json!({
+        "apiVersion": "policy.meshctl.dev/v1alpha1",
+        "kind": kind,
+        "metadata": { "name": name, "namespace": "test" },
+        "spec": spec,
+    })
+}
+
+/// One more service of a deployment.
+fn service_of(name: &str, app: &str) -> Value {
+    let mut service = objects::service(name);
+    service["spec"]["selector"]["app"] = app.into();
+    service
+}
+
+/// The statuses of a number of requests, one after the other, and who answered.
+async fn answers(pod: &Namespace, count: usize, url: &str) -> Vec<(String, String)> {
+    let script = format!(
+        r#"
+import urllib.error, urllib.request
+for _ in range({count}):
+    try:
+        answer = urllib.request.urlopen("{url}", timeout=20)
+    except urllib.error.HTTPError as error:
+        answer = error
+    print(answer.status, answer.headers.get("x-pod", "-"), flush=True)
+"#
+    );
+    let got = pod.run(&["python3", "-c", &script]).await.succeeded();
+    let line = |line: &str| line.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
+    got.stdout.lines().filter_map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_linkerd_proxy_keeps_to_our_policies() {
+    const TEST: &str = "a_linkerd_proxy_keeps_to_our_policies";
+    let objects = |mesh: &LocalMesh| {
+        let names = ["ours", "ours-closed", "theirs", "theirs-closed", "theirs-limited"];
+        let mut all = names.map(|name| pod(mesh, name)).concat();
+        let rule = |more: Value| {
+            let mut rule = json!({ "backendRefs": [{ "name": "ours", "port": objects::PORT }] });
+            rule.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            rule
+        };
+        all.extend(["split", "tried", "timed"].map(|name| service_of(name, "ours")));
+        all.push(objects::split("split", &[("ours", 3), ("theirs", 1)]));
+        all.push(objects::route(
+            "tried",
+            rule(json!({ "retry": { "codes": [503], "attempts": 2 } })),
+        ));
+        all.push(objects::route("timed", rule(json!({ "timeouts": { "request": "200ms" } }))));
+        for name in ["ours-closed", "theirs-closed"] {
+            let to = json!({
+                "targetRef": { "group": "apps", "kind": "Deployment", "name": name },
+                "from": [{ "serviceAccounts": ["nobody"] }],
+            });
+            all.push(policy("AuthorizationPolicy", name, to));
+        }
+        let limit = json!({
+            "targetRef": { "group": "apps", "kind": "Deployment", "name": "theirs-limited", "port": objects::PORT },
+            "rateLimit": { "total": { "requestsPerSecond": 1 } },
+        });
+        all.push(policy("ServerPolicy", "theirs-limited", limit));
+        all
+    };
+    let Some(scene) = Scene::start(TEST, objects).await else { return };
+    let (ours, theirs) = (&scene.ours, &scene.theirs);
+
+    let split = answers(theirs, 80, "http://split:8080/after/1/200").await;
+    assert!(split.iter().all(|(status, _)| status == "200"), "{split:?}");
+    for to in ["ours-", "theirs-"] {
+        assert!(split.iter().any(|(_, pod)| pod.starts_with(to)), "{split:?}");
+    }
+    let [(status, _)] = &answers(theirs, 1, "http://tried:8080/after/1/503").await[..] else {
+        panic!("no answer")
+    };
+    assert_eq!(status, "503");
+    let of_theirs = format!(r#"client_id="{}""#, id("theirs"));
+    let tries = metrics(ours).await;
+    let tries = tries.lines().find(|line| {
+        line.starts_with("response_total")
+            && line.contains(&of_theirs)
+            && line.contains(r#"="503""#)
+    });
+    assert!(
+        tries.is_some_and(|line| line.ends_with(" 3")),
+        "one request and two retries: {tries:?}"
+    );
+    let timed = answers(theirs, 1, "http://timed:8080/after/5000/200").await;
+    assert_eq!(timed[0].0, "504", "{timed:?}");
+
+    // Both ways, and a port that nothing is said of is open.
+    for (from, to, wanted) in [
+        (theirs, "ours-closed", "403"),
+        (ours, "theirs-closed", "403"),
+        (ours, "theirs", "200"),
+        (theirs, "ours", "200"),
+    ] {
+        let got = answers(from, 1, &format!("http://{to}:8080/after/1/200")).await;
+        assert_eq!(got[0].0, wanted, "{to}: {got:?}");
+    }
+    let limited = answers(ours, 30, "http://theirs-limited:8080/after/1/200").await;
+    let passed = limited.iter().filter(|(status, _)| status == "200").count();
+    let refused = limited.iter().filter(|(status, _)| status == "429").count();
+    assert!(passed >= 1 && refused >= 20 && passed + refused == 30, "{limited:?}");
+
+    // Certificates are of 14 s: after some have been replaced all goes on.
+    wait::until("their second certificate", async || {
+        let told = metrics(theirs).await;
+        let mut lines = told.lines().filter(|line| line.contains("identity_cert_refreshes_total"));
+        lines.any(|line| !line.ends_with(" 0") && !line.ends_with(" 1")).then_some(())
+    })
+    .await;
+    for (from, _, there) in scene.ways() {
+        let got = answers(from, 5, &format!("http://{there}:8080/after/1/200")).await;
+        assert!(got.iter().all(|(status, _)| status == "200"), "{got:?}");
+    }
 }

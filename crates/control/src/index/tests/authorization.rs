@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::*;
-use crate::index::authz::{Defaults, for_others};
+use crate::index::authz::{self, Defaults, for_others};
 
 fn policy_for(name: &str, target: PolicyTarget) -> Object {
     Object::AuthorizationPolicy(AuthorizationPolicy {
@@ -87,6 +87,21 @@ fn policies_are_about_what_they_target() {
         assert_eq!(about(&index, 81) == ["p"], at_81, "{target:?}");
         let elsewhere = index.objects().port_authz(&Name::new("bank", "web-1"), 80);
         assert!(elsewhere.rules.is_empty(), "{target:?}");
+    }
+}
+
+#[test]
+fn a_proxys_own_ports_are_no_part_of_the_workload() {
+    let mut objects = objects();
+    objects.push(policy_for("all", PolicyTarget::Namespace));
+    objects.push(policy_for("web", workload(Kind::Deployment, "web", None)));
+    let mesh = Defaults { access: DefaultAccess::Deny, ..Defaults::default() };
+    let mut index = Index::new(mesh, None);
+    objects.into_iter().for_each(|object| index.apply(object));
+    for port in authz::PROXY_PORTS {
+        assert!(about(&index, port).is_empty());
+        let default = index.objects().port_authz(&shop("web-1"), port).default;
+        assert_eq!(default.access, DefaultAccess::AllUnauthenticated);
     }
 }
 
