@@ -9,9 +9,9 @@ use super::identity::MeshNames;
 use super::multimap::Multimap;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
-    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
-    PolicyTarget, PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service,
-    TcpRoute, TlsRoute, TrafficPolicy, Workload,
+    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod, PortPolicy,
+    PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service, TcpRoute, TlsRoute,
+    TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -44,7 +44,7 @@ pub struct Objects {
     slices_by_pod: Multimap<Name, Name>,
     routes_by_parent: Multimap<Name, (Kind, Name)>,
     /// Services by the services their routes send to.
-    parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
+    pub(super) parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
 }
 
 /// What may be different after an event. Namespaced names of services and pods, addresses.
@@ -249,6 +249,26 @@ impl Objects {
         self.routes_by_parent.get(parent)
     }
 
+    /// What all routes have, of one that may have policies.
+    pub fn route_head(&self, kind: Kind, name: &Name) -> Option<&RouteHead> {
+        match kind {
+            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| &route.head),
+            _ => self.http_routes.get(name).map(|route| &route.head),
+        }
+    }
+
+    /// The names of a route's rules, in their order; empty where they have none.
+    pub fn rule_names(&self, kind: Kind, name: &Name) -> Vec<&str> {
+        fn of<M>(rules: &[RouteRule<M>]) -> Vec<&str> {
+            rules.iter().map(|rule| rule.name.as_str()).collect()
+        }
+        match kind {
+            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| of(&route.rules)),
+            _ => self.http_routes.get(name).map(|route| of(&route.rules)),
+        }
+        .unwrap_or_default()
+    }
+
     /// The opaque ports of a namespace, if it has its own.
     pub(super) fn namespace_opaque_ports(&self, namespace: &str) -> Option<&PortSet> {
         self.namespaces.get(namespace)?.opaque_ports.as_ref()
@@ -362,25 +382,14 @@ impl Objects {
         new: Option<TrafficPolicy>,
         touched: &mut Touched,
     ) {
-        let about = |policy: &TrafficPolicy| match &policy.target {
-            PolicyTarget::Service { name: service, .. } => {
-                Some(Name::new(&name.namespace, service))
-            }
-            _ => None,
-        };
-        let now = new.as_ref().and_then(about);
+        let now = new.as_ref().map(|policy| self.told_of(policy)).unwrap_or_default();
         let replaced = replace(&mut self.traffic_policies, name.clone(), new);
         let Some(old) = replaced else { return };
         touched.changed = true;
-        // A gateway's routes have queues, too.
+        // A gateway's routes have queues and faults, too.
         touched.gateways = true;
-        for service in old.as_deref().and_then(about).into_iter().chain(now) {
-            let parents = self.parents_by_backend.get(&service);
-            touched
-                .policies
-                .extend(parents.into_iter().flat_map(|parents| parents.keys().cloned()));
-            touched.policies.insert(service);
-        }
+        touched.policies.extend(old.map(|old| self.told_of(&old)).unwrap_or_default());
+        touched.policies.extend(now);
     }
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {

@@ -193,10 +193,16 @@ impl Objects {
         rules: &[RouteRule<M>],
         besides: &Besides,
     ) -> Vec<Rule<M, Forward>> {
+        let of_route = self.route_faults(from.kind, &from.head.name);
         let of = |rule: &RouteRule<M>| Rule {
             matches: rule.matches.clone(),
-            // First, as everything else would be in vain.
-            filters: [&besides.faults[..], &self.filters(from, &rule.filters)].concat(),
+            // Faults first, as everything else would be in vain; of faults, those that are about less.
+            filters: [
+                of_route.of(&rule.name),
+                besides.faults.clone(),
+                self.filters(from, &rule.filters),
+            ]
+            .concat(),
             action: Forward {
                 backends: self.backends(from, rule),
                 timeouts: rule.timeouts,

@@ -44,10 +44,12 @@ pub enum PolicyTarget {
         name: String,
         port: Option<PortRef>,
     },
-    /// The requests of a route to the Services of its parents.
+    /// The requests of a route to its parents.
     Route {
         kind: Kind,
         name: String,
+        /// Those of one of its rules, by name.
+        rule: Option<String>,
     },
 }
 
@@ -96,19 +98,20 @@ impl PolicyTarget {
     }
 }
 
-/// How clients of a Service treat it. What is `None` is left to others.
+/// How clients of a Service treat it, or what becomes of a route's requests. What is `None` is left to
+/// others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrafficPolicy {
     pub name: Name,
     /// As [`PortPolicy::created`].
     pub created: Option<i64>,
-    /// A Service.
+    /// A Service; or a route, which has faults only.
     pub target: PolicyTarget,
     pub balancing: Option<Balancing>,
     pub breaker: Option<BreakerPolicy>,
     pub limits: TrafficLimits,
     pub retry_budget: Option<RetryBudget>,
-    /// Besides those of all other policies about the Service.
+    /// Besides those of all other policies about the same.
     pub faults: Vec<Fault>,
 }
 

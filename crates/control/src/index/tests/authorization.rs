@@ -98,7 +98,7 @@ fn a_route_limits_a_policy_to_its_requests() {
         ..HttpMatch::default()
     };
     route.rules[0].matches = vec![path("/%62uy/")];
-    let target = |kind| PolicyTarget::Route { kind, name: "r".into() };
+    let target = |kind| PolicyTarget::Route { kind, name: "r".into(), rule: None };
     let mut all = objects();
     all.push(Object::HttpRoute(route.clone()));
     all.push(policy_for("p", target(Kind::HttpRoute)));

@@ -56,8 +56,8 @@ fn object() -> impl Strategy<Value = Object> {
             let target = match target {
                 0 => PolicyTarget::Namespace,
                 1 => PolicyTarget::Service { name: name_of("s"), port: None },
-                2 => PolicyTarget::Route { kind: Kind::HttpRoute, name: name_of("r") },
-                _ => PolicyTarget::Route { kind: Kind::GrpcRoute, name: name_of("g") },
+                2 => PolicyTarget::Route { kind: Kind::HttpRoute, name: name_of("r"), rule: None },
+                _ => PolicyTarget::Route { kind: Kind::GrpcRoute, name: name_of("g"), rule: None },
             };
             Object::AuthorizationPolicy(AuthorizationPolicy {
                 name: shop(&format!("a{name}")),

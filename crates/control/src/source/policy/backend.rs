@@ -26,8 +26,13 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
     read.version(&object.api_version);
     let spec = &object.spec;
     let target = read.target(Some(&spec.target_ref));
-    if !matches!(target, PolicyTarget::Service { .. }) {
-        read.error("spec.targetRef.kind", "a BackendTrafficPolicy is about a Service");
+    match target {
+        PolicyTarget::Service { .. } => {}
+        PolicyTarget::Route { .. } => read.faults_alone(spec),
+        _ => {
+            let message = "a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute";
+            read.error("spec.targetRef.kind", message);
+        }
     }
     let balancing = spec.load_balancer.as_ref().map(|balancer| read.balancing(balancer));
     let breaker = spec.circuit_breaker.as_ref().map(|breaker| read.breaker(breaker));
@@ -61,6 +66,25 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
 }
 
 impl Reader<'_> {
+    /// A route has no endpoints, and shares its Service's budget: several of its rules and other routes
+    /// send to the same.
+    fn faults_alone(&mut self, spec: &shape::BackendTrafficPolicySpec) {
+        for (field, given) in [
+            ("loadBalancer", spec.load_balancer.is_some()),
+            ("circuitBreaker", spec.circuit_breaker.is_some()),
+            ("limits", spec.limits.is_some()),
+            ("retryBudget", spec.retry_budget.is_some()),
+        ] {
+            if given {
+                let message = format!(
+                    "is of a Service, not of a {}: write a policy about the Service",
+                    spec.target_ref.kind
+                );
+                self.error(format!("spec.{field}"), message);
+            }
+        }
+    }
+
     fn balancing(&mut self, of: &shape::LoadBalancer) -> Balancing {
         const AT: &str = "spec.loadBalancer";
         let strategy = BALANCERS.into_iter().find(|(name, _)| *name == of.r#type);

@@ -103,6 +103,10 @@ fn every_kind_of_target() {
 #[test]
 fn mistakes_name_their_field() {
     for (spec, expected) in [
+        (
+            json!({ "targetRef": { "kind": "HTTPRoute", "name": "r", "sectionName": "a" } }),
+            "spec.targetRef.sectionName: an AuthorizationPolicy is about all requests of a route",
+        ),
         (json!({ "from": [] }), "spec.from: is empty; leave it out to mean everybody"),
         (json!({ "to": [] }), "spec.to: is empty; leave it out to mean everything"),
         (json!({ "from": [{}] }), "spec.from[0]: names nobody"),
@@ -285,6 +289,17 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
     let budget = policy.retry_budget.unwrap();
     assert_eq!((budget.percent, budget.min_per_second), (20, 0));
 
+    let of_route = |kind: &str, more: Value| {
+        let mut target = json!({ "kind": kind, "name": "r" });
+        target.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "targetRef": target, "faults": [{ "delay": "1s" }] })
+    };
+    let group = json!({ "group": "gateway.networking.k8s.io", "sectionName": "beta" });
+    let (policy, wrong) = read(of_route("GRPCRoute", group));
+    assert_eq!((wrong.as_str(), policy.faults.len()), ("", 1));
+    let (kind, name, rule) = (Kind::GrpcRoute, "r".into(), Some("beta".into()));
+    assert_eq!(policy.target, PolicyTarget::Route { kind, name, rule });
+
     let disabled = read(json!({ "circuitBreaker": { "disabled": true } })).0;
     assert_eq!(disabled.breaker, Some(BreakerPolicy::Disabled));
     let default = read(json!({ "circuitBreaker": {} })).0.breaker;
@@ -298,6 +313,20 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         (
             json!({ "targetRef": deployment, "limits": { "pendingRequests": 1 } }),
             "spec.targetRef.kind",
+        ),
+        (of_route("HTTPRoute", json!({ "port": 80 })), "spec.targetRef.port"),
+        (of_route("HTTPRoute", json!({ "sectionName": "" })), "spec.targetRef.sectionName"),
+        (of_route("Service", json!({ "sectionName": "beta" })), "spec.targetRef.sectionName"),
+        (of_route("TCPRoute", json!({})), "spec.targetRef.kind spec.targetRef.kind"),
+        (
+            json!({
+                "targetRef": { "kind": "HTTPRoute", "name": "r" },
+                "loadBalancer": { "type": "PeakEwma" },
+                "circuitBreaker": {},
+                "limits": { "pendingRequests": 1 },
+                "retryBudget": {},
+            }),
+            "spec.loadBalancer spec.circuitBreaker spec.limits spec.retryBudget",
         ),
         (json!({ "loadBalancer": { "type": "Random" } }), "spec.loadBalancer.type"),
         (json!({ "loadBalancer": at_once }), "spec.loadBalancer.slowStart"),

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::super::schema;
 use super::{Header, PolicyStatus, TargetRef, is_false};
 
-/// How clients of a Service spread their requests, and how many they make.
+/// How clients of a Service spread their requests, and how many they make; which requests of a route
+/// are to fail.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "policy.meshctl.dev",
@@ -21,7 +22,8 @@ use super::{Header, PolicyStatus, TargetRef, is_false};
     derive = "PartialEq",
     doc = "Says how clients of a Service balance, when they leave an endpoint alone, how much they ask \
            at a time and how often again. A policy about one port goes before one about the whole \
-           Service, field by field; of two about the same, the older one counts.",
+           Service, field by field; of two about the same, the older one counts. About a route, it \
+           says which of its requests fail or take longer.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.name"),
     printcolumn(name = "Port", type_ = "string", json_path = ".spec.targetRef.port"),
@@ -35,15 +37,19 @@ use super::{Header, PolicyStatus, TargetRef, is_false};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("self.targetRef.kind == 'Service'")
-        .message("a BackendTrafficPolicy is about a Service"),
+    validation = Rule::new("self.targetRef.kind in ['Service', 'HTTPRoute', 'GRPCRoute']")
+        .message("a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute"),
+    validation = Rule::new(
+        "self.targetRef.kind == 'Service' || !(has(self.loadBalancer) || has(self.circuitBreaker) || \
+         has(self.limits) || has(self.retryBudget))"
+    ).message("about a route, a BackendTrafficPolicy has faults only; the rest is the Service's"),
     validation = Rule::new(
         "has(self.loadBalancer) || has(self.circuitBreaker) || has(self.limits) || \
          has(self.retryBudget) || has(self.faults)"
     ).message("says nothing about its target")
 )]
 pub struct BackendTrafficPolicySpec {
-    /// The Service, and maybe one of its ports.
+    /// The Service, and maybe one of its ports; or a route, and maybe one of its rules.
     pub target_ref: TargetRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
@@ -53,7 +59,8 @@ pub struct BackendTrafficPolicySpec {
     pub limits: Option<Limits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
-    /// Failures and delays, to see what comes of them. Those of all policies about the Service apply.
+    /// Failures and delays, to see what comes of them. Those of all policies about the same apply,
+    /// a route's before the Service's.
     #[schemars(length(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
