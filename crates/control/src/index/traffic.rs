@@ -7,6 +7,7 @@
 
 use std::collections::BTreeSet;
 
+use mesh_api::limit;
 use mesh_model::outbound::{BackendExtension, Breaker, Queue};
 use mesh_model::route::{Fault, Filter};
 
@@ -104,7 +105,7 @@ impl Objects {
                 of == service.name && wanted.is_none_or(|wanted| wanted.is(name, port))
             })
         });
-        policies.flat_map(|policy| &policy.faults).collect()
+        policies.flat_map(|policy| &policy.faults).take(limit::FAULTS).collect()
     }
 
     /// The Services whose clients a policy may mean something to.
@@ -183,7 +184,8 @@ impl RouteFaults<'_> {
     /// Of the rule with this name, as filters.
     pub(super) fn of(&self, rule: &str) -> Vec<Filter> {
         let about = self.0.iter().filter(|(of, _)| of.is_none_or(|of| of == rule));
-        about.flat_map(|(_, faults)| faults.iter().cloned().map(Filter::Fault)).collect()
+        let faults = about.flat_map(|(_, faults)| *faults).take(limit::FAULTS);
+        faults.cloned().map(Filter::Fault).collect()
     }
 }
 

@@ -4,6 +4,7 @@
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
 mod backend;
+mod fault;
 mod schema;
 mod server;
 #[expect(

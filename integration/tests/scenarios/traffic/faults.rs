@@ -85,6 +85,8 @@ async fn faults_of_a_route_spare_the_others_of_its_service() {
     .await;
     let mut asking = Asking::of(&mesh).await;
     let (of_some, of_others) = ("/after/0/200", "/after/1/200");
+    // From now on its proxy follows what is said about the Service.
+    assert_eq!(asking.failed(of_some, 1, false).await, 0);
 
     let add = ["fault", "add", "--to", "httproute/some", "--abort", "503", "--percent", "50"];
     mesh.meshctl(&add).await.succeeded();

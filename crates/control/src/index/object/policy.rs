@@ -84,6 +84,18 @@ pub struct PortPolicy {
     pub rate_limit: Option<RateLimit>,
     /// Requests in flight.
     pub concurrency: Option<u32>,
+    /// Besides those of all other policies about the same.
+    pub faults: Vec<Fault>,
+}
+
+impl PortPolicy {
+    /// Whether it says anything of which only one policy's word counts.
+    pub fn governs(&self) -> bool {
+        self.default_access.is_some()
+            || self.protocol.is_some()
+            || self.rate_limit.is_some()
+            || self.concurrency.is_some()
+    }
 }
 
 impl PolicyTarget {

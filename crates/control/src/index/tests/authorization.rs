@@ -172,6 +172,7 @@ fn defaults_come_from_the_nearest_who_sets_one() {
         protocol: None,
         rate_limit: None,
         concurrency: None,
+        faults: Vec::new(),
     }));
     assert_eq!(access(&index, 80).access, DefaultAccess::Deny);
     assert_eq!(access(&index, 80).meta.to_string(), "ServerPolicy/shop/admin");

@@ -3,18 +3,14 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::{HeaderName, StatusCode};
-use k8s_openapi::jiff::Timestamp;
-use mesh_model::Meta;
+use http::HeaderName;
 use mesh_model::outbound::{RetryBudget, Strategy, SuccessRate};
-use mesh_model::route::{Fault, FaultKind, InjectedFailure, Ratio};
 
 use super::schema::{BALANCERS, MAX_COUNT};
 use super::{BackendTrafficPolicyObject, Reader, shape};
 use crate::index::identity::MeshNames;
 use crate::index::object::{
     Balancer, Balancing, BreakerPolicy, Kind, PolicyTarget, TrafficLimits, TrafficPolicy,
-    policy_ref,
 };
 use crate::index::policy::DEFAULT_BREAKER;
 use crate::source::kubernetes::{Converted, name_of};
@@ -38,12 +34,7 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
     let breaker = spec.circuit_breaker.as_ref().map(|breaker| read.breaker(breaker));
     let limits = spec.limits.as_ref().map(|limits| read.limits(limits));
     let retry_budget = spec.retry_budget.as_ref().map(|budget| read.budget(budget));
-    let faults: Vec<Fault> = spec
-        .faults
-        .iter()
-        .enumerate()
-        .filter_map(|(index, fault)| read.fault(fault, &format!("spec.faults[{index}]")))
-        .collect();
+    let faults = read.faults(&spec.faults, Kind::BackendTrafficPolicy);
     let says_nothing = balancing.is_none()
         && breaker.is_none()
         && limits.is_none()
@@ -188,69 +179,13 @@ impl Reader<'_> {
         budget
     }
 
-    fn fault(&mut self, of: &shape::Fault, at: &str) -> Option<Fault> {
-        let kind = match (&of.abort, &of.delay) {
-            (Some(abort), None) => self.abort(abort, &format!("{at}.abort")).map(FaultKind::Abort),
-            (None, Some(_)) => self.time(&of.delay, &format!("{at}.delay")).map(FaultKind::Delay),
-            _ => {
-                self.error(at, "a fault is either an abort or a delay");
-                None
-            }
-        };
-        let percent = of.percent.unwrap_or(100);
-        if !(1..=100).contains(&percent) {
-            self.error(format!("{at}.percent"), "is not from 1 to 100");
-        }
-        let headers = of.headers.iter().enumerate();
-        let headers = headers
-            .filter_map(|(index, header)| self.header(header, &format!("{at}.headers[{index}]")))
-            .collect();
-        let until = of.until.as_ref().and_then(|text| {
-            let time = Timestamp::from_str(text).ok();
-            if time.is_none() {
-                let message = format!("`{text}` is not a time such as 2026-01-31T12:00:00Z");
-                self.error(format!("{at}.until"), message);
-            }
-            time
-        });
-        Some(Fault {
-            meta: Meta::Resource(policy_ref(Kind::BackendTrafficPolicy, &self.name)),
-            headers,
-            ratio: Ratio { numerator: percent, denominator: 100 },
-            kind: kind?,
-            until: until.map(Into::into),
-        })
-    }
-
-    fn abort(&mut self, of: &shape::Abort, at: &str) -> Option<InjectedFailure> {
-        match (of.http_status, of.grpc_code) {
-            (Some(status), None) => {
-                let status = StatusCode::from_u16(status).ok().filter(|_| status < 600);
-                if status.is_none_or(|status| status.as_u16() < 200) {
-                    self.error(format!("{at}.httpStatus"), "is not a status from 200 to 599");
-                }
-                status.map(InjectedFailure::Http)
-            }
-            (None, Some(code)) => {
-                if !(1..=16).contains(&code) {
-                    self.error(format!("{at}.grpcCode"), "is not a code from 1 to 16");
-                }
-                Some(InjectedFailure::Grpc(code))
-            }
-            _ => {
-                self.error(at, "an abort has either an httpStatus or a grpcCode");
-                None
-            }
-        }
-    }
-
     fn at_most(&mut self, number: u32, most: u32, at: &str) {
         if number > most {
             self.error(at, format!("{number} is more than {most}"));
         }
     }
 
-    fn time(&mut self, text: &Option<String>, at: &str) -> Option<Duration> {
+    pub(super) fn time(&mut self, text: &Option<String>, at: &str) -> Option<Duration> {
         let text = text.as_ref()?;
         let parsed = gateway_api::Duration::from_str(text).ok();
         let millis = parsed.and_then(|parsed| u64::try_from(parsed.as_millis()).ok());

@@ -5,6 +5,7 @@
 //! it, since files have no API server.
 
 mod backend;
+mod fault;
 mod server;
 
 use std::collections::BTreeMap;
@@ -18,9 +19,10 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use self::backend::{
-    Abort, BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Fault, Limits,
-    LoadBalancer, RetryBudget,
+    BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
+    RetryBudget,
 };
+pub use self::fault::{Abort, Fault};
 pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;
 

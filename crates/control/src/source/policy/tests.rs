@@ -223,8 +223,15 @@ fn limits_of_a_port_are_read_whole_or_refused() {
     assert!(limit.overrides[0].1[0].starts_with("batch.bank."));
     assert_eq!(limit.header.unwrap().name, "x-tenant");
 
+    let (policy, wrong) =
+        read(json!({ "faults": [{ "abort": { "grpcCode": 14 }, "percent": 5 }] }));
+    assert_eq!((wrong.as_str(), policy.governs()), ("", false));
+    assert_eq!(policy.faults[0].meta.to_string(), "ServerPolicy/shop/p");
+
     for (spec, field) in [
         (json!({}), "spec"),
+        (json!({ "protocol": "opaque", "faults": [{ "delay": "1s" }] }), "spec.protocol"),
+        (json!({ "faults": [{ "delay": "1s", "percent": 0 }] }), "spec.faults[0].percent"),
         (json!({ "protocol": "TCP" }), "spec.protocol"),
         (json!({ "protocol": "opaque", "concurrency": 1 }), "spec.protocol"),
         (json!({ "concurrency": 0 }), "spec.concurrency"),
