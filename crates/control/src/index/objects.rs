@@ -38,6 +38,8 @@ pub struct Objects {
     pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
     pub(super) defaults: Defaults,
 
+    /// By the slices that say so.
+    pub(super) zones_by_node: Multimap<String, (String, Name)>,
     services_by_ip: Multimap<IpAddr, Name>,
     pods_by_address: Multimap<IpAddr, Name>,
     slices_by_service: Multimap<Name, Name>,
@@ -60,6 +62,8 @@ pub(super) struct Touched {
     pub(super) everywhere: bool,
     /// What Gateways do.
     pub(super) gateways: bool,
+    /// Where nodes are.
+    pub(super) zones: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
@@ -249,26 +253,6 @@ impl Objects {
         self.routes_by_parent.get(parent)
     }
 
-    /// What all routes have, of one that may have policies.
-    pub fn route_head(&self, kind: Kind, name: &Name) -> Option<&RouteHead> {
-        match kind {
-            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| &route.head),
-            _ => self.http_routes.get(name).map(|route| &route.head),
-        }
-    }
-
-    /// The names of a route's rules, in their order; empty where they have none.
-    pub fn rule_names(&self, kind: Kind, name: &Name) -> Vec<&str> {
-        fn of<M>(rules: &[RouteRule<M>]) -> Vec<&str> {
-            rules.iter().map(|rule| rule.name.as_str()).collect()
-        }
-        match kind {
-            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| of(&route.rules)),
-            _ => self.http_routes.get(name).map(|route| of(&route.rules)),
-        }
-        .unwrap_or_default()
-    }
-
     /// The opaque ports of a namespace, if it has its own.
     pub(super) fn namespace_opaque_ports(&self, namespace: &str) -> Option<&PortSet> {
         self.namespaces.get(namespace)?.opaque_ports.as_ref()
@@ -388,8 +372,11 @@ impl Objects {
         touched.changed = true;
         // A gateway's routes have queues and faults, too.
         touched.gateways = true;
-        touched.policies.extend(old.map(|old| self.told_of(&old)).unwrap_or_default());
-        touched.policies.extend(now);
+        let told: BTreeSet<Name> =
+            old.iter().flat_map(|old| self.told_of(old)).chain(now).collect();
+        // It may decide about zones.
+        touched.endpoints.extend(told.iter().cloned());
+        touched.policies.extend(told);
     }
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
@@ -445,6 +432,7 @@ impl Objects {
         let new = new.map(Arc::new);
         let Some(old) = replace_arc(&mut self.slices, name.clone(), new.clone()) else { return };
         touched.changed = true;
+        touched.zones = self.put_node_zones(name, old.as_deref(), new.as_deref());
         for slice in old.iter().chain(&new) {
             touched.endpoints.insert(Name::new(&name.namespace, &slice.service));
             touched.pods.extend(pods_in(slice));

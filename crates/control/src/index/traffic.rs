@@ -19,10 +19,10 @@ use super::routes::QUEUE;
 
 /// The policies in force at a service's port, the most specific one first.
 #[derive(Debug, Default)]
-struct Governing<'a>([Option<&'a TrafficPolicy>; 2]);
+pub(super) struct Governing<'a>([Option<&'a TrafficPolicy>; 2]);
 
 impl<'a> Governing<'a> {
-    fn first<T>(&self, field: impl Fn(&'a TrafficPolicy) -> Option<T>) -> Option<T> {
+    pub(super) fn first<T>(&self, field: impl Fn(&'a TrafficPolicy) -> Option<T>) -> Option<T> {
         self.0.iter().flatten().find_map(|policy| field(policy))
     }
 }
@@ -79,7 +79,7 @@ impl Objects {
         }
     }
 
-    fn traffic(&self, service: &Name, port: u16) -> Governing<'_> {
+    pub(super) fn traffic(&self, service: &Name, port: u16) -> Governing<'_> {
         let mut governing = Governing::default();
         let name = self.services.get(service).and_then(|object| object.port(port));
         let name = name.map_or("", |port| port.name.as_str());

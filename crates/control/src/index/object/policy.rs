@@ -123,6 +123,8 @@ pub struct TrafficPolicy {
     pub breaker: Option<BreakerPolicy>,
     pub limits: TrafficLimits,
     pub retry_budget: Option<RetryBudget>,
+    /// `None`: as the Service's hints say.
+    pub zones: Option<ZonePreference>,
     /// Besides those of all other policies about the same.
     pub faults: Vec<Fault>,
 }
@@ -134,6 +136,31 @@ impl TrafficPolicy {
             || self.breaker.is_some()
             || self.limits != TrafficLimits::default()
             || self.retry_budget.is_some()
+            || self.zones.is_some()
+    }
+}
+
+/// Which endpoints clients of a zone use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZonePreference {
+    /// Those of their own zone, while one is ready.
+    Prefer,
+    /// Those of their own zone, or none.
+    Require,
+    /// All, whatever hints say.
+    Ignore,
+}
+
+impl ZonePreference {
+    pub const ALL: [Self; 3] = [Self::Prefer, Self::Require, Self::Ignore];
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefer => "Prefer",
+            Self::Require => "Require",
+            Self::Ignore => "Ignore",
+        }
     }
 }
 

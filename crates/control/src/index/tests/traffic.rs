@@ -32,6 +32,7 @@ fn policy(name: &str, created: i64, port: Option<PortRef>) -> TrafficPolicy {
         breaker: None,
         limits: TrafficLimits::default(),
         retry_budget: None,
+        zones: None,
         faults: Vec::new(),
     }
 }

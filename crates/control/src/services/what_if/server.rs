@@ -1,5 +1,7 @@
 //! What is behind a backend: how clients balance, the endpoints, and who may.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -61,9 +63,20 @@ impl Question<'_> {
         let name = Name::new(&service.namespace, &service.name);
         let port = service.port.unwrap_or_default();
         told.balancer = words::balancer(&self.objects.backend_extension(&name, port));
-        let set = self.objects.endpoints(&name, port).unwrap_or_default();
-        told.endpoints = set.endpoints.values().map(|of| self.endpoint(of, sent)).collect();
+        let endpoints = self.endpoints(&name, port);
+        told.endpoints = endpoints.values().map(|of| self.endpoint(of, sent)).collect();
         told
+    }
+
+    /// Those that the client's pods use, each in its zone.
+    fn endpoints(&self, service: &Name, port: u16) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+        let pods = self.client.pods.iter();
+        let mut zones: BTreeSet<_> = pods.map(|pod| self.objects.zone_of(&pod.name)).collect();
+        if zones.is_empty() {
+            zones.insert(None);
+        }
+        let sets = zones.into_iter().map(|zone| self.objects.endpoints_from(service, port, zone));
+        sets.flatten().flat_map(|set| set.endpoints).collect()
     }
 
     fn endpoint(&self, endpoint: &Endpoint, sent: Option<&Sent>) -> WhatIfEndpoint {

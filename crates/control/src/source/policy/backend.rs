@@ -11,6 +11,7 @@ use super::{BackendTrafficPolicyObject, Reader, shape};
 use crate::index::identity::MeshNames;
 use crate::index::object::{
     Balancer, Balancing, BreakerPolicy, Kind, PolicyTarget, TrafficLimits, TrafficPolicy,
+    ZonePreference,
 };
 use crate::index::policy::DEFAULT_BREAKER;
 use crate::source::kubernetes::{Converted, name_of};
@@ -34,11 +35,13 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
     let breaker = spec.circuit_breaker.as_ref().map(|breaker| read.breaker(breaker));
     let limits = spec.limits.as_ref().map(|limits| read.limits(limits));
     let retry_budget = spec.retry_budget.as_ref().map(|budget| read.budget(budget));
+    let zones = spec.zone_preference.as_deref().and_then(|text| read.zones(text));
     let faults = read.faults(&spec.faults, Kind::BackendTrafficPolicy);
     let says_nothing = balancing.is_none()
         && breaker.is_none()
         && limits.is_none()
         && retry_budget.is_none()
+        && spec.zone_preference.is_none()
         && spec.faults.is_empty();
     if says_nothing {
         read.error("spec", "says nothing about its target");
@@ -51,6 +54,7 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
         breaker,
         limits: limits.unwrap_or_default(),
         retry_budget,
+        zones,
         faults,
     };
     (policy, read.findings)
@@ -65,6 +69,7 @@ impl Reader<'_> {
             ("circuitBreaker", spec.circuit_breaker.is_some()),
             ("limits", spec.limits.is_some()),
             ("retryBudget", spec.retry_budget.is_some()),
+            ("zonePreference", spec.zone_preference.is_some()),
         ] {
             if given {
                 let message = format!(
@@ -177,6 +182,15 @@ impl Reader<'_> {
         self.at_most(budget.percent, 100, &format!("{AT}.percent"));
         self.at_most(budget.min_per_second, MAX_COUNT, &format!("{AT}.minPerSecond"));
         budget
+    }
+
+    fn zones(&mut self, text: &str) -> Option<ZonePreference> {
+        let named = ZonePreference::ALL.into_iter().find(|preference| preference.as_str() == text);
+        if named.is_none() {
+            let names = ZonePreference::ALL.map(ZonePreference::as_str).join(", ");
+            self.error("spec.zonePreference", format!("`{text}` is not one of {names}"));
+        }
+        named
     }
 
     fn at_most(&mut self, number: u32, most: u32, at: &str) {

@@ -9,7 +9,7 @@ use mesh_model::outbound::Strategy;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::index::object::BreakerPolicy;
+use crate::index::object::{BreakerPolicy, ZonePreference};
 
 fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
     let object = json!({
@@ -281,6 +281,7 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         },
         "limits": { "pendingRequests": 5 },
         "retryBudget": { "minPerSecond": 0 },
+        "zonePreference": "Require",
     }));
     assert_eq!(wrong, "");
     let balancing = policy.balancing.unwrap();
@@ -293,6 +294,7 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
     let rate = breaker.success_rate.unwrap();
     assert_eq!((rate.threshold, rate.min_requests), (0.9, 5));
     assert_eq!(policy.limits.pending, Some(5));
+    assert_eq!(policy.zones, Some(ZonePreference::Require));
     let budget = policy.retry_budget.unwrap();
     assert_eq!((budget.percent, budget.min_per_second), (20, 0));
 
@@ -350,6 +352,14 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         (json!({ "limits": {} }), "spec.limits"),
         (json!({ "limits": { "requestsInFlight": 0 } }), "spec.limits.requestsInFlight"),
         (json!({ "retryBudget": { "percent": 101 } }), "spec.retryBudget.percent"),
+        (json!({ "zonePreference": "Near" }), "spec.zonePreference"),
+        (
+            json!({
+                "targetRef": { "kind": "GRPCRoute", "name": "r" },
+                "zonePreference": "Prefer",
+            }),
+            "spec.zonePreference",
+        ),
     ] {
         assert_eq!(read(spec.clone()).1, field, "{spec}");
     }

@@ -41,11 +41,11 @@ use super::{Fault, PolicyStatus, TargetRef, is_false};
         .message("a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute"),
     validation = Rule::new(
         "self.targetRef.kind == 'Service' || !(has(self.loadBalancer) || has(self.circuitBreaker) || \
-         has(self.limits) || has(self.retryBudget))"
+         has(self.limits) || has(self.retryBudget) || has(self.zonePreference))"
     ).message("about a route, a BackendTrafficPolicy has faults only; the rest is the Service's"),
     validation = Rule::new(
         "has(self.loadBalancer) || has(self.circuitBreaker) || has(self.limits) || \
-         has(self.retryBudget) || has(self.faults)"
+         has(self.retryBudget) || has(self.zonePreference) || has(self.faults)"
     ).message("says nothing about its target")
 )]
 pub struct BackendTrafficPolicySpec {
@@ -59,6 +59,12 @@ pub struct BackendTrafficPolicySpec {
     pub limits: Option<Limits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
+    /// Which endpoints clients use: those of their own zone while one of them is ready (Prefer), only
+    /// those (Require), or all (Ignore). Left out, as the hints say that come of the Service's
+    /// trafficDistribution.
+    #[schemars(schema_with = "schema::zone_preference")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<String>,
     /// Failures and delays, to see what comes of them. Those of all policies about the same apply,
     /// a route's before the Service's.
     #[schemars(length(min = 1, max = 16))]
