@@ -12,6 +12,8 @@ pub const ADDITIONS: usize = 4 * RULES;
 pub const ENDPOINTS: usize = 10_000;
 /// Items of any other list: hosts, matches, headers, filters, backends, authorizations, certificates.
 pub const ITEMS: usize = 1_000;
+/// Faults of one rule, from each of route and Service, or of one port: every one costs each request.
+pub const FAULTS: usize = 64;
 /// Conditions of one match: every one costs each request.
 pub const CONDITIONS: usize = 64;
 /// Regular expressions of all routes of one protocol: each may take many times its text.

@@ -23,6 +23,7 @@ pub mod routes;
 mod tests;
 mod traffic;
 mod watches;
+mod zones;
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -44,6 +45,9 @@ use self::watches::Watches;
 /// What is watched is shared by its watchers.
 pub type Watched<T> = watch::Receiver<Arc<T>>;
 
+/// Where somebody is; `None` where nobody knows.
+pub type Zone = Option<Arc<str>>;
+
 /// See [`Index::watched`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WatchedCounts {
@@ -58,7 +62,10 @@ pub struct WatchedCounts {
 pub struct Index {
     objects: Objects,
     outbound: Watches<Name, (u16, String), Arc<OutboundPolicy>>,
-    endpoints: Watches<Name, u16, Arc<EndpointSet>>,
+    /// By port and zone.
+    endpoints: Watches<Name, (u16, Zone), Arc<EndpointSet>>,
+    /// Where pods are.
+    zones: Watches<Name, (), Zone>,
     backends: Watches<Name, u16, Arc<BackendExtension>>,
     service_profiles: Watches<Name, u16, Arc<Profile>>,
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
@@ -83,6 +90,7 @@ impl Index {
             objects: Objects::new(defaults, identity),
             outbound: Watches::default(),
             endpoints: Watches::default(),
+            zones: Watches::default(),
             backends: Watches::default(),
             service_profiles: Watches::default(),
             address_profiles: Watches::default(),
@@ -137,10 +145,22 @@ impl Index {
         Some(self.outbound.subscribe(service.clone(), (port, client.to_owned()), policy))
     }
 
-    /// The endpoints of a service's port; `None` when there is no such port. Ends when it goes.
-    pub fn watch_endpoints(&mut self, service: &Name, port: u16) -> Option<Watched<EndpointSet>> {
-        let set = Arc::new(self.objects.endpoints(service, port)?);
-        Some(self.endpoints.subscribe(service.clone(), port, set))
+    /// The endpoints of a service's port for clients in a zone; `None` when there is no such port. Ends
+    /// when it goes.
+    pub fn watch_endpoints(
+        &mut self,
+        service: &Name,
+        port: u16,
+        zone: &Zone,
+    ) -> Option<Watched<EndpointSet>> {
+        let set = Arc::new(self.objects.endpoints_from(service, port, zone.as_deref())?);
+        Some(self.endpoints.subscribe(service.clone(), (port, zone.clone()), set))
+    }
+
+    /// The zone of a pod, known or not.
+    pub fn watch_zone(&mut self, pod: &Name) -> watch::Receiver<Zone> {
+        let zone = self.objects.zone_of(pod).map(Arc::from);
+        self.zones.subscribe(pod.clone(), (), zone)
     }
 
     /// What the linkerd2 API cannot say of a service's port, also when there is no such service (yet).
@@ -197,12 +217,21 @@ impl Index {
                 .refresh(service, |port| Some(Arc::new(objects.backend_extension(service, *port))));
         }
         for service in &touched.endpoints {
-            self.endpoints.refresh(service, |port| objects.endpoints(service, *port).map(Arc::new));
+            self.endpoints.refresh(service, |(port, zone)| {
+                objects.endpoints_from(service, *port, zone.as_deref()).map(Arc::new)
+            });
         }
         let (namespace, everywhere) = (touched.namespace.take(), touched.everywhere);
         let watched = self.servers.owners().chain(self.ports.owners());
         let affected = |pod: &&Name| everywhere || namespace.as_ref() == Some(&pod.namespace);
         touched.pods.extend(watched.filter(affected).cloned());
+        let moved: Vec<Name> = match touched.zones {
+            true => self.zones.owners().cloned().collect(),
+            false => touched.pods.iter().cloned().collect(),
+        };
+        for pod in &moved {
+            self.zones.refresh(pod, |()| Some(objects.zone_of(pod).map(Arc::from)));
+        }
         for pod in &touched.pods {
             self.ports.refresh(pod, |port| Some(Arc::new(objects.port_extension(pod, *port))));
             self.servers.refresh(pod, |port| Some(Arc::new(objects.server_policy(pod, *port))));

@@ -6,6 +6,7 @@
 mod analysis;
 mod ask;
 mod authz;
+mod destination;
 mod edges;
 pub mod mesh;
 mod notable;
@@ -24,7 +25,7 @@ mod words;
 use std::sync::Arc;
 
 use futures_util::future::{self, BoxFuture, FutureExt};
-use futures_util::stream::{self, BoxStream, StreamExt};
+use futures_util::stream::{BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
 use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
 use mesh_model::gateway::GatewayConfig;
@@ -33,7 +34,6 @@ use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
 use tokio_stream::wrappers::WatchStream;
 
 use crate::identity::Authority;
-use crate::index::endpoints::EndpointSet;
 use crate::index::lookup::{self, Wanted};
 use crate::index::object::Name;
 use crate::index::{Index, Watched};
@@ -60,11 +60,10 @@ impl ControlPlane for Control {
         from: &Workload,
     ) -> Result<BoxStream<'static, Destination>, Refusal> {
         let wanted = lookup::understand_authority(path, namespace(from)).map_err(malformed)?;
-        let mut index = self.shared.index.write();
-        let (service, port) = service_of(&index, wanted, path)?;
-        let sets = index.watch_endpoints(&service, port);
-        let sets = sets.ok_or_else(|| no_such_port(&index, &service, port))?;
-        Ok(destination_stream(sets))
+        let (service, port) = service_of(&self.shared.index.read(), wanted, path)?;
+        let client = Name::new(&from.namespace, &from.pod);
+        let told = destination::stream(&self.shared, &service, port, &client);
+        told.ok_or_else(|| no_such_port(&self.shared.index.read(), &service, port))
     }
 
     fn profile(
@@ -220,17 +219,4 @@ fn no_such_port(index: &Index, service: &Name, port: u16) -> Refusal {
 /// What it is now, then what it becomes, until it is gone.
 fn values<T: Clone + Send + Sync + 'static>(watched: Watched<T>) -> BoxStream<'static, T> {
     WatchStream::new(watched).map(|value| (*value).clone()).boxed()
-}
-
-/// The whole set, then its changes. When the service goes, its readers are told before the stream
-/// ends, lest they keep the endpoints while they ask again.
-fn destination_stream(sets: Watched<EndpointSet>) -> BoxStream<'static, Destination> {
-    let mut before: Option<Arc<EndpointSet>> = None;
-    let changes = WatchStream::new(sets).flat_map(move |set| {
-        let messages = set.since(before.as_deref());
-        before = Some(set);
-        stream::iter(messages)
-    });
-    let gone = stream::once(std::future::ready(Destination::NoEndpoints { exists: false }));
-    changes.chain(gone).boxed()
 }

@@ -57,6 +57,8 @@ fn slice(service: u32, ready: u32) -> EndpointSlice {
         ready: number < ready as usize,
         draining: false,
         zone: Some("zone-a".into()),
+        node: None,
+        hints: Vec::new(),
     });
     let Name { namespace, name } = name(service);
     EndpointSlice {
@@ -95,7 +97,8 @@ fn ten_thousand_services_and_a_hundred_thousand_endpoints() {
     }
     let (filled, memory) = (started.elapsed(), resident().saturating_sub(before));
 
-    let sets: Vec<_> = (0..WATCHED).map(|n| index.watch_endpoints(&name(n), 80).unwrap()).collect();
+    let sets: Vec<_> =
+        (0..WATCHED).map(|n| index.watch_endpoints(&name(n), 80, &None).unwrap()).collect();
     let policies: Vec<_> =
         (0..WATCHED).map(|n| index.watch_outbound(&name(n), 80, "team-0").unwrap()).collect();
     let mut took: Vec<Duration> = (0..CHANGES)

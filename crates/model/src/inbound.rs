@@ -11,7 +11,7 @@ use http::HeaderName;
 
 use crate::authz::PortAuthz;
 use crate::meta::Meta;
-use crate::route::{GrpcMatch, HttpMatch, Route};
+use crate::route::{Fault, GrpcMatch, HttpMatch, Route};
 
 /// Protocol, routes and authorisations of one port.
 #[derive(Clone, Debug, PartialEq)]
@@ -172,6 +172,8 @@ pub struct PortExtension {
     pub authz: PortAuthz,
     pub protocol: PortProtocol,
     pub limits: PortLimits,
+    /// Failures and delays on purpose, of requests that are allowed.
+    pub faults: Vec<Fault>,
 }
 
 /// What clients of a port speak.

@@ -22,9 +22,9 @@ use mesh_model::outbound::{
     TcpRoute,
 };
 use mesh_model::route::{
-    Backoff, Distribution, FaultKind, Filter, GrpcMatch, HeaderMatch, HeaderModifier, HostMatch,
-    HttpMatch, InjectedFailure, PathMatch, PathModifier, Ratio, Retry, Route, Rule, Session,
-    SessionBy, ValueMatch,
+    Backoff, Distribution, Fault, FaultKind, Filter, GrpcMatch, HeaderMatch, HeaderModifier,
+    HostMatch, HttpMatch, InjectedFailure, PathMatch, PathModifier, Ratio, Retry, Route, Rule,
+    Session, SessionBy, ValueMatch,
 };
 use serde_json::{Map, Value, json};
 
@@ -339,25 +339,24 @@ fn filter(filter: &Filter) -> Value {
             let origins: Vec<String> = cors.origins.iter().map(ToString::to_string).collect();
             json!({ "cors": { "origins": origins, "credentials": cors.credentials } })
         }
-        Filter::Fault(fault) => {
-            let (kind, value) = match fault.kind {
-                FaultKind::Abort(InjectedFailure::Http(status)) => {
-                    ("status", json!(status.as_u16()))
-                }
-                FaultKind::Abort(InjectedFailure::Grpc(code)) => ("grpc_code", json!(code)),
-                FaultKind::Delay(delay) => ("delay_ms", json!(delay.as_millis())),
-            };
-            let until = fault.until.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
-            let described = object([
-                ("policy", name(&fault.meta)),
-                (kind, value),
-                ("ratio", json!(ratio(fault.ratio))),
-                ("headers", list(&fault.headers, header)),
-                ("until_unix_seconds", json!(until.map(|at| at.as_secs()))),
-            ]);
-            json!({ "fault": described })
-        }
+        Filter::Fault(fault) => json!({ "fault": fault_of(fault) }),
     }
+}
+
+pub(crate) fn fault_of(fault: &Fault) -> Value {
+    let (kind, value) = match fault.kind {
+        FaultKind::Abort(InjectedFailure::Http(status)) => ("status", json!(status.as_u16())),
+        FaultKind::Abort(InjectedFailure::Grpc(code)) => ("grpc_code", json!(code)),
+        FaultKind::Delay(delay) => ("delay_ms", json!(delay.as_millis())),
+    };
+    let until = fault.until.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    object([
+        ("policy", name(&fault.meta)),
+        (kind, value),
+        ("ratio", json!(ratio(fault.ratio))),
+        ("headers", list(&fault.headers, header)),
+        ("until_unix_seconds", json!(until.map(|at| at.as_secs()))),
+    ])
 }
 
 fn ratio(ratio: Ratio) -> String {

@@ -315,7 +315,7 @@ impl Exchange {
         let follow = FollowResponse {
             status: head.status.as_u16(),
             reason: told.filter(|reason| {
-                // A fault is an answer of this proxy itself.
+                // A fault is an answer of a proxy, this one or the other.
                 *reason == Reason::FaultInjected
                     || ((self.grpc || is_refusal(head.status)) && refused(*reason))
             }),

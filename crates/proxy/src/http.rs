@@ -3,6 +3,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod client;
+pub(crate) mod faults;
 pub(crate) mod filters;
 pub(crate) mod forward;
 pub(crate) mod mirror;

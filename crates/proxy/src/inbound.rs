@@ -31,6 +31,7 @@ use crate::detect::{Detected, Detector};
 use crate::discovery::{Discovery, PortRules};
 use crate::error::{Failure, MeshError};
 use crate::exchange::{Exchange, Recorder};
+use crate::http::filters::Done;
 use crate::http::forward;
 use crate::http::server::Server;
 use crate::http::upgrade::Upgrade;
@@ -373,11 +374,12 @@ async fn dispatch(
     forward::check_host(&request)?;
     let rules = port.rules().await?;
     let span = tracing::debug_span!("inbound.authorize");
-    let answer = span.in_scope(|| port.authorize(&rules, client, &mut request))?;
-    match answer {
-        Some(response) => Ok(response),
-        None => port.forward(&rules, request).await,
-    }
+    let delay = match span.in_scope(|| port.authorize(&rules, client, &mut request))? {
+        Done::Answer(response) => return Ok(response),
+        Done::Delay(delay) => delay,
+        Done::Nothing => Duration::ZERO,
+    };
+    port.forward(&rules, request, delay).await
 }
 
 /// Names failures of the connection to the application as such: nothing reached it.

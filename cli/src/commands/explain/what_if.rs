@@ -82,6 +82,7 @@ struct Endpoint {
     decided: Option<String>,
     why: Option<String>,
     limits: Vec<String>,
+    faults: Vec<String>,
 }
 
 pub(super) async fn run(args: ExplainArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
@@ -279,7 +280,8 @@ impl Backend {
             let why = endpoint.decided.iter().zip(&endpoint.why);
             let why = why.map(|(decided, why)| format!("{decided}: {why}"));
             let limits = endpoint.limits.iter().map(|limit| format!("rate limit {limit}"));
-            for note in why.chain(limits) {
+            let faults = endpoint.faults.iter().map(|fault| format!("fault {fault}"));
+            for note in why.chain(limits).chain(faults) {
                 if !notes.contains(&note) {
                     notes.push(note);
                 }
@@ -355,6 +357,7 @@ impl From<ext::WhatIfEndpoint> for Endpoint {
             decided: verdict.as_ref().and_then(|verdict| given(verdict.decided.clone())),
             why: verdict.and_then(|verdict| given(verdict.why)),
             limits: of.limits,
+            faults: of.faults,
         }
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use k8s_openapi::jiff::Timestamp;
+use mesh_api::ext::Selector;
 use mesh_control::source::policy::{self, Abort, BackendTrafficPolicySpec, Header, TargetRef};
 use serde::Serialize;
 
@@ -24,7 +25,7 @@ use crate::output::{Cell, Column, Format, Table, clean, format};
 use crate::selector::{Scope, Selectors};
 use crate::units;
 
-/// Have requests to a Service fail or take longer, for a while
+/// Have requests to a Service, or of a route, fail or take longer, for a while
 #[derive(Args, Debug)]
 pub struct FaultArgs {
     #[command(subcommand)]
@@ -41,13 +42,16 @@ pub enum FaultCommand {
 /// Add a fault
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
-The clients' proxies do it, so that only requests of meshed pods are hit. It ends when --for is \
-over, whatever becomes of meshctl, the control plane or the cluster. What was hit has the reason \
-fault-injected.")]
+The clients' proxies do it, so that only requests of meshed pods are hit, and of a route those that \
+come in at a Gateway. It ends when --for is over, whatever becomes of meshctl, the control plane or \
+the cluster. What was hit has the reason fault-injected.")]
 pub struct AddArgs {
     /// The Service, svc/NAME or svc/NAME:PORT
-    #[arg(value_name = "SERVICE")]
-    pub service: String,
+    #[arg(value_name = "SERVICE", required_unless_present = "to")]
+    pub service: Option<String>,
+    /// Instead of a Service, a route: httproute/NAME or grpcroute/NAME, with :RULE one of its rules
+    #[arg(long, value_name = "ROUTE", conflicts_with = "service")]
+    pub to: Option<String>,
     /// Answer with this HTTP status, or grpc:CODE
     #[arg(long, value_name = "STATUS", value_parser = abort, required_unless_present = "delay",
           conflicts_with = "delay")]
@@ -65,7 +69,7 @@ pub struct AddArgs {
     /// When it ends by itself
     #[arg(long = "for", value_name = "TIME", default_value = "5m", value_parser = units::parse_duration)]
     pub lasts: Duration,
-    /// The namespace of the Service
+    /// The namespace of the Service or route
     #[arg(long, short, value_name = "NS", add = completing::namespaces())]
     pub namespace: Option<String>,
 }
@@ -148,7 +152,7 @@ pub(super) async fn run(args: FaultArgs, cx: &mut Context) -> Result<ExitCode, C
 
 async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let mesh = cx.connect().await?;
-    let (namespace, name, port) = service(&args, &mesh).await?;
+    let Target { namespace, of } = target(&args, &mesh).await?;
     let mut store = Store::of(&mesh.place).await?;
     let now = Timestamp::now();
     let until = Timestamp::from_second(
@@ -172,16 +176,11 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
         until: Some(until.to_string()),
     };
     let spec = BackendTrafficPolicySpec {
-        target_ref: TargetRef {
-            kind: "Service".into(),
-            name: Some(name.clone()),
-            port,
-            ..TargetRef::default()
-        },
+        target_ref: of.clone(),
         faults: vec![fault],
         ..BackendTrafficPolicySpec::default()
     };
-    let short: String = name.chars().take(40).collect();
+    let short: String = of.name.iter().flat_map(|name| name.chars()).take(40).collect();
     let held =
         Held { namespace, name: format!("fault-{short}-{}", &unique_id()[..8]), ours: true, spec };
     store.create(&held, cx).await?;
@@ -207,12 +206,42 @@ async fn sweep(
     Ok(())
 }
 
-/// The one Service that is meant.
-async fn service(
-    args: &AddArgs,
-    mesh: &Mesh,
-) -> Result<(String, String, Option<policy::Port>), CliError> {
-    let (word, port) = match args.service.rsplit_once(':') {
+/// What requests are meant, and the namespace that it is in.
+struct Target {
+    namespace: String,
+    of: TargetRef,
+}
+
+/// The one Service or route that is meant.
+async fn target(args: &AddArgs, mesh: &Mesh) -> Result<Target, CliError> {
+    let scope = Scope { namespace: args.namespace.clone(), ..Scope::default() };
+    let (selector, what, mut of) = match (&args.to, &args.service) {
+        (Some(route), _) => {
+            let (selector, of) = route_of(route, &scope)?;
+            (selector, "route", of)
+        }
+        (None, service) => {
+            let (selector, of) = service_of(service.as_deref().unwrap_or_default(), &scope)?;
+            (selector, "Service", of)
+        }
+    };
+    let found = mesh.resources(selector.clone()).await?;
+    let mut found = found.into_iter().filter_map(|workload| workload.r#ref);
+    match (found.next(), found.next()) {
+        (None, _) => Err(shared::no_such(mesh, &selector).await),
+        (Some(only), None) => {
+            of.name = Some(only.name);
+            Ok(Target { namespace: only.namespace, of })
+        }
+        (Some(_), Some(_)) => {
+            Err(CliError::usage(format!("there is more than one {what} {}", selector.name))
+                .hint("-n, the namespace that is meant"))
+        }
+    }
+}
+
+fn service_of(text: &str, scope: &Scope) -> Result<(Selector, TargetRef), CliError> {
+    let (word, port) = match text.rsplit_once(':') {
         Some((word, port)) => {
             let port = match port.parse::<u16>() {
                 Ok(number) => policy::Port::Number(number.into()),
@@ -220,24 +249,43 @@ async fn service(
             };
             (word, Some(port))
         }
-        None => (args.service.as_str(), None),
+        None => (text, None),
     };
-    let scope = Scope { namespace: args.namespace.clone(), ..Scope::default() };
-    let selector = Selectors::parse_one(word, &scope)?;
+    let selector = Selectors::parse_one(word, scope)?;
     if selector.kind != "service" || selector.name.is_empty() {
         return Err(CliError::usage(format!("{word} is not a Service"))
-            .hint("svc/NAME: faults are for requests to a Service"));
+            .hint("svc/NAME; --to httproute/NAME for the requests of a route"));
     }
-    let found = mesh.resources(selector.clone()).await?;
-    let mut found = found.into_iter().filter_map(|workload| workload.r#ref);
-    match (found.next(), found.next()) {
-        (None, _) => Err(shared::no_such(mesh, &selector).await),
-        (Some(only), None) => Ok((only.namespace, only.name, port)),
-        (Some(_), Some(_)) => {
-            Err(CliError::usage(format!("there is more than one Service {}", selector.name))
-                .hint("-n, the namespace that is meant"))
-        }
+    Ok((selector, TargetRef { kind: "Service".into(), port, ..TargetRef::default() }))
+}
+
+/// Routes have no pods, so that other commands do not take them for resources.
+fn route_of(text: &str, scope: &Scope) -> Result<(Selector, TargetRef), CliError> {
+    let no_route = || {
+        CliError::usage(format!("--to: \"{text}\" does not name a route"))
+            .hint("httproute/NAME or grpcroute/NAME, with :RULE one of its rules")
+    };
+    let (kind, name) = text.split_once('/').ok_or_else(no_route)?;
+    let kind = match kind.to_ascii_lowercase().as_str() {
+        "httproute" | "httproutes" => "HTTPRoute",
+        "grpcroute" | "grpcroutes" => "GRPCRoute",
+        _ => return Err(no_route()),
+    };
+    let (name, rule) = match name.split_once(':') {
+        Some((name, rule)) => (name, Some(rule.to_owned())),
+        None => (name, None),
+    };
+    if name.is_empty() || rule.as_deref() == Some("") {
+        return Err(no_route());
     }
+    let selector = Selector {
+        kind: kind.to_ascii_lowercase(),
+        name: name.to_owned(),
+        namespace: scope.namespace.clone().unwrap_or_default(),
+        labels: String::new(),
+    };
+    let of = TargetRef { kind: kind.into(), section_name: rule, ..TargetRef::default() };
+    Ok((selector, of))
 }
 
 /// A line of `fault ls`.
@@ -245,7 +293,8 @@ async fn service(
 struct Row {
     namespace: String,
     name: String,
-    service: String,
+    /// `tax:8080`, or `HTTPRoute/tax:RULE`.
+    target: String,
     fault: String,
     percent: u32,
     headers: Vec<String>,
@@ -257,11 +306,16 @@ struct Row {
 impl Row {
     fn new(held: &Held, fault: &policy::Fault, now: Timestamp) -> Self {
         let target = &held.spec.target_ref;
-        let port = target.port.as_ref().map(|port| match port {
-            policy::Port::Number(number) => format!(":{number}"),
-            policy::Port::Name(name) => format!(":{name}"),
-        });
-        let service = target.name.clone().unwrap_or_default() + &port.unwrap_or_default();
+        let part = match (&target.port, &target.section_name) {
+            (Some(policy::Port::Number(number)), _) => format!(":{number}"),
+            (Some(policy::Port::Name(name)), _) | (None, Some(name)) => format!(":{name}"),
+            (None, None) => String::new(),
+        };
+        let kind = match target.kind.as_str() {
+            "Service" => String::new(),
+            kind => format!("{kind}/"),
+        };
+        let target = kind + target.name.as_deref().unwrap_or_default() + &part;
         let what = match (&fault.abort, &fault.delay) {
             (Some(Abort { http_status: Some(status), .. }), _) => format!("abort {status}"),
             (Some(Abort { grpc_code: Some(code), .. }), _) => format!("abort grpc:{code}"),
@@ -271,7 +325,7 @@ impl Row {
         Self {
             namespace: held.namespace.clone(),
             name: held.name.clone(),
-            service,
+            target,
             fault: what,
             percent: fault.percent.unwrap_or(100),
             headers: fault.headers.iter().map(|h| format!("{}={}", h.name, h.value)).collect(),
@@ -308,7 +362,7 @@ fn table(rows: &[Row]) -> Table {
     let mut table = Table::new(vec![
         Column::left("NAMESPACE"),
         Column::left("NAME"),
-        Column::left("SERVICE"),
+        Column::left("TARGET"),
         Column::left("FAULT"),
         Column::right("PERCENT"),
         Column::left("HEADERS"),
@@ -328,7 +382,7 @@ fn table(rows: &[Row]) -> Table {
         table.row(vec![
             Cell::from(clean(&row.namespace)),
             Cell::from(clean(&row.name)),
-            Cell::from(clean(&row.service)),
+            Cell::from(clean(&row.target)),
             Cell::from(clean(&row.fault)),
             Cell::from(row.percent.to_string()),
             headers,
@@ -382,6 +436,24 @@ mod tests {
             assert_eq!(read.as_millis(), of.as_millis());
         }
         assert!(delay("2h").is_err() && delay("0s").is_err());
+    }
+
+    #[test]
+    fn services_and_routes_are_read() {
+        let scope = Scope { namespace: Some("shop".into()), ..Scope::default() };
+        let (selector, of) = route_of("HTTPRoute/tax:slow", &scope).unwrap();
+        assert_eq!((selector.kind.as_str(), selector.name.as_str()), ("httproute", "tax"));
+        assert_eq!((of.kind.as_str(), of.section_name.as_deref()), ("HTTPRoute", Some("slow")));
+        assert_eq!(route_of("grpcroute/tax", &scope).unwrap().1.kind, "GRPCRoute");
+        for bad in ["tax", "svc/tax", "tcproute/tax", "httproute/", "httproute/tax:"] {
+            assert!(route_of(bad, &scope).is_err(), "{bad}");
+        }
+        let (selector, of) = service_of("svc/tax:8080", &scope).unwrap();
+        assert_eq!(
+            (selector.namespace.as_str(), of.port),
+            ("shop", Some(policy::Port::Number(8080)))
+        );
+        assert!(service_of("httproute/tax", &scope).is_err());
     }
 
     #[test]

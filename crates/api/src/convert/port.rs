@@ -1,4 +1,5 @@
-//! Everything that is said of a port in our own words: who may use it, what it speaks, how much it takes.
+//! Everything that is said of a port in our own words: who may use it, what it speaks, how much it takes,
+//! and what fails there on purpose.
 
 use http::HeaderName;
 use mesh_model::authz::PortAuthz;
@@ -6,6 +7,7 @@ use mesh_model::inbound::{
     Concurrency, HeaderRate, PortExtension, PortLimits, PortProtocol, Rate, RateLimit,
 };
 
+use super::additions::{read_fault, write_fault};
 use super::authz::{read_policy_meta, write_policy_meta};
 use super::{list, required, write_list};
 use crate::Wire;
@@ -31,7 +33,9 @@ impl Wire for PortExtension {
             Ok(Concurrency { meta: read_policy_meta(proto.meta, "meta")?, max: proto.max })
         });
         let limits = PortLimits { rate, concurrency: concurrency.transpose().at("concurrency")? };
-        Ok(Self { authz: PortAuthz::from_proto(proto)?, protocol, limits })
+        let faults = std::mem::take(&mut proto.faults);
+        let faults = list(faults, "faults", limit::FAULTS, read_fault)?;
+        Ok(Self { authz: PortAuthz::from_proto(proto)?, protocol, limits, faults })
     }
 
     fn to_proto(&self) -> Result<ext::PortAuthorization> {
@@ -51,6 +55,7 @@ impl Wire for PortExtension {
             protocol: protocol.into(),
             rate_limit: rate.as_ref().map(write_rate_limit).transpose().at("rate_limit")?,
             concurrency: concurrency.as_ref().map(write_concurrency),
+            faults: write_list(&self.faults, "faults", write_fault)?,
             ..self.authz.to_proto()?
         })
     }

@@ -24,6 +24,9 @@ pub struct PortAuthorization {
     pub rate_limit: ::core::option::Option<PortRateLimit>,
     #[prost(message, optional, tag = "6")]
     pub concurrency: ::core::option::Option<PortConcurrency>,
+    /// Of requests that are allowed. Each for itself.
+    #[prost(message, repeated, tag = "7")]
+    pub faults: ::prost::alloc::vec::Vec<Fault>,
 }
 /// Nested message and enum types in `PortAuthorization`.
 pub mod port_authorization {
@@ -120,6 +123,42 @@ pub struct PortConcurrency {
     pub meta: ::core::option::Option<PolicyMeta>,
     #[prost(uint32, tag = "2")]
     pub max: u32,
+}
+/// Fails or delays a share of the requests.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Fault {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<PolicyMeta>,
+    /// All of these.
+    #[prost(message, repeated, tag = "2")]
+    pub headers: ::prost::alloc::vec::Vec<ValueCondition>,
+    #[prost(message, optional, tag = "3")]
+    pub share: ::core::option::Option<Share>,
+    /// Milliseconds since the Unix epoch; 0 is for ever.
+    #[prost(uint64, tag = "7")]
+    pub until: u64,
+    #[prost(oneof = "fault::Kind", tags = "4, 5, 6")]
+    pub kind: ::core::option::Option<fault::Kind>,
+}
+/// Nested message and enum types in `Fault`.
+pub mod fault {
+    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Kind {
+        #[prost(uint32, tag = "4")]
+        HttpStatus(u32),
+        #[prost(uint32, tag = "5")]
+        GrpcCode(u32),
+        #[prost(uint64, tag = "6")]
+        DelayMilliseconds(u64),
+    }
+}
+/// `numerator / denominator`, the latter above 0.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Share {
+    #[prost(uint32, tag = "1")]
+    pub numerator: u32,
+    #[prost(uint32, tag = "2")]
+    pub denominator: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AuthorizationRule {
@@ -526,14 +565,6 @@ pub struct RequestMirror {
     #[prost(message, optional, tag = "2")]
     pub share: ::core::option::Option<Share>,
 }
-/// `numerator / denominator`, the latter above 0.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct Share {
-    #[prost(uint32, tag = "1")]
-    pub numerator: u32,
-    #[prost(uint32, tag = "2")]
-    pub denominator: u32,
-}
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Cors {
     /// `*`, or `<https://*.example`>
@@ -559,33 +590,6 @@ pub mod cors {
         /// `a, b`
         #[prost(string, tag = "2")]
         pub list: ::prost::alloc::string::String,
-    }
-}
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Fault {
-    #[prost(message, optional, tag = "1")]
-    pub meta: ::core::option::Option<PolicyMeta>,
-    /// All of these.
-    #[prost(message, repeated, tag = "2")]
-    pub headers: ::prost::alloc::vec::Vec<ValueCondition>,
-    #[prost(message, optional, tag = "3")]
-    pub share: ::core::option::Option<Share>,
-    /// Milliseconds since the Unix epoch; 0 is for ever.
-    #[prost(uint64, tag = "7")]
-    pub until: u64,
-    #[prost(oneof = "fault::Kind", tags = "4, 5, 6")]
-    pub kind: ::core::option::Option<fault::Kind>,
-}
-/// Nested message and enum types in `Fault`.
-pub mod fault {
-    #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Oneof)]
-    pub enum Kind {
-        #[prost(uint32, tag = "4")]
-        HttpStatus(u32),
-        #[prost(uint32, tag = "5")]
-        GrpcCode(u32),
-        #[prost(uint64, tag = "6")]
-        DelayMilliseconds(u64),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -3092,6 +3096,9 @@ pub struct WhatIfEndpoint {
     /// Rate limits of the port.
     #[prost(string, repeated, tag = "6")]
     pub limits: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Faults of the port that this request may meet.
+    #[prost(string, repeated, tag = "7")]
+    pub faults: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct WhatIfVerdict {

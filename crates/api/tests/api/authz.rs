@@ -21,7 +21,9 @@ use prost::Message;
 use tonic::Code;
 
 use crate::serve::{PATIENCE, Serving};
-use crate::strategies::{cidr, header_match, header_name, host, http_match, meta, method, network};
+use crate::strategies::{
+    cidr, fault, header_match, header_name, host, http_match, meta, method, network,
+};
 use crate::{hostile, round_trip};
 
 fn rule() -> impl Strategy<Value = AuthorizationRule> {
@@ -80,8 +82,9 @@ fn limits() -> impl Strategy<Value = PortLimits> {
 }
 
 fn extension() -> impl Strategy<Value = PortExtension> {
-    (authz(), select(PortProtocol::ALL.to_vec()), limits())
-        .prop_map(|(authz, protocol, limits)| PortExtension { authz, protocol, limits })
+    (authz(), select(PortProtocol::ALL.to_vec()), limits(), vec(fault(), 0..3)).prop_map(
+        |(authz, protocol, limits, faults)| PortExtension { authz, protocol, limits, faults },
+    )
 }
 
 proptest! {
@@ -128,7 +131,12 @@ fn sample() -> PortAuthz {
 }
 
 fn whole() -> PortExtension {
-    PortExtension { authz: sample(), protocol: PortProtocol::Http1, limits: PortLimits::default() }
+    PortExtension {
+        authz: sample(),
+        protocol: PortProtocol::Http1,
+        limits: PortLimits::default(),
+        faults: Vec::new(),
+    }
 }
 
 #[test]

@@ -278,6 +278,13 @@ fn extension() -> BoxedStrategy<Filter> {
             let origins = origins.into_iter().map(|origin| Origin::new(origin).unwrap()).collect();
             Filter::Cors(Cors { origins, methods, headers, expose, credentials, max_age })
         });
+    let fault = fault().prop_map(Filter::Fault);
+    prop_oneof![rewrite, mirror, cors, fault].boxed()
+}
+
+pub(crate) fn fault() -> impl Strategy<Value = Fault> {
+    let ratio = (0u32..100, 1u32..100)
+        .prop_map(|(numerator, denominator)| Ratio { numerator, denominator });
     let kind = prop_oneof![
         http_failure().prop_map(FaultKind::Abort),
         (0u16..17).prop_map(|code| FaultKind::Abort(InjectedFailure::Grpc(code))),
@@ -286,12 +293,8 @@ fn extension() -> BoxedStrategy<Filter> {
     let until = option::of(
         (1u64..1 << 45).prop_map(|ms| SystemTime::UNIX_EPOCH + Duration::from_millis(ms)),
     );
-    let fault = (meta(), vec(header_match(), 0..2), ratio(), kind, until).prop_map(
-        |(meta, headers, ratio, kind, until)| {
-            Filter::Fault(Fault { meta, headers, ratio, kind, until })
-        },
-    );
-    prop_oneof![rewrite, mirror, cors, fault].boxed()
+    (meta(), vec(header_match(), 0..2), ratio, kind, until)
+        .prop_map(|(meta, headers, ratio, kind, until)| Fault { meta, headers, ratio, kind, until })
 }
 
 fn session() -> impl Strategy<Value = Session> {

@@ -60,13 +60,14 @@ fn target(scene: &Scene<'_>, policy: &ObjectKey, target: &PolicyTarget, found: &
                 }
             }
         },
-        PolicyTarget::Route { kind, name } => {
-            let is_there = match kind {
-                Kind::GrpcRoute => objects.grpc_route(&named(name)).is_some(),
-                _ => objects.http_route(&named(name)).is_some(),
-            };
-            if !is_there {
-                missing(format!("there is no {} {name}", kind.as_str()), "name");
+        PolicyTarget::Route { kind, name, rule } => {
+            let (kind, what) = (*kind, kind.as_str());
+            if objects.route_head(kind, &named(name)).is_none() {
+                missing(format!("there is no {what} {name}"), "name");
+            } else if let Some(rule) = rule
+                && !objects.rule_names(kind, &named(name)).contains(&rule.as_str())
+            {
+                missing(format!("{what} {name} has no rule named {rule}"), "sectionName");
             }
         }
         PolicyTarget::Pods { labels, .. } => {

@@ -165,6 +165,22 @@ fn every_code_of_policies() {
     assert_eq!(codes(&[&one]), []);
     assert_eq!(codes(&[&one, &two]), [Code::Conflicting]);
     assert_eq!(codes(&[&traffic("a", "taxi")]), [Code::TargetMissing]);
+    let named = route("name: tax, port: 8080", &format!("[{{name: slow, {BACKEND}}}]"));
+    let fault = |target: &str| {
+        let spec = format!("{{targetRef: {{kind: HTTPRoute, {target}}}, faults: [{{delay: 1s}}]}}");
+        policy("BackendTrafficPolicy", "a", &spec)
+    };
+    for (target, field) in [
+        ("name: r", None),
+        ("name: r, sectionName: slow", None),
+        ("name: taxi", Some("spec.targetRef.name")),
+        ("name: r, sectionName: fast", Some("spec.targetRef.sectionName")),
+    ] {
+        let found = offline(&[SERVICES, &named, &fault(target)]);
+        let fields: Vec<_> = found.iter().map(|d| d.field.as_str()).collect();
+        assert_eq!(fields, field.into_iter().collect::<Vec<_>>(), "{found:?}");
+        assert!(found.iter().all(|d| d.code == Code::TargetMissing), "{found:?}");
+    }
     let closes = policy("AuthorizationPolicy", "d", "{action: Deny}");
     assert_eq!(codes(&[&closes]), [Code::NobodyLetIn]);
     let of = |target: &str| policy("AuthorizationPolicy", "a", &format!("{{targetRef: {target}}}"));

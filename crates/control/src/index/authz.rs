@@ -75,7 +75,7 @@ impl Objects {
                 to: policy.to.clone(),
             };
             match &policy.target {
-                PolicyTarget::Route { kind, name } => {
+                PolicyTarget::Route { kind, name, .. } => {
                     rules.extend(self.scope(*kind, name, pod, port).map(|scope| of(Some(scope))));
                 }
                 target if self.is_target(target, pod, object, port) => rules.push(of(None)),

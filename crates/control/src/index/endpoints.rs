@@ -10,6 +10,7 @@ use mesh_model::{Meta, ProtocolHint};
 
 use super::Objects;
 use super::object::{EndpointAddress, Name, Pod, Service};
+use super::zones::{self, Client};
 
 /// Where proxies take connections from others, with a header that names the application's port.
 const PROXY_PORT: u16 = 4143;
@@ -65,10 +66,25 @@ impl EndpointSet {
 }
 
 impl Objects {
-    /// The ready endpoints of a service's port; `None` when there is no such port.
+    /// The ready endpoints of a service's port, of all zones; `None` when there is no such port.
     pub fn endpoints(&self, service: &Name, port: u16) -> Option<EndpointSet> {
+        self.endpoints_of(service, port, Client::Anybody)
+    }
+
+    /// The endpoints that clients in a zone are to use; `None` is where nobody knows.
+    pub fn endpoints_from(
+        &self,
+        service: &Name,
+        port: u16,
+        zone: Option<&str>,
+    ) -> Option<EndpointSet> {
+        self.endpoints_of(service, port, Client::In(zone))
+    }
+
+    fn endpoints_of(&self, service: &Name, port: u16, client: Client<'_>) -> Option<EndpointSet> {
         let object = self.services.get(service)?;
         let port = object.port(port)?;
+        let preference = self.zone_preference(service, port.port);
         let addresses = |wanted: fn(&EndpointAddress) -> bool| {
             self.slices_of(service)
                 .filter_map(|slice| {
@@ -76,10 +92,13 @@ impl Objects {
                     Some(slice.addresses.iter().map(move |address| (address, target)))
                 })
                 .flatten()
-                .filter(move |(address, _)| wanted(address))
+                .filter(|(address, _)| {
+                    wanted(address) && zones::may_use(preference, client, address)
+                })
                 .collect::<Vec<_>>()
         };
         let mut usable = addresses(|address| address.ready);
+        zones::keep_near(preference, client, &mut usable);
         if usable.is_empty() {
             // As kube-proxy does, so that the last pods of a rollout can be talked to until they end.
             usable = addresses(|address| address.draining);

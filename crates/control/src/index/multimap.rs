@@ -1,5 +1,6 @@
 //! A map of sets.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap};
 use std::hash::Hash;
 
@@ -14,7 +15,10 @@ impl<K, V> Default for Multimap<K, V> {
 }
 
 impl<K: Eq + Hash, V: Ord> Multimap<K, V> {
-    pub(super) fn get(&self, key: &K) -> impl Iterator<Item = &V> {
+    pub(super) fn get<Q: Eq + Hash + ?Sized>(&self, key: &Q) -> impl Iterator<Item = &V>
+    where
+        K: Borrow<Q>,
+    {
         self.0.get(key).into_iter().flatten()
     }
 

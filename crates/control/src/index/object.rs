@@ -23,7 +23,7 @@ pub use self::gateway::{
 };
 pub use self::policy::{
     AuthorizationPolicy, Balancing, BreakerPolicy, POLICY_GROUP, PolicyTarget, PortPolicy,
-    PortProbe, PortRef, TrafficLimits, TrafficPolicy, policy_ref,
+    PortProbe, PortRef, TrafficLimits, TrafficPolicy, ZonePreference, policy_ref,
 };
 
 /// Namespace and name of an object. Sorts by namespace first.
@@ -286,6 +286,10 @@ pub struct EndpointAddress {
     /// Still answers while it terminates: better than nothing, when nothing is ready.
     pub draining: bool,
     pub zone: Option<String>,
+    /// The node it is on.
+    pub node: Option<String>,
+    /// The zones whose clients are to use it; empty: nobody has said.
+    pub hints: Vec<String>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -302,6 +306,10 @@ pub struct Pod {
     pub owner: Option<(Kind, String)>,
     pub labels: Labels,
     pub ports: Vec<ContainerPort>,
+    /// By its own label.
+    pub zone: Option<String>,
+    /// Where it is scheduled.
+    pub node: Option<String>,
     /// Scheduled and not finished.
     pub running: bool,
     pub ready: bool,

@@ -9,9 +9,9 @@ use super::identity::MeshNames;
 use super::multimap::Multimap;
 use super::object::{
     AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
-    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
-    PolicyTarget, PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service,
-    TcpRoute, TlsRoute, TrafficPolicy, Workload,
+    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod, PortPolicy,
+    PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service, TcpRoute, TlsRoute,
+    TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -38,13 +38,15 @@ pub struct Objects {
     pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
     pub(super) defaults: Defaults,
 
+    /// By the slices that say so.
+    pub(super) zones_by_node: Multimap<String, (String, Name)>,
     services_by_ip: Multimap<IpAddr, Name>,
     pods_by_address: Multimap<IpAddr, Name>,
     slices_by_service: Multimap<Name, Name>,
     slices_by_pod: Multimap<Name, Name>,
     routes_by_parent: Multimap<Name, (Kind, Name)>,
     /// Services by the services their routes send to.
-    parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
+    pub(super) parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
 }
 
 /// What may be different after an event. Namespaced names of services and pods, addresses.
@@ -60,6 +62,8 @@ pub(super) struct Touched {
     pub(super) everywhere: bool,
     /// What Gateways do.
     pub(super) gateways: bool,
+    /// Where nodes are.
+    pub(super) zones: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
 }
 
@@ -362,25 +366,17 @@ impl Objects {
         new: Option<TrafficPolicy>,
         touched: &mut Touched,
     ) {
-        let about = |policy: &TrafficPolicy| match &policy.target {
-            PolicyTarget::Service { name: service, .. } => {
-                Some(Name::new(&name.namespace, service))
-            }
-            _ => None,
-        };
-        let now = new.as_ref().and_then(about);
+        let now = new.as_ref().map(|policy| self.told_of(policy)).unwrap_or_default();
         let replaced = replace(&mut self.traffic_policies, name.clone(), new);
         let Some(old) = replaced else { return };
         touched.changed = true;
-        // A gateway's routes have queues, too.
+        // A gateway's routes have queues and faults, too.
         touched.gateways = true;
-        for service in old.as_deref().and_then(about).into_iter().chain(now) {
-            let parents = self.parents_by_backend.get(&service);
-            touched
-                .policies
-                .extend(parents.into_iter().flat_map(|parents| parents.keys().cloned()));
-            touched.policies.insert(service);
-        }
+        let told: BTreeSet<Name> =
+            old.iter().flat_map(|old| self.told_of(old)).chain(now).collect();
+        // It may decide about zones.
+        touched.endpoints.extend(told.iter().cloned());
+        touched.policies.extend(told);
     }
 
     fn put_namespace(&mut self, name: &str, new: Option<Namespace>, touched: &mut Touched) {
@@ -436,6 +432,7 @@ impl Objects {
         let new = new.map(Arc::new);
         let Some(old) = replace_arc(&mut self.slices, name.clone(), new.clone()) else { return };
         touched.changed = true;
+        touched.zones = self.put_node_zones(name, old.as_deref(), new.as_deref());
         for slice in old.iter().chain(&new) {
             touched.endpoints.insert(Name::new(&name.namespace, &slice.service));
             touched.pods.extend(pods_in(slice));

@@ -1,11 +1,14 @@
-//! What ServerPolicies make of a pod's port: what it speaks, and how much it takes.
+//! What ServerPolicies make of a pod's port: what it speaks, how much it takes, and what fails there on
+//! purpose.
 //!
 //! A policy about one port goes before one about all ports of a workload, field by field: a rate limit
 //! on one port must not open a port that is closed for the whole workload. Of several about the same,
-//! only the oldest counts.
+//! only the oldest counts. Faults are those of all.
 
+use mesh_api::limit;
 use mesh_model::Meta;
 use mesh_model::inbound::{Concurrency, PortExtension, PortLimits, PortProtocol};
+use mesh_model::route::Fault;
 
 use super::Objects;
 use super::conflicts::Before;
@@ -38,6 +41,7 @@ impl Objects {
             authz: self.port_authz(pod, port),
             protocol: self.port_protocol(pod, port),
             limits: limits(&governing),
+            faults: self.port_faults(pod, port),
         }
     }
 
@@ -66,10 +70,21 @@ impl Objects {
         limits(&self.governing(pod, self.pods.get(pod).map(|pod| &**pod), port))
     }
 
+    /// The faults of a port, those of all policies.
+    fn port_faults(&self, name: &Name, port: u16) -> Vec<Fault> {
+        let pod = self.pods.get(name).map(|pod| &**pod);
+        let policies = self.port_policies_in(&name.namespace);
+        let about = policies.filter(|policy| {
+            // First what is true of few.
+            !policy.faults.is_empty() && self.is_target(&policy.target, name, pod, port)
+        });
+        about.flat_map(|policy| &policy.faults).take(limit::FAULTS).cloned().collect()
+    }
+
     /// The ServerPolicies in force at a port.
     pub(super) fn governing(&self, name: &Name, pod: Option<&Pod>, port: u16) -> Governing<'_> {
         let mut governing = Governing::default();
-        for policy in self.port_policies_in(&name.namespace) {
+        for policy in self.port_policies_in(&name.namespace).filter(|policy| policy.governs()) {
             if !self.is_target(&policy.target, name, pod, port) {
                 continue;
             }
@@ -93,10 +108,10 @@ impl Objects {
     /// The ServerPolicy that goes before another one that is about the same, and whether it does so
     /// everywhere.
     pub(super) fn port_policy_before<'a>(&'a self, name: &Name) -> Option<Before<'a>> {
-        let policy = self.port_policies.get(name)?;
+        let policy = self.port_policies.get(name).filter(|policy| policy.governs())?;
         let rivals: Vec<&PortPolicy> = self
             .port_policies_in(&name.namespace)
-            .filter(|rival| rival.name != *name && goes_before(rival, policy))
+            .filter(|rival| rival.governs() && rival.name != *name && goes_before(rival, policy))
             .filter(|rival| rival.target.port().is_some() == policy.target.port().is_some())
             .collect();
         if let Some(same) = rivals.iter().find(|rival| rival.target == policy.target) {

@@ -193,10 +193,16 @@ impl Objects {
         rules: &[RouteRule<M>],
         besides: &Besides,
     ) -> Vec<Rule<M, Forward>> {
+        let of_route = self.route_faults(from.kind, &from.head.name);
         let of = |rule: &RouteRule<M>| Rule {
             matches: rule.matches.clone(),
-            // First, as everything else would be in vain.
-            filters: [&besides.faults[..], &self.filters(from, &rule.filters)].concat(),
+            // Faults first, as everything else would be in vain; of faults, those that are about less.
+            filters: [
+                of_route.of(&rule.name),
+                besides.faults.clone(),
+                self.filters(from, &rule.filters),
+            ]
+            .concat(),
             action: Forward {
                 backends: self.backends(from, rule),
                 timeouts: rule.timeouts,
@@ -314,6 +320,26 @@ impl Objects {
 }
 
 impl Objects {
+    /// What all routes have, of one that may have policies.
+    pub fn route_head(&self, kind: Kind, name: &Name) -> Option<&RouteHead> {
+        match kind {
+            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| &route.head),
+            _ => self.http_routes.get(name).map(|route| &route.head),
+        }
+    }
+
+    /// The names of a route's rules, in their order; empty where they have none.
+    pub fn rule_names(&self, kind: Kind, name: &Name) -> Vec<&str> {
+        fn of<M>(rules: &[RouteRule<M>]) -> Vec<&str> {
+            rules.iter().map(|rule| rule.name.as_str()).collect()
+        }
+        match kind {
+            Kind::GrpcRoute => self.grpc_routes.get(name).map(|route| of(&route.rules)),
+            _ => self.http_routes.get(name).map(|route| of(&route.rules)),
+        }
+        .unwrap_or_default()
+    }
+
     pub(super) fn grants_in(&self, namespace: &str) -> impl Iterator<Item = &ReferenceGrant> {
         let grants = self.grants.range(Name::new(namespace, "")..);
         let grants = grants.take_while(move |(name, _)| name.namespace == *namespace);

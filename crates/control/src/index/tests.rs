@@ -7,6 +7,7 @@ mod order;
 mod policies;
 mod ports;
 mod traffic;
+mod zones;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -63,6 +64,8 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> EndpointSlice {
         ready: true,
         draining: false,
         zone: None,
+        node: None,
+        hints: Vec::new(),
     };
     EndpointSlice {
         name: shop(&format!("{service}.80")),

@@ -2,23 +2,27 @@
 //! endpoint alone, how much they ask at a time and how often again.
 //!
 //! A policy about one port goes before one about the whole Service, field by field; of several about
-//! the same, only the oldest counts. Where none says anything, the Service's annotations do.
+//! the same, only the oldest counts. Where none says anything, the Service's annotations do. Policies
+//! about routes have faults only, and none goes before another.
 
+use std::collections::BTreeSet;
+
+use mesh_api::limit;
 use mesh_model::outbound::{BackendExtension, Breaker, Queue};
-use mesh_model::route::Fault;
+use mesh_model::route::{Fault, Filter};
 
 use super::Objects;
 use super::conflicts::Before;
-use super::object::{Balancing, BreakerPolicy, Name, PolicyTarget, PortRef, TrafficPolicy};
+use super::object::{Balancing, BreakerPolicy, Kind, Name, PolicyTarget, PortRef, TrafficPolicy};
 use super::policy::DEFAULT_BREAKER;
 use super::routes::QUEUE;
 
 /// The policies in force at a service's port, the most specific one first.
 #[derive(Debug, Default)]
-struct Governing<'a>([Option<&'a TrafficPolicy>; 2]);
+pub(super) struct Governing<'a>([Option<&'a TrafficPolicy>; 2]);
 
 impl<'a> Governing<'a> {
-    fn first<T>(&self, field: impl Fn(&'a TrafficPolicy) -> Option<T>) -> Option<T> {
+    pub(super) fn first<T>(&self, field: impl Fn(&'a TrafficPolicy) -> Option<T>) -> Option<T> {
         self.0.iter().flatten().find_map(|policy| field(policy))
     }
 }
@@ -75,7 +79,7 @@ impl Objects {
         }
     }
 
-    fn traffic(&self, service: &Name, port: u16) -> Governing<'_> {
+    pub(super) fn traffic(&self, service: &Name, port: u16) -> Governing<'_> {
         let mut governing = Governing::default();
         let name = self.services.get(service).and_then(|object| object.port(port));
         let name = name.map_or("", |port| port.name.as_str());
@@ -101,7 +105,40 @@ impl Objects {
                 of == service.name && wanted.is_none_or(|wanted| wanted.is(name, port))
             })
         });
-        policies.flat_map(|policy| &policy.faults).collect()
+        policies.flat_map(|policy| &policy.faults).take(limit::FAULTS).collect()
+    }
+
+    /// The Services whose clients a policy may mean something to.
+    pub(super) fn told_of(&self, policy: &TrafficPolicy) -> BTreeSet<Name> {
+        let namespace = &policy.name.namespace;
+        match &policy.target {
+            PolicyTarget::Service { name, .. } => {
+                let service = Name::new(namespace, name);
+                let parents = self.parents_by_backend.get(&service);
+                let parents = parents.into_iter().flat_map(|parents| parents.keys().cloned());
+                parents.chain([service]).collect()
+            }
+            PolicyTarget::Route { kind, name, .. } => {
+                let head = self.route_head(*kind, &Name::new(namespace, name));
+                let parents = head.into_iter().flat_map(|head| &head.parents);
+                parents.map(|parent| parent.service.clone()).collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
+    /// The faults of a route's requests, those of all policies.
+    pub(super) fn route_faults(&self, kind: Kind, route: &Name) -> RouteFaults<'_> {
+        let about =
+            self.traffic_policies_in(&route.namespace).filter_map(|policy| match &policy.target {
+                PolicyTarget::Route { kind: of, name, rule }
+                    if *of == kind && *name == route.name =>
+                {
+                    Some((rule.as_deref(), &policy.faults[..]))
+                }
+                _ => None,
+            });
+        RouteFaults(about.collect())
     }
 
     fn traffic_policies_in<'a, 'n>(
@@ -136,6 +173,19 @@ impl Objects {
             rival.name != *name && of == service && about_the_same && goes_before(rival, policy)
         })?;
         Some(Before { policy: &before.name, everywhere: true })
+    }
+}
+
+/// The faults of a route: of the rule that they are about, or of all.
+#[derive(Debug)]
+pub(super) struct RouteFaults<'a>(Vec<(Option<&'a str>, &'a [Fault])>);
+
+impl RouteFaults<'_> {
+    /// Of the rule with this name, as filters.
+    pub(super) fn of(&self, rule: &str) -> Vec<Filter> {
+        let about = self.0.iter().filter(|(of, _)| of.is_none_or(|of| of == rule));
+        let faults = about.flat_map(|(_, faults)| *faults).take(limit::FAULTS);
+        faults.cloned().map(Filter::Fault).collect()
     }
 }
 

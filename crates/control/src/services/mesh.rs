@@ -10,7 +10,7 @@ use mesh_api::ext::{self, Selector};
 use tonic::{Request, Response, Status};
 
 use super::ask::Asker;
-use super::select::{InvalidSelector, Selected, owner_ref, select};
+use super::select::{self, InvalidSelector, Selected, owner_ref, select};
 use super::{
     analysis, authz, edges, notable, observed, ports, proxies, routes, stat, tap, what_if,
 };
@@ -131,7 +131,10 @@ impl Mesh for MeshService {
         self.informed().await?;
         let index = self.shared.index.read();
         let objects = index.objects();
-        let selected = select(objects, request.get_ref()).map_err(Failure::from)?;
+        let selected = match select::routes(objects, request.get_ref()) {
+            Some(routes) => routes,
+            None => select(objects, request.get_ref()).map_err(Failure::from)?,
+        };
         let workloads = selected.into_iter().map(|selected| {
             let service = selected.service.as_ref().and_then(|name| objects.service(name));
             let cluster_ip = service.and_then(|service| service.cluster_ips.first());

@@ -123,5 +123,10 @@ pub(super) fn settings(objects: &Objects, service: &Service) -> Vec<Setting> {
         value: objects.breaker(name, port).map_or_else(|| "none".into(), words::breaker),
         why: by(|policy| policy.breaker.is_some(), service.breaker.is_some()),
     };
-    vec![balancer, breaker]
+    let zones = objects.zone_preference(name, port).map(|preference| Setting {
+        name: "zones".into(),
+        value: preference.as_str().into(),
+        why: by(|policy| policy.zones.is_some(), false),
+    });
+    [balancer, breaker].into_iter().chain(zones).collect()
 }

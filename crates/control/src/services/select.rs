@@ -6,7 +6,7 @@ use std::sync::Arc;
 use mesh_api::ext::{ObjectRef, Selector};
 
 use crate::index::Objects;
-use crate::index::object::{Kind, Labels, Name, Pod};
+use crate::index::object::{Kind, Labels, Name, Pod, RouteHead};
 
 /// An object that was asked for.
 #[derive(Clone, Debug)]
@@ -102,6 +102,21 @@ pub(super) fn select(
             None => return Err(InvalidSelector::Kind { kind: kind.to_owned() }),
         },
     })
+}
+
+/// The routes that policies may be about and that a selector means; `None` when it means another kind.
+/// They have no pods, so that figures are not asked of them.
+pub(super) fn routes(objects: &Objects, selector: &Selector) -> Option<Vec<Selected>> {
+    let heads: Vec<&RouteHead> = match selector.kind.as_str() {
+        "httproute" => objects.http_routes().map(|route| &route.head).collect(),
+        "grpcroute" => objects.grpc_routes().map(|route| &route.head).collect(),
+        _ => return None,
+    };
+    let meant = heads.into_iter().map(|head| &head.name).filter(|name| {
+        (selector.name.is_empty() || selector.name == name.name)
+            && (selector.namespace.is_empty() || selector.namespace == name.namespace)
+    });
+    Some(meant.map(|name| selected(&selector.kind, name, Vec::new())).collect())
 }
 
 fn selected(kind: &str, name: &Name, pods: Vec<Arc<Pod>>) -> Selected {

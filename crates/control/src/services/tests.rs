@@ -188,6 +188,8 @@ fn slice(service: &str, pods: &[(&str, &str)]) -> Object {
         draining: false,
         ready: true,
         zone: None,
+        node: None,
+        hints: Vec::new(),
     });
     Object::EndpointSlice(EndpointSlice {
         name: Name::new("shop", format!("{service}.8080")),

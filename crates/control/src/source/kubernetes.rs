@@ -21,6 +21,9 @@ pub const OWNER_NAME_LABEL: &str = "meshctl.dev/owner-name";
 /// Annotation of pods that have a proxy: its version.
 pub const PROXY_VERSION_ANNOTATION: &str = "meshctl.dev/proxy-version";
 
+/// Label of nodes, and of pods, that names the zone.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
 /// An object, and what was found wrong with it.
 pub type Converted<T> = (T, Vec<Finding>);
 
@@ -176,6 +179,8 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
         owner: owner(meta),
         labels: meta.labels.clone().unwrap_or_default(),
         ports: ports.collect(),
+        zone: zone(meta),
+        node: spec.and_then(|spec| spec.node_name.clone()).filter(|node| !node.is_empty()),
         running,
         ready: ready && running,
         terminating: meta.deletion_timestamp.is_some(),
@@ -186,6 +191,14 @@ pub fn pod(object: &core::Pod) -> Converted<Pod> {
     };
     findings.append(&mut annotations.findings);
     (pod, findings)
+}
+
+/// Clusters copy the label from the node (Kubernetes 1.35 and later); a local mesh has no nodes, and
+/// takes what the pod's template says.
+fn zone(meta: &ObjectMeta) -> Option<String> {
+    let named = |all: Option<&Labels>| all.and_then(|all| all.get(ZONE_LABEL)).cloned();
+    let zone = named(meta.labels.as_ref()).or_else(|| named(meta.annotations.as_ref()));
+    zone.filter(|zone| !zone.is_empty())
 }
 
 /// The workload at the top of a pod's ownership.

@@ -4,6 +4,7 @@
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
 mod backend;
+mod fault;
 mod schema;
 mod server;
 #[expect(
@@ -54,6 +55,11 @@ pub fn authorization_policy(
     let mut read = Reader::new(name_of(&object.metadata), names);
     read.version(&object.api_version);
     let spec = &object.spec;
+    if spec.target_ref.as_ref().is_some_and(|target| target.section_name.is_some()) {
+        let message =
+            "an AuthorizationPolicy is about all requests of a route; tell them apart in `to`";
+        read.error("spec.targetRef.sectionName", message);
+    }
     let policy = AuthorizationPolicy {
         target: read.target(spec.target_ref.as_ref()),
         action: spec.action.unwrap_or_default().into(),
@@ -94,6 +100,15 @@ impl<'a> Reader<'a> {
         if name.is_empty() && !is_pod {
             self.error(format!("{AT}.name"), "says which object the policy is about");
         }
+        if let Some(section) = &target.section_name {
+            if !matches!(target.kind.as_str(), "HTTPRoute" | "GRPCRoute") {
+                let message = format!("names a rule of a route, and a {} has none", target.kind);
+                self.error(format!("{AT}.sectionName"), message);
+            } else if !is_name(section, b"-.") {
+                let message = format!("`{section}` is not the name of a rule");
+                self.error(format!("{AT}.sectionName"), message);
+            }
+        }
         if target.selector.is_some() && !is_pod {
             self.error(format!("{AT}.selector"), "only pods are selected, with kind Pod");
         }
@@ -126,6 +141,7 @@ impl<'a> Reader<'a> {
                 PolicyTarget::Route {
                     kind: if grpc { Kind::GrpcRoute } else { Kind::HttpRoute },
                     name,
+                    rule: target.section_name.clone(),
                 }
             }
             ("Pod", _) => {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::follow::{Followed, Follower};
+use crate::http::faults::Faults;
 use crate::inbound::RateLimiter;
 
 /// Everything that is said of a port.
@@ -25,6 +26,7 @@ pub(crate) struct PortRules {
     /// Shared by all workers, and over changes of everything else.
     pub(crate) rate_limit: Option<Arc<RateLimiter>>,
     pub(crate) concurrency: Option<PortConcurrency>,
+    pub(crate) faults: Option<Arc<Faults>>,
 }
 
 /// How many requests may be in flight, and how many are.
@@ -44,7 +46,14 @@ impl PortRules {
         let Some(extension) = extension else {
             let (protocol, rate) = of_linkerd(&policy.protocol);
             let rate_limit = rate.map(|rate| rate_limiter(rate, before));
-            return Self { policy, authz: None, protocol, rate_limit, concurrency: None };
+            return Self {
+                policy,
+                authz: None,
+                protocol,
+                rate_limit,
+                concurrency: None,
+                faults: None,
+            };
         };
         let limits = &extension.limits;
         Self {
@@ -61,6 +70,10 @@ impl PortRules {
                     limit: limit.unwrap_or_else(|| ConcurrencyLimit::new(max)),
                 }
             }),
+            faults: Faults::new(
+                &extension.faults,
+                before.and_then(|before| before.faults.as_ref()),
+            ),
         }
     }
 }

@@ -140,7 +140,8 @@ fn after(filters: &[Apply], origin: Option<&HeaderValue>, mut response: Response
 }
 
 /// What a filter did before a request goes on.
-enum Done {
+#[derive(Debug)]
+pub(crate) enum Done {
     Nothing,
     Delay(Duration),
     /// The request ends here.
@@ -186,7 +187,7 @@ fn apply(
     Ok(Done::Nothing)
 }
 
-fn hit(fault: &Fault, request: &Request, draw: impl Fn() -> u32) -> Done {
+pub(super) fn hit(fault: &Fault, request: &Request, draw: impl Fn() -> u32) -> Done {
     let means = fault.means(request.uri(), request.headers(), SystemTime::now());
     // Those that are not meant are no part of the share.
     if !means || !fault.ratio.covers(draw()) {

@@ -36,6 +36,7 @@ use crate::discovery::{Discovery, PortConcurrency, PortRules};
 use crate::error::MeshError;
 use crate::exchange::{Exchange, Recorder, RouteInfo};
 use crate::http::client::Client as HttpClient;
+use crate::http::filters::Done;
 use crate::http::pool::PoolLimits;
 use crate::http::{filters, forward};
 use crate::io::Io;
@@ -188,13 +189,13 @@ impl Port {
         Err(MeshError::new(Reason::DiscoveryTimeout, message))
     }
 
-    /// Whether a request may be made; the response, if the policy answers it itself.
+    /// Whether a request may be made, and what policies do with it before the application has it.
     pub(super) fn authorize(
         &self,
         rules: &PortRules,
         client: &Client,
         request: &mut Request,
-    ) -> Result<Option<Response>, MeshError> {
+    ) -> Result<Done, MeshError> {
         let found = match &rules.policy.protocol {
             ServerProtocol::Detect { routes, .. }
             | ServerProtocol::Http1 { routes, .. }
@@ -218,13 +219,24 @@ impl Port {
             exchange.balanced(self.local, series);
         }
         let exchange = Exchange::of(request).map(|exchange| &**exchange);
-        self.permit(rules, &Attempt { client, http: Some(http), route, of_route }, exchange)?;
+        let attempt = Attempt { client, http: Some(http), route, of_route };
+        let probe = self.permit(rules, &attempt, exchange)?;
         if let Some(limiter) = &rules.rate_limit {
             self.rate_limit(limiter, rules, client, request)?;
         }
-        match found.map(|found| found.filters) {
-            None | Some([]) => Ok(None),
-            Some(filters) => filters::before(filters, request),
+        let met = match &rules.faults {
+            // Who checks for life would end the pod: a fault is to be seen by clients. Those of the mesh
+            // have names, and may well ask for the path of a probe.
+            Some(_) if probe && client.id.is_none() => Done::Nothing,
+            Some(faults) => faults.meet(request),
+            None => Done::Nothing,
+        };
+        match (met, found.map(|found| found.filters)) {
+            (answer @ Done::Answer(_), _) => Ok(answer),
+            (met, None | Some([])) => Ok(met),
+            (met, Some(filters)) => {
+                Ok(filters::before(filters, request)?.map_or(met, Done::Answer))
+            }
         }
     }
 
@@ -304,16 +316,24 @@ impl Port {
         series
     }
 
-    /// Sends a request to the application, unless too many are there already.
+    /// Sends a request to the application after `delay`, unless too many are there already: those that
+    /// are held up count as though the application did it.
     pub(super) async fn forward(
         &self,
         rules: &PortRules,
         request: Request,
+        delay: Duration,
     ) -> Result<Response, BoxError> {
-        let Some(PortConcurrency { of, limit }) = &rules.concurrency else {
-            return self.send(request).await;
+        let send = async |request| {
+            if !delay.is_zero() {
+                tokio::time::sleep(delay).await;
+            }
+            self.send(request).await
         };
-        let mut limited = limit.layer(service_fn(|request| self.send(request)));
+        let Some(PortConcurrency { of, limit }) = &rules.concurrency else {
+            return send(request).await;
+        };
+        let mut limited = limit.layer(service_fn(send));
         limited.call(request).await.map_err(|error| match find_cause::<Overloaded>(&error) {
             Some(_) => {
                 let message = format!("{} allows {} requests in flight", of.meta, of.max);
@@ -345,12 +365,15 @@ impl Port {
     pub(super) fn describe(&self) -> Value {
         let rules = self.rules.borrow().clone().or_else(|| self.fallback.clone());
         let authz = rules.as_ref().and_then(|rules| rules.authz.clone());
+        let faults = rules.as_ref().and_then(|rules| rules.faults.clone());
+        let faults = faults.map(|faults| faults.all().map(describe::fault_of).collect::<Vec<_>>());
         json!({
             "listen": self.local.to_string(),
             "forward": self.app.connect().addrs.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "policy": rules.as_ref().map(|rules| describe::server_policy(&rules.policy)),
             "protocol": rules.as_ref().map(|rules| rules.protocol.as_str()),
             "limits": rules.as_ref().map(|rules| describe::port_limits(rules)),
+            "faults": faults,
             "authorization": authz.map(|authz| describe::port_authz(&authz)),
         })
     }

@@ -239,3 +239,58 @@ async fn stat_tells_of_refused_requests_on_both_sides() {
     let told = checked.stdout + &checked.stderr;
     assert!(told.contains("ServerPolicy/test/younger"), "{told}");
 }
+
+#[tokio::test]
+async fn faults_of_a_port_hit_their_share_of_what_is_allowed() {
+    // Whole rounds of the deck that a proxy deals its shares by, so that no share depends on luck.
+    const REQUESTS: usize = 8 * 64;
+    let app = app().await;
+    let abort = json!({ "abort": { "httpStatus": 503 }, "percent": 50 });
+    let slow = json!({ "delay": "150ms", "headers": [{ "name": "x-slow", "value": "1" }] });
+    let mesh = mesh(&app, json!({ "faults": [abort] })).await;
+    let web = mesh.pod("web");
+    // The workload's proxy does it, whoever the client is.
+    let mut client = Client::open(Way::Http1(web.inbound(PORT)), "web").await;
+    let mut hit = async |request: fn() -> Request<_>| {
+        let response = client.send(request()).await.unwrap();
+        let reason = response.headers().get("x-mesh-reason").cloned();
+        let hit = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+        assert_eq!(hit, reason.is_some_and(|reason| reason == "fault-injected"));
+        // Its connection is wanted again.
+        http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        hit
+    };
+    let mut failed = 0;
+    for _ in 0..REQUESTS {
+        failed += usize::from(hit(get).await);
+    }
+    assert_eq!(failed, REQUESTS / 2);
+    assert_eq!(app.requests(), REQUESTS / 2, "what is hit does not reach the application");
+    let labels = ["direction=\"inbound\"", "error=\"fault-injected\""];
+    assert_eq!(web.metric("response_total", &labels).await, failed as f64);
+
+    // Only marked requests, and later; it is in force at once.
+    mesh.apply(&policy(json!({ "faults": [slow] })));
+    let marked = || Request::get("/").header("x-slow", "1").body(empty()).unwrap();
+    wait::until("the delay to be in force", async || {
+        let began = Instant::now();
+        let failed = hit(marked).await;
+        (!failed && began.elapsed() >= Duration::from_millis(150)).then_some(())
+    })
+    .await;
+    assert!(!hit(get).await);
+
+    // Who may not is told so, and nothing else.
+    let always = json!({ "abort": { "grpcCode": 14 } });
+    mesh.apply(&policy(json!({ "defaultAccess": "deny", "faults": [always] })));
+    let mut client = Client::open(Way::Http1(web.inbound(PORT)), "web").await;
+    wait::until("the port to be closed", async || {
+        let response = client.send(get()).await.unwrap();
+        let reason = response.headers().get("x-mesh-reason").cloned();
+        // Other reasons than those of the policies before and after would be wrong.
+        let reason = reason.map(|reason| reason.to_str().unwrap().to_owned());
+        assert!(matches!(reason.as_deref(), None | Some("unauthorized")), "{reason:?}");
+        (response.status() == StatusCode::FORBIDDEN).then_some(())
+    })
+    .await;
+}

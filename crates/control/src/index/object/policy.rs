@@ -44,10 +44,12 @@ pub enum PolicyTarget {
         name: String,
         port: Option<PortRef>,
     },
-    /// The requests of a route to the Services of its parents.
+    /// The requests of a route to its parents.
     Route {
         kind: Kind,
         name: String,
+        /// Those of one of its rules, by name.
+        rule: Option<String>,
     },
 }
 
@@ -82,6 +84,18 @@ pub struct PortPolicy {
     pub rate_limit: Option<RateLimit>,
     /// Requests in flight.
     pub concurrency: Option<u32>,
+    /// Besides those of all other policies about the same.
+    pub faults: Vec<Fault>,
+}
+
+impl PortPolicy {
+    /// Whether it says anything of which only one policy's word counts.
+    pub fn governs(&self) -> bool {
+        self.default_access.is_some()
+            || self.protocol.is_some()
+            || self.rate_limit.is_some()
+            || self.concurrency.is_some()
+    }
 }
 
 impl PolicyTarget {
@@ -96,19 +110,22 @@ impl PolicyTarget {
     }
 }
 
-/// How clients of a Service treat it. What is `None` is left to others.
+/// How clients of a Service treat it, or what becomes of a route's requests. What is `None` is left to
+/// others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrafficPolicy {
     pub name: Name,
     /// As [`PortPolicy::created`].
     pub created: Option<i64>,
-    /// A Service.
+    /// A Service; or a route, which has faults only.
     pub target: PolicyTarget,
     pub balancing: Option<Balancing>,
     pub breaker: Option<BreakerPolicy>,
     pub limits: TrafficLimits,
     pub retry_budget: Option<RetryBudget>,
-    /// Besides those of all other policies about the Service.
+    /// `None`: as the Service's hints say.
+    pub zones: Option<ZonePreference>,
+    /// Besides those of all other policies about the same.
     pub faults: Vec<Fault>,
 }
 
@@ -119,6 +136,31 @@ impl TrafficPolicy {
             || self.breaker.is_some()
             || self.limits != TrafficLimits::default()
             || self.retry_budget.is_some()
+            || self.zones.is_some()
+    }
+}
+
+/// Which endpoints clients of a zone use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZonePreference {
+    /// Those of their own zone, while one is ready.
+    Prefer,
+    /// Those of their own zone, or none.
+    Require,
+    /// All, whatever hints say.
+    Ignore,
+}
+
+impl ZonePreference {
+    pub const ALL: [Self; 3] = [Self::Prefer, Self::Require, Self::Ignore];
+
+    /// As users write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prefer => "Prefer",
+            Self::Require => "Require",
+            Self::Ignore => "Ignore",
+        }
     }
 }
 

@@ -113,7 +113,7 @@ fn a_route_limits_a_policy_to_its_requests() {
         ..HttpMatch::default()
     };
     route.rules[0].matches = vec![path("/%62uy/")];
-    let target = |kind| PolicyTarget::Route { kind, name: "r".into() };
+    let target = |kind| PolicyTarget::Route { kind, name: "r".into(), rule: None };
     let mut all = objects();
     all.push(Object::HttpRoute(route.clone()));
     all.push(policy_for("p", target(Kind::HttpRoute)));
@@ -187,6 +187,7 @@ fn defaults_come_from_the_nearest_who_sets_one() {
         protocol: None,
         rate_limit: None,
         concurrency: None,
+        faults: Vec::new(),
     }));
     assert_eq!(access(&index, 80).access, DefaultAccess::Deny);
     assert_eq!(access(&index, 80).meta.to_string(), "ServerPolicy/shop/admin");

@@ -3,7 +3,15 @@
 use super::*;
 
 fn address(pod: &str, pod_ip: &str, ready: bool, draining: bool) -> EndpointAddress {
-    EndpointAddress { ip: ip(pod_ip), pod: Some(pod.into()), ready, draining, zone: None }
+    EndpointAddress {
+        ip: ip(pod_ip),
+        pod: Some(pod.into()),
+        ready,
+        draining,
+        zone: None,
+        node: None,
+        hints: Vec::new(),
+    }
 }
 
 /// The endpoints of a service with these addresses in two slices.

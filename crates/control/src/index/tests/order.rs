@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use mesh_model::authz::Action;
-use mesh_model::route::HostMatch;
+use mesh_model::route::{Fault, FaultKind, HostMatch, Ratio};
 use proptest::prelude::*;
 
 use super::*;
 use crate::index::Watched;
+use crate::index::object::{TrafficLimits, TrafficPolicy, ZonePreference};
 
 /// A small world in which everything can refer to everything.
 fn object() -> impl Strategy<Value = Object> {
@@ -28,6 +29,7 @@ fn object() -> impl Strategy<Value = Object> {
             |(name, host, [ready, meshed, out])| {
                 let of = pod(&format!("p{name}"), &format!("127.0.0.{host}"));
                 Object::Pod(Pod {
+                    node: meshed.then(|| "n".into()),
                     ready,
                     terminating: out,
                     proxy: meshed.then(|| "0.1.0".into()),
@@ -35,10 +37,50 @@ fn object() -> impl Strategy<Value = Object> {
                 })
             }
         ),
-        (small.clone(), small.clone(), small.clone()).prop_map(|(service, a, b)| {
-            let (a, b) = (format!("p{a}"), format!("p{b}"));
-            let pods = [(a.as_str(), "127.0.0.1"), (b.as_str(), "127.0.0.2")];
-            Object::EndpointSlice(slice(&format!("s{service}"), &pods))
+        (small.clone(), small.clone(), small.clone(), any::<[bool; 2]>()).prop_map(
+            |(service, a, b, [zoned, hinted])| {
+                let (a, b) = (format!("p{a}"), format!("p{b}"));
+                let pods = [(a.as_str(), "127.0.0.1"), (b.as_str(), "127.0.0.2")];
+                let mut slice = slice(&format!("s{service}"), &pods);
+                for (address, zone) in slice.addresses.iter_mut().zip(["a", "b"]) {
+                    address.zone = zoned.then(|| zone.into());
+                    address.node = Some("n".into());
+                    address.hints = if hinted { vec![zone.into()] } else { Vec::new() };
+                }
+                Object::EndpointSlice(slice)
+            }
+        ),
+        (small.clone(), small.clone(), 0..3u8).prop_map(|(name, of, target)| {
+            let of_route = |kind, name: &str| PolicyTarget::Route {
+                kind,
+                name: format!("{name}{of}"),
+                rule: None,
+            };
+            let (target, zones) = match target {
+                0 => {
+                    let target = PolicyTarget::Service { name: format!("s{of}"), port: None };
+                    (target, Some(ZonePreference::Require))
+                }
+                1 => (of_route(Kind::HttpRoute, "r"), None),
+                _ => (of_route(Kind::GrpcRoute, "g"), None),
+            };
+            Object::TrafficPolicy(TrafficPolicy {
+                name: shop(&format!("t{name}")),
+                created: None,
+                target,
+                balancing: None,
+                breaker: None,
+                limits: TrafficLimits::default(),
+                retry_budget: None,
+                zones,
+                faults: vec![Fault {
+                    meta: mesh_model::Meta::Default(format!("t{name}")),
+                    headers: Vec::new(),
+                    ratio: Ratio { numerator: 1, denominator: 2 },
+                    kind: FaultKind::Delay(std::time::Duration::from_secs(1)),
+                    until: None,
+                }],
+            })
         }),
         (small.clone(), small.clone(), small.clone(), any::<bool>()).prop_map(
             |(name, parent, backend, foreign)| {
@@ -56,8 +98,8 @@ fn object() -> impl Strategy<Value = Object> {
             let target = match target {
                 0 => PolicyTarget::Namespace,
                 1 => PolicyTarget::Service { name: name_of("s"), port: None },
-                2 => PolicyTarget::Route { kind: Kind::HttpRoute, name: name_of("r") },
-                _ => PolicyTarget::Route { kind: Kind::GrpcRoute, name: name_of("g") },
+                2 => PolicyTarget::Route { kind: Kind::HttpRoute, name: name_of("r"), rule: None },
+                _ => PolicyTarget::Route { kind: Kind::GrpcRoute, name: name_of("g"), rule: None },
             };
             Object::AuthorizationPolicy(AuthorizationPolicy {
                 name: shop(&format!("a{name}")),
@@ -108,6 +150,8 @@ fn everything(index: &Index) -> Vec<String> {
             all.push(format!("{:?}", objects.outbound_policy(&service, 8080, client)));
         }
         all.push(format!("{:?}", objects.endpoints(&service, 8080)));
+        all.push(format!("{:?}", objects.endpoints_from(&service, 8080, Some("a"))));
+        all.push(format!("{:?}", objects.zone_of(&pod)));
         all.push(format!("{:?}", objects.server_policy(&pod, 80)));
         all.push(format!("{:?}", objects.port_extension(&pod, 80)));
         all.push(format!("{:?}", objects.pods_of_service(&service)));
@@ -159,8 +203,9 @@ proptest! {
             let grpc = objects.grpc_routes().map(|o| ObjectKey { kind: Kind::GrpcRoute, name: o.head.name.clone() });
             let slices = (0..3).map(|n| ObjectKey { kind: Kind::EndpointSlice, name: shop(&format!("s{n}.80")) });
             let ns = [ObjectKey { kind: Kind::Namespace, name: Name::new("", "shop") }];
-            let policies = (0..3).map(|n| {
-                ObjectKey { kind: Kind::AuthorizationPolicy, name: shop(&format!("a{n}")) }
+            let policies = (0..3).flat_map(|n| {
+                let key = |kind, name: &str| ObjectKey { kind, name: shop(&format!("{name}{n}")) };
+                [key(Kind::AuthorizationPolicy, "a"), key(Kind::BackendTrafficPolicy, "t")]
             });
             let gateways = (0..3).map(|n| ObjectKey { kind: Kind::Gateway, name: shop(&format!("e{n}")) });
             services.chain(policies).chain(gateways).chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
@@ -186,11 +231,12 @@ proptest! {
         let watches: Vec<_> = names.iter().map(|(service, pod)| (
             index.watch_outbound(service, 8080, "shop"),
             index.watch_outbound(service, 8080, "bank"),
-            index.watch_endpoints(service, 8080),
+            index.watch_endpoints(service, 8080, &Some("a".into())),
             index.watch_service_profile(service, 8080),
             index.watch_server(pod, 80),
         )).collect();
         let gateway = index.watch_gateway();
+        let zones: Vec<_> = names.iter().map(|(_, pod)| index.watch_zone(pod)).collect();
         let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_port(pod, 80)).collect();
         let profiles: Vec<_> = addresses.iter().map(|a| index.watch_address_profile(*a)).collect();
         for (object, delete) in after {
@@ -210,7 +256,8 @@ proptest! {
             if !ended(&shop_policy) {
                 prop_assert_eq!(told(shop_policy), format!("{:?}", now("shop")));
                 prop_assert_eq!(told(bank_policy), format!("{:?}", now("bank")));
-                prop_assert_eq!(told(endpoints), format!("{:?}", objects.endpoints(service, 8080)));
+                let of_zone = objects.endpoints_from(service, 8080, Some("a"));
+                prop_assert_eq!(told(endpoints), format!("{of_zone:?}"));
                 prop_assert_eq!(told(profile), format!("{:?}", objects.service_profile(service, 8080)));
             }
             prop_assert_eq!(told(Some(server)), format!("{:?}", Some(objects.server_policy(pod, 80))));
@@ -218,6 +265,10 @@ proptest! {
         prop_assert_eq!(told(Some(gateway)), format!("{:?}", Some(index.objects().gateway_config())));
         for ((_, pod), authz) in names.iter().zip(authz) {
             prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_extension(pod, 80))));
+        }
+        for ((_, pod), zone) in names.iter().zip(zones) {
+            let zone = zone.borrow().clone();
+            prop_assert_eq!(zone.as_deref(), index.objects().zone_of(pod));
         }
         for (address, profile) in addresses.into_iter().zip(profiles) {
             prop_assert_eq!(told(Some(profile)), format!("{:?}", Some(index.objects().address_profile(address))));

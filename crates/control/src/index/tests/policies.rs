@@ -38,7 +38,7 @@ fn what_is_unknown_has_no_policy() {
     let mut index = index(vec![Object::Service(service("tax", "10.0.0.1"))]);
     assert!(index.watch_outbound(&shop("other"), 8080, "shop").is_none());
     assert!(index.watch_outbound(&shop("tax"), 81, "shop").is_none());
-    assert!(index.watch_endpoints(&shop("tax"), 81).is_none());
+    assert!(index.watch_endpoints(&shop("tax"), 81, &None).is_none());
 }
 
 #[test]
@@ -350,7 +350,7 @@ fn watchers_hear_what_touches_them_and_nothing_else() {
     ]);
     let mut tax = index.watch_outbound(&shop("tax"), 8080, "shop").unwrap();
     let mut web = index.watch_outbound(&shop("web"), 8080, "shop").unwrap();
-    let mut endpoints = index.watch_endpoints(&shop("tax"), 8080).unwrap();
+    let mut endpoints = index.watch_endpoints(&shop("tax"), 8080, &None).unwrap();
 
     index.apply(Object::HttpRoute(http_route(shop("r"), "tax", &[("web", 1)])));
     assert_eq!(route_names(&tax.borrow_and_update()), ["HTTPRoute/shop/r"]);

@@ -1,7 +1,11 @@
 //! What ServerPolicies make of ports.
 
+use std::time::Duration;
+
+use mesh_model::Meta;
 use mesh_model::authz::DefaultAccess;
 use mesh_model::inbound::{PortProtocol, Rate, RateLimit, ServerProtocol};
+use mesh_model::route::{Fault, FaultKind, Ratio};
 
 use super::*;
 use crate::index::conflicts::Before;
@@ -29,6 +33,7 @@ fn policy(name: &str, created: i64, port: Option<u16>) -> PortPolicy {
         protocol: None,
         rate_limit: None,
         concurrency: None,
+        faults: Vec::new(),
     }
 }
 
@@ -125,4 +130,37 @@ fn a_protocol_is_what_the_policy_says_to_both_sides() {
     let protocol = Some(PortProtocol::Opaque);
     index.apply(Object::PortPolicy(PortPolicy { protocol, ..policy("p", 1, Some(80)) }));
     assert!(profile.borrow_and_update().opaque, "those who connect are told");
+}
+
+#[test]
+fn faults_are_those_of_all_policies_and_no_rivals() {
+    let fault = |name: &str| Fault {
+        meta: Meta::Default(name.into()),
+        headers: Vec::new(),
+        ratio: Ratio { numerator: 1, denominator: 2 },
+        kind: FaultKind::Delay(Duration::from_millis(5)),
+        until: None,
+    };
+    let with = |name, created, port| PortPolicy {
+        faults: vec![fault(name)],
+        ..policy(name, created, port)
+    };
+    let governs = PortPolicy { concurrency: Some(3), ..policy("c", 3, Some(80)) };
+    let mut index = index([with("a", 1, Some(80)), with("b", 2, None), governs]);
+    let mut watch = index.watch_port(&shop("web-1"), 80);
+    let told = watch.borrow_and_update().clone();
+    assert_eq!(told.faults, [fault("a"), fault("b")]);
+    // That "a" is older makes it no rival: it says nothing of limits.
+    assert_eq!(told.limits.concurrency.as_ref().unwrap().max, 3);
+    assert!(index.objects().conflicts().is_empty());
+    assert_eq!(index.objects().port_extension(&shop("web-1"), 81).faults, [fault("b")]);
+
+    index.delete(&ObjectKey { kind: Kind::ServerPolicy, name: shop("b") });
+    assert_eq!(watch.borrow_and_update().faults, [fault("a")]);
+    let many = (0..10).map(|n| PortPolicy {
+        faults: vec![fault("many"); 16],
+        ..policy(&format!("many-{n}"), 1, None)
+    });
+    many.for_each(|policy| index.apply(Object::PortPolicy(policy)));
+    assert_eq!(watch.borrow_and_update().faults.len(), mesh_api::limit::FAULTS);
 }

@@ -32,6 +32,7 @@ fn policy(name: &str, created: i64, port: Option<PortRef>) -> TrafficPolicy {
         breaker: None,
         limits: TrafficLimits::default(),
         retry_budget: None,
+        zones: None,
         faults: Vec::new(),
     }
 }
@@ -122,15 +123,74 @@ fn of_two_about_the_same_the_older_one_counts_and_watchers_are_told() {
     assert_eq!(index.objects().before(&key("numbered")), Some(before));
 }
 
-#[test]
-fn faults_are_those_of_all_policies_and_come_before_everything() {
-    let fault = |name: &str| Fault {
+fn fault(name: &str) -> Fault {
+    Fault {
         meta: Meta::Default(name.into()),
         headers: Vec::new(),
         ratio: Ratio { numerator: 1, denominator: 10 },
         kind: FaultKind::Delay(Duration::from_millis(5)),
         until: None,
+    }
+}
+
+/// About a route, or one of its rules.
+fn of_route(name: &str, kind: Kind, rule: Option<&str>) -> TrafficPolicy {
+    TrafficPolicy {
+        target: PolicyTarget::Route { kind, name: "r".into(), rule: rule.map(str::to_owned) },
+        faults: vec![fault(name)],
+        ..policy(name, 1, None)
+    }
+}
+
+/// The names of the faults of each rule of each route.
+fn faults(policy: &mesh_model::OutboundPolicy) -> Vec<Vec<Vec<String>>> {
+    let Protocol::Detect { http1, .. } = &policy.protocol else { panic!() };
+    let name = |filter: &Filter| match filter {
+        Filter::Fault(fault) => fault.meta.to_string(),
+        other => panic!("{other:?}"),
     };
+    let of = |route: &mesh_model::outbound::HttpRoute| {
+        route.rules.iter().map(|rule| rule.filters.iter().map(name).collect()).collect()
+    };
+    http1.routes.iter().map(of).collect()
+}
+
+#[test]
+fn faults_of_a_route_are_for_its_rules_at_all_of_its_parents() {
+    let mut route = http_route(shop("r"), "web", &[("web", 1)]);
+    let parent = |name: &str| ServiceRef { service: shop(name), ..ServiceRef::default() };
+    route.head.parents = vec![parent("web"), parent("front")];
+    let named = RouteRule { name: "beta".into(), ..route.rules[0].clone() };
+    route.rules.push(named);
+    let other = http_route(shop("s"), "web", &[("web", 1)]);
+    let mut index = index([TrafficPolicy { faults: vec![fault("svc")], ..policy("svc", 1, None) }]);
+    index.apply(Object::Service(service("front", "10.0.0.2")));
+    index.apply(Object::HttpRoute(route));
+    index.apply(Object::HttpRoute(other));
+    let mut front = index.watch_outbound(&shop("front"), 8080, "shop").unwrap();
+    front.mark_unchanged();
+    index.apply(Object::TrafficPolicy(of_route("a", Kind::HttpRoute, None)));
+    assert!(front.has_changed().unwrap(), "clients of each parent are told");
+    index.apply(Object::TrafficPolicy(of_route("b", Kind::HttpRoute, Some("beta"))));
+    // Another route that has only the name in common.
+    index.apply(Object::TrafficPolicy(of_route("c", Kind::GrpcRoute, None)));
+
+    let at = |service: &str, port| {
+        faults(&index.objects().outbound_policy(&shop(service), port, "shop").unwrap())
+    };
+    let [a, b, svc] = ["default/a", "default/b", "default/svc"].map(str::to_owned);
+    let of_r = vec![vec![a.clone(), svc.clone()], vec![a.clone(), b.clone(), svc.clone()]];
+    assert_eq!(at("web", 80), [of_r, vec![vec![svc]]]);
+    assert_eq!(at("front", 8080), [vec![vec![a.clone()], vec![a, b]]]);
+    assert!(index.objects().conflicts().is_empty());
+
+    front.mark_unchanged();
+    index.delete(&ObjectKey { kind: Kind::BackendTrafficPolicy, name: shop("a") });
+    assert_eq!(faults(&front.borrow_and_update())[0][0], [""; 0]);
+}
+
+#[test]
+fn faults_are_those_of_all_policies_and_come_before_everything() {
     let with = |name, created, port| TrafficPolicy {
         faults: vec![fault(name)],
         ..policy(name, created, port)

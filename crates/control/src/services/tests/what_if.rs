@@ -144,6 +144,29 @@ fn requests_that_end_on_the_way() {
 }
 
 #[test]
+fn faults_of_a_route_are_told_with_who_wants_them() {
+    let shared = shared();
+    let slow =
+        RouteRule { name: "slow".into(), ..rule(vec![prefix("/slow")], vec![backend("tax", 1)]) };
+    let rules = vec![slow, rule(vec![prefix("/")], vec![backend("tax", 1)])];
+    shared.index.write().apply(Object::HttpRoute(route("tax", rules)));
+    const NEW: &str = "
+apiVersion: policy.meshctl.dev/v1alpha1
+kind: BackendTrafficPolicy
+metadata: {name: chaos, namespace: shop}
+spec:
+  targetRef: {kind: HTTPRoute, name: tax, sectionName: slow}
+  faults: [{abort: {httpStatus: 503}, percent: 50}, {delay: 1s}]
+";
+    let told = |path| try_ask(&shared, "GET", path, &[], &[NEW]).unwrap();
+    let by = "BackendTrafficPolicy/shop/chaos";
+    let of_slow = told("/slow").filters.join("; ");
+    assert!(of_slow.contains(&format!("50% of the requests: {by}")), "{of_slow}");
+    assert!(of_slow.contains("delay"), "{of_slow}");
+    assert_eq!(told("/other").filters, [""; 0]);
+}
+
+#[test]
 fn routes_that_do_not_apply_are_told_with_the_reason() {
     let shared = shared();
     let all = || vec![rule(Vec::new(), vec![backend("tax", 1)])];

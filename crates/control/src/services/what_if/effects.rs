@@ -168,7 +168,7 @@ fn status(failure: InjectedFailure) -> (u16, String) {
 }
 
 /// `12.5%`
-fn share(ratio: Ratio) -> String {
+pub(super) fn share(ratio: Ratio) -> String {
     let share = f64::from(ratio.numerator) * 100.0 / f64::from(ratio.denominator);
     format!("{}%", (share * 100.0).round() / 100.0)
 }

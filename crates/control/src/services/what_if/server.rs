@@ -1,17 +1,20 @@
 //! What is behind a backend: how clients balance, the endpoints, and who may.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use mesh_api::ext::{WhatIfBackend, WhatIfEndpoint, WhatIfVerdict};
 use mesh_model::Meta;
 use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, decide};
 use mesh_model::endpoint::Endpoint;
-use mesh_model::inbound::{Rate, RateLimit};
+use mesh_model::inbound::{PortLimits, Rate, RateLimit};
 use mesh_model::outbound::Breaker;
+use mesh_model::route::Fault;
 
 use super::Question;
-use super::effects::Sent;
-use crate::index::Objects;
+use super::effects::{Sent, share};
 use crate::index::object::{Name, Pod};
 use crate::services::words;
 
@@ -60,9 +63,20 @@ impl Question<'_> {
         let name = Name::new(&service.namespace, &service.name);
         let port = service.port.unwrap_or_default();
         told.balancer = words::balancer(&self.objects.backend_extension(&name, port));
-        let set = self.objects.endpoints(&name, port).unwrap_or_default();
-        told.endpoints = set.endpoints.values().map(|of| self.endpoint(of, sent)).collect();
+        let endpoints = self.endpoints(&name, port);
+        told.endpoints = endpoints.values().map(|of| self.endpoint(of, sent)).collect();
         told
+    }
+
+    /// Those that the client's pods use, each in its zone.
+    fn endpoints(&self, service: &Name, port: u16) -> BTreeMap<SocketAddr, Arc<Endpoint>> {
+        let pods = self.client.pods.iter();
+        let mut zones: BTreeSet<_> = pods.map(|pod| self.objects.zone_of(&pod.name)).collect();
+        if zones.is_empty() {
+            zones.insert(None);
+        }
+        let sets = zones.into_iter().map(|zone| self.objects.endpoints_from(service, port, zone));
+        sets.flatten().flat_map(|set| set.endpoints).collect()
     }
 
     fn endpoint(&self, endpoint: &Endpoint, sent: Option<&Sent>) -> WhatIfEndpoint {
@@ -79,7 +93,9 @@ impl Question<'_> {
         if let Some(pod) = pod.filter(|pod| pod.meshed()) {
             let port = endpoint.addr.port();
             told.verdict = self.verdict(pod, port, identity.is_some(), sent);
-            told.limits = limits(self.objects, pod, port);
+            let extension = self.objects.port_extension(&pod.name, port);
+            told.faults = sent.map(|sent| faults(&extension.faults, sent)).unwrap_or_default();
+            told.limits = limits(extension.limits);
         }
         told
     }
@@ -129,8 +145,17 @@ impl Question<'_> {
     }
 }
 
-fn limits(objects: &Objects, pod: &Pod, port: u16) -> Vec<String> {
-    let limits = objects.port_extension(&pod.name, port).limits;
+/// Those that the request may meet.
+fn faults(all: &[Fault], sent: &Sent) -> Vec<String> {
+    let now = SystemTime::now();
+    let meant = all.iter().filter(|fault| fault.means(&sent.head.uri, &sent.head.headers, now));
+    let told = |of: &Fault| {
+        format!("by {} {} {} of the requests", of.meta, words::fault_kind(of.kind), share(of.ratio))
+    };
+    meant.map(told).collect()
+}
+
+fn limits(limits: PortLimits) -> Vec<String> {
     let rate = limits.rate.as_ref().map(describe_limit);
     let in_flight = limits.concurrency.map(|of| format!("{} at a time by {}", of.max, of.meta));
     rate.into_iter().chain(in_flight).collect()

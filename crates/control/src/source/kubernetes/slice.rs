@@ -14,6 +14,8 @@ use crate::index::object::{EndpointAddress, EndpointSlice};
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// What a slice can hold at most, as the API server has it too.
 const MAX_ADDRESSES: usize = 1000;
+/// Zones that an endpoint can be hinted for, likewise.
+const MAX_HINTS: usize = 8;
 
 /// A slice with what the mesh can use of it: TCP ports and IP addresses. `None`: it is no Service's.
 pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Option<EndpointSlice> {
@@ -48,12 +50,15 @@ fn address(endpoint: &discovery::Endpoint) -> Option<EndpointAddress> {
     let terminating = condition(conditions.and_then(|c| c.terminating), false);
     let serving = condition(conditions.and_then(|c| c.serving), ready);
     let pod = endpoint.target_ref.as_ref().filter(|of| of.kind.as_deref() == Some("Pod"));
+    let hints = endpoint.hints.iter().flat_map(|hints| hints.for_zones.iter().flatten());
     Some(EndpointAddress {
         ip,
         pod: pod.and_then(|pod| pod.name.clone()),
         ready,
         draining: terminating && serving && !ready,
         zone: endpoint.zone.clone(),
+        node: endpoint.node_name.clone(),
+        hints: hints.take(MAX_HINTS).map(|zone| zone.name.clone()).collect(),
     })
 }
 
@@ -100,7 +105,8 @@ mod tests {
     #[test]
     fn pods_zones_and_named_ports() {
         let endpoints = json!([
-            { "addresses": ["fd00::1"], "zone": "a",
+            { "addresses": ["fd00::1"], "zone": "a", "nodeName": "n1",
+              "hints": { "forZones": [{ "name": "a" }, { "name": "b" }] },
               "targetRef": { "kind": "Pod", "name": "tax-1", "namespace": "shop" } },
             { "addresses": ["192.0.2.1"], "targetRef": { "kind": "Node", "name": "n" } },
             { "addresses": ["tax.example.com"] },
@@ -118,6 +124,9 @@ mod tests {
         let pod = Some("tax-1".to_owned());
         assert_eq!(found, [("fd00::1".into(), &pod), ("192.0.2.1".into(), &None)]);
         assert_eq!(slice.addresses[0].zone.as_deref(), Some("a"));
+        assert_eq!(slice.addresses[0].node.as_deref(), Some("n1"));
+        assert_eq!(slice.addresses[0].hints, ["a", "b"]);
+        assert!(slice.addresses[1].hints.is_empty());
     }
 
     #[test]

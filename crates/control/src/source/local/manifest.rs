@@ -47,6 +47,8 @@ pub(crate) struct LocalService {
     pub(crate) targets: Vec<(String, TargetPort)>,
     /// Has no address of its own and gets none.
     pub(crate) headless: bool,
+    /// Clients are to use the endpoints of their own zone (`trafficDistribution`).
+    pub(crate) spreads_by_zone: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -298,5 +300,6 @@ fn local_service(object: &core::Service) -> Converted<LocalService> {
         }
     }
     let selector = spec.selector.unwrap_or_default();
-    (LocalService { service, selector, targets, headless }, findings)
+    let spreads_by_zone = spec.traffic_distribution.is_some();
+    (LocalService { service, selector, targets, headless, spreads_by_zone }, findings)
 }

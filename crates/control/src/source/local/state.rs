@@ -308,7 +308,10 @@ pub(crate) fn slices<'a>(
             pod: Some(pod.name.name.clone()),
             ready: pod.ready && !pod.terminating,
             draining: false,
-            zone: None,
+            zone: pod.zone.clone(),
+            node: None,
+            // As a cluster's controller hints, of which this is all that it says where pods are enough.
+            hints: pod.zone.iter().filter(|_| service.spreads_by_zone).cloned().collect(),
         });
     }
     slices

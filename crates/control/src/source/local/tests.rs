@@ -514,3 +514,25 @@ fn policies_are_read_and_mistakes_keep_the_last_good_one() {
     fs::remove_file(local.manifest("finance.yaml")).unwrap();
     assert_eq!(local.scan(), ["-AuthorizationPolicy/shop/finance"]);
 }
+
+#[test]
+fn pods_are_in_the_zone_of_their_label_and_services_spread_by_zone() {
+    let mut local = Local::new();
+    local.write("tax.yaml", TAX);
+    for (name, ip, zone) in [("tax-1", "127.1.0.1", "a"), ("tax-2", "127.1.0.2", "b")] {
+        let labels = format!(r#"{{"app": "tax", "topology.kubernetes.io/zone": "{zone}"}}"#);
+        local.pod(name, ip, true, &labels);
+    }
+    local.scan();
+    let near = |local: &Local| -> Vec<String> {
+        let tax = Name::new("shop", "tax");
+        let objects = local.index.objects();
+        let set = objects.endpoints_from(&tax, 80, objects.zone_of(&Name::new("shop", "tax-2")));
+        set.unwrap().endpoints.keys().map(ToString::to_string).collect()
+    };
+    assert_eq!(near(&local), ["127.1.0.1:8080", "127.1.0.2:8080"]);
+    local.write("tax.yaml", &TAX.replace("spec:\n", "spec:\n  trafficDistribution: PreferClose\n"));
+    local.scan();
+    assert!(local.problems().is_empty(), "{:?}", local.problems());
+    assert_eq!(near(&local), ["127.1.0.2:8080"]);
+}

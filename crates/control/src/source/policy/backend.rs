@@ -3,18 +3,15 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use http::{HeaderName, StatusCode};
-use k8s_openapi::jiff::Timestamp;
-use mesh_model::Meta;
+use http::HeaderName;
 use mesh_model::outbound::{RetryBudget, Strategy, SuccessRate};
-use mesh_model::route::{Fault, FaultKind, InjectedFailure, Ratio};
 
 use super::schema::{BALANCERS, MAX_COUNT};
 use super::{BackendTrafficPolicyObject, Reader, shape};
 use crate::index::identity::MeshNames;
 use crate::index::object::{
     Balancer, Balancing, BreakerPolicy, Kind, PolicyTarget, TrafficLimits, TrafficPolicy,
-    policy_ref,
+    ZonePreference,
 };
 use crate::index::policy::DEFAULT_BREAKER;
 use crate::source::kubernetes::{Converted, name_of};
@@ -26,23 +23,25 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
     read.version(&object.api_version);
     let spec = &object.spec;
     let target = read.target(Some(&spec.target_ref));
-    if !matches!(target, PolicyTarget::Service { .. }) {
-        read.error("spec.targetRef.kind", "a BackendTrafficPolicy is about a Service");
+    match target {
+        PolicyTarget::Service { .. } => {}
+        PolicyTarget::Route { .. } => read.faults_alone(spec),
+        _ => {
+            let message = "a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute";
+            read.error("spec.targetRef.kind", message);
+        }
     }
     let balancing = spec.load_balancer.as_ref().map(|balancer| read.balancing(balancer));
     let breaker = spec.circuit_breaker.as_ref().map(|breaker| read.breaker(breaker));
     let limits = spec.limits.as_ref().map(|limits| read.limits(limits));
     let retry_budget = spec.retry_budget.as_ref().map(|budget| read.budget(budget));
-    let faults: Vec<Fault> = spec
-        .faults
-        .iter()
-        .enumerate()
-        .filter_map(|(index, fault)| read.fault(fault, &format!("spec.faults[{index}]")))
-        .collect();
+    let zones = spec.zone_preference.as_deref().and_then(|text| read.zones(text));
+    let faults = read.faults(&spec.faults, Kind::BackendTrafficPolicy);
     let says_nothing = balancing.is_none()
         && breaker.is_none()
         && limits.is_none()
         && retry_budget.is_none()
+        && spec.zone_preference.is_none()
         && spec.faults.is_empty();
     if says_nothing {
         read.error("spec", "says nothing about its target");
@@ -55,12 +54,33 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
         breaker,
         limits: limits.unwrap_or_default(),
         retry_budget,
+        zones,
         faults,
     };
     (policy, read.findings)
 }
 
 impl Reader<'_> {
+    /// A route has no endpoints, and shares its Service's budget: several of its rules and other routes
+    /// send to the same.
+    fn faults_alone(&mut self, spec: &shape::BackendTrafficPolicySpec) {
+        for (field, given) in [
+            ("loadBalancer", spec.load_balancer.is_some()),
+            ("circuitBreaker", spec.circuit_breaker.is_some()),
+            ("limits", spec.limits.is_some()),
+            ("retryBudget", spec.retry_budget.is_some()),
+            ("zonePreference", spec.zone_preference.is_some()),
+        ] {
+            if given {
+                let message = format!(
+                    "is of a Service, not of a {}: write a policy about the Service",
+                    spec.target_ref.kind
+                );
+                self.error(format!("spec.{field}"), message);
+            }
+        }
+    }
+
     fn balancing(&mut self, of: &shape::LoadBalancer) -> Balancing {
         const AT: &str = "spec.loadBalancer";
         let strategy = BALANCERS.into_iter().find(|(name, _)| *name == of.r#type);
@@ -164,60 +184,13 @@ impl Reader<'_> {
         budget
     }
 
-    fn fault(&mut self, of: &shape::Fault, at: &str) -> Option<Fault> {
-        let kind = match (&of.abort, &of.delay) {
-            (Some(abort), None) => self.abort(abort, &format!("{at}.abort")).map(FaultKind::Abort),
-            (None, Some(_)) => self.time(&of.delay, &format!("{at}.delay")).map(FaultKind::Delay),
-            _ => {
-                self.error(at, "a fault is either an abort or a delay");
-                None
-            }
-        };
-        let percent = of.percent.unwrap_or(100);
-        if !(1..=100).contains(&percent) {
-            self.error(format!("{at}.percent"), "is not from 1 to 100");
+    fn zones(&mut self, text: &str) -> Option<ZonePreference> {
+        let named = ZonePreference::ALL.into_iter().find(|preference| preference.as_str() == text);
+        if named.is_none() {
+            let names = ZonePreference::ALL.map(ZonePreference::as_str).join(", ");
+            self.error("spec.zonePreference", format!("`{text}` is not one of {names}"));
         }
-        let headers = of.headers.iter().enumerate();
-        let headers = headers
-            .filter_map(|(index, header)| self.header(header, &format!("{at}.headers[{index}]")))
-            .collect();
-        let until = of.until.as_ref().and_then(|text| {
-            let time = Timestamp::from_str(text).ok();
-            if time.is_none() {
-                let message = format!("`{text}` is not a time such as 2026-01-31T12:00:00Z");
-                self.error(format!("{at}.until"), message);
-            }
-            time
-        });
-        Some(Fault {
-            meta: Meta::Resource(policy_ref(Kind::BackendTrafficPolicy, &self.name)),
-            headers,
-            ratio: Ratio { numerator: percent, denominator: 100 },
-            kind: kind?,
-            until: until.map(Into::into),
-        })
-    }
-
-    fn abort(&mut self, of: &shape::Abort, at: &str) -> Option<InjectedFailure> {
-        match (of.http_status, of.grpc_code) {
-            (Some(status), None) => {
-                let status = StatusCode::from_u16(status).ok().filter(|_| status < 600);
-                if status.is_none_or(|status| status.as_u16() < 200) {
-                    self.error(format!("{at}.httpStatus"), "is not a status from 200 to 599");
-                }
-                status.map(InjectedFailure::Http)
-            }
-            (None, Some(code)) => {
-                if !(1..=16).contains(&code) {
-                    self.error(format!("{at}.grpcCode"), "is not a code from 1 to 16");
-                }
-                Some(InjectedFailure::Grpc(code))
-            }
-            _ => {
-                self.error(at, "an abort has either an httpStatus or a grpcCode");
-                None
-            }
-        }
+        named
     }
 
     fn at_most(&mut self, number: u32, most: u32, at: &str) {
@@ -226,7 +199,7 @@ impl Reader<'_> {
         }
     }
 
-    fn time(&mut self, text: &Option<String>, at: &str) -> Option<Duration> {
+    pub(super) fn time(&mut self, text: &Option<String>, at: &str) -> Option<Duration> {
         let text = text.as_ref()?;
         let parsed = gateway_api::Duration::from_str(text).ok();
         let millis = parsed.and_then(|parsed| u64::try_from(parsed.as_millis()).ok());

@@ -1,5 +1,6 @@
 //! What an API server is told about fields that Rust's types say less of.
 
+use crate::index::object::ZonePreference;
 use mesh_model::authz::DefaultAccess;
 use mesh_model::inbound::PortProtocol;
 use mesh_model::outbound::Strategy;
@@ -45,6 +46,10 @@ pub(super) const BALANCERS: [(&str, Strategy); 4] = [
 
 pub(super) fn balancer(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": BALANCERS.map(|(name, _)| name) })
+}
+
+pub(super) fn zone_preference(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": ZonePreference::ALL.map(ZonePreference::as_str) })
 }
 
 /// A Gateway API duration.

@@ -38,12 +38,17 @@ pub fn server_policy(object: &ServerPolicyObject, names: &MeshNames) -> Converte
     });
     let rate_limit = spec.rate_limit.as_ref().map(|limit| read.rate_limit(limit));
     let concurrency = spec.concurrency.inspect(|max| read.count(*max, "spec.concurrency"));
+    let faults = read.faults(&spec.faults, Kind::ServerPolicy);
     let limited = rate_limit.is_some() || concurrency.is_some();
-    if !limited && protocol.is_none() && default_access.is_none() {
+    let hit = !spec.faults.is_empty();
+    if !limited && !hit && protocol.is_none() && default_access.is_none() {
         read.error("spec", "says nothing about its target");
     }
     if limited && protocol == Some(PortProtocol::Opaque) {
         read.error("spec.protocol", "limits are for requests, and an opaque port has none");
+    }
+    if hit && protocol == Some(PortProtocol::Opaque) {
+        read.error("spec.protocol", "faults are for requests, and an opaque port has none");
     }
     let created = object.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
     let policy = PortPolicy {
@@ -54,6 +59,7 @@ pub fn server_policy(object: &ServerPolicyObject, names: &MeshNames) -> Converte
         protocol,
         rate_limit,
         concurrency,
+        faults,
     };
     (policy, read.findings)
 }

@@ -5,6 +5,7 @@
 //! it, since files have no API server.
 
 mod backend;
+mod fault;
 mod server;
 
 use std::collections::BTreeMap;
@@ -18,9 +19,10 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 pub use self::backend::{
-    Abort, BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Fault, Limits,
-    LoadBalancer, RetryBudget,
+    BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
+    RetryBudget,
 };
+pub use self::fault::{Abort, Fault};
 pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;
 
@@ -66,6 +68,8 @@ pub type ServerPolicyObject = Written<ServerPolicySpec>;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new("!has(self.targetRef) || !has(self.targetRef.sectionName)")
+    .message("an AuthorizationPolicy is about all requests of a route; tell them apart in `to`"))]
 pub struct AuthorizationPolicySpec {
     /// What the policy is about, in its own namespace. Left out, it is about all of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -103,7 +107,9 @@ pub struct PolicyStatus {
     validation = Rule::new("(self.kind == 'Pod') == has(self.selector)")
         .message("kind Pod needs a selector, and only pods are selected"),
     validation = Rule::new("!has(self.port) || !(self.kind in ['Namespace', 'HTTPRoute', 'GRPCRoute'])")
-        .message("a Namespace or a route has no port")
+        .message("a Namespace or a route has no port"),
+    validation = Rule::new("!has(self.sectionName) || self.kind in ['HTTPRoute', 'GRPCRoute']")
+        .message("sectionName names a rule of a route")
 )]
 pub struct TargetRef {
     /// The group of the kind; may be left out.
@@ -118,6 +124,10 @@ pub struct TargetRef {
     /// One port only, by number or name: of the pods, or of the Service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<Port>,
+    /// One rule of a route only, by its name. In a BackendTrafficPolicy.
+    #[schemars(length(min = 1, max = 253))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub section_name: Option<String>,
     /// With kind Pod: which pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Selector>,

@@ -9,7 +9,7 @@ use mesh_model::outbound::Strategy;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::index::object::BreakerPolicy;
+use crate::index::object::{BreakerPolicy, ZonePreference};
 
 fn read(spec: Value) -> Result<(AuthorizationPolicy, Vec<String>), String> {
     let object = json!({
@@ -103,6 +103,10 @@ fn every_kind_of_target() {
 #[test]
 fn mistakes_name_their_field() {
     for (spec, expected) in [
+        (
+            json!({ "targetRef": { "kind": "HTTPRoute", "name": "r", "sectionName": "a" } }),
+            "spec.targetRef.sectionName: an AuthorizationPolicy is about all requests of a route",
+        ),
         (json!({ "from": [] }), "spec.from: is empty; leave it out to mean everybody"),
         (json!({ "to": [] }), "spec.to: is empty; leave it out to mean everything"),
         (json!({ "from": [{}] }), "spec.from[0]: names nobody"),
@@ -219,8 +223,15 @@ fn limits_of_a_port_are_read_whole_or_refused() {
     assert!(limit.overrides[0].1[0].starts_with("batch.bank."));
     assert_eq!(limit.header.unwrap().name, "x-tenant");
 
+    let (policy, wrong) =
+        read(json!({ "faults": [{ "abort": { "grpcCode": 14 }, "percent": 5 }] }));
+    assert_eq!((wrong.as_str(), policy.governs()), ("", false));
+    assert_eq!(policy.faults[0].meta.to_string(), "ServerPolicy/shop/p");
+
     for (spec, field) in [
         (json!({}), "spec"),
+        (json!({ "protocol": "opaque", "faults": [{ "delay": "1s" }] }), "spec.protocol"),
+        (json!({ "faults": [{ "delay": "1s", "percent": 0 }] }), "spec.faults[0].percent"),
         (json!({ "protocol": "TCP" }), "spec.protocol"),
         (json!({ "protocol": "opaque", "concurrency": 1 }), "spec.protocol"),
         (json!({ "concurrency": 0 }), "spec.concurrency"),
@@ -270,6 +281,7 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         },
         "limits": { "pendingRequests": 5 },
         "retryBudget": { "minPerSecond": 0 },
+        "zonePreference": "Require",
     }));
     assert_eq!(wrong, "");
     let balancing = policy.balancing.unwrap();
@@ -282,8 +294,20 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
     let rate = breaker.success_rate.unwrap();
     assert_eq!((rate.threshold, rate.min_requests), (0.9, 5));
     assert_eq!(policy.limits.pending, Some(5));
+    assert_eq!(policy.zones, Some(ZonePreference::Require));
     let budget = policy.retry_budget.unwrap();
     assert_eq!((budget.percent, budget.min_per_second), (20, 0));
+
+    let of_route = |kind: &str, more: Value| {
+        let mut target = json!({ "kind": kind, "name": "r" });
+        target.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "targetRef": target, "faults": [{ "delay": "1s" }] })
+    };
+    let group = json!({ "group": "gateway.networking.k8s.io", "sectionName": "beta" });
+    let (policy, wrong) = read(of_route("GRPCRoute", group));
+    assert_eq!((wrong.as_str(), policy.faults.len()), ("", 1));
+    let (kind, name, rule) = (Kind::GrpcRoute, "r".into(), Some("beta".into()));
+    assert_eq!(policy.target, PolicyTarget::Route { kind, name, rule });
 
     let disabled = read(json!({ "circuitBreaker": { "disabled": true } })).0;
     assert_eq!(disabled.breaker, Some(BreakerPolicy::Disabled));
@@ -298,6 +322,20 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         (
             json!({ "targetRef": deployment, "limits": { "pendingRequests": 1 } }),
             "spec.targetRef.kind",
+        ),
+        (of_route("HTTPRoute", json!({ "port": 80 })), "spec.targetRef.port"),
+        (of_route("HTTPRoute", json!({ "sectionName": "" })), "spec.targetRef.sectionName"),
+        (of_route("Service", json!({ "sectionName": "beta" })), "spec.targetRef.sectionName"),
+        (of_route("TCPRoute", json!({})), "spec.targetRef.kind spec.targetRef.kind"),
+        (
+            json!({
+                "targetRef": { "kind": "HTTPRoute", "name": "r" },
+                "loadBalancer": { "type": "PeakEwma" },
+                "circuitBreaker": {},
+                "limits": { "pendingRequests": 1 },
+                "retryBudget": {},
+            }),
+            "spec.loadBalancer spec.circuitBreaker spec.limits spec.retryBudget",
         ),
         (json!({ "loadBalancer": { "type": "Random" } }), "spec.loadBalancer.type"),
         (json!({ "loadBalancer": at_once }), "spec.loadBalancer.slowStart"),
@@ -314,6 +352,14 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         (json!({ "limits": {} }), "spec.limits"),
         (json!({ "limits": { "requestsInFlight": 0 } }), "spec.limits.requestsInFlight"),
         (json!({ "retryBudget": { "percent": 101 } }), "spec.retryBudget.percent"),
+        (json!({ "zonePreference": "Near" }), "spec.zonePreference"),
+        (
+            json!({
+                "targetRef": { "kind": "GRPCRoute", "name": "r" },
+                "zonePreference": "Prefer",
+            }),
+            "spec.zonePreference",
+        ),
     ] {
         assert_eq!(read(spec.clone()).1, field, "{spec}");
     }

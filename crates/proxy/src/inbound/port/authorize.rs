@@ -71,16 +71,18 @@ impl Port {
         rules: &PortRules,
         client: &Client,
     ) -> Result<(), MeshError> {
-        self.permit(rules, &Attempt { client, http: None, route: None, of_route: &[] }, None)
+        let attempt = Attempt { client, http: None, route: None, of_route: &[] };
+        self.permit(rules, &attempt, None).map(drop)
     }
 
-    /// Lets a client in or not, and counts it. The client is not told which policy it was.
+    /// Lets a client in or not, and counts it; true is for a declared health probe. The client is not
+    /// told which policy it was.
     pub(super) fn permit(
         &self,
         rules: &PortRules,
         attempt: &Attempt<'_>,
         exchange: Option<&Exchange>,
-    ) -> Result<(), MeshError> {
+    ) -> Result<bool, MeshError> {
         let http = attempt.http.is_some();
         let decision = decision(rules, attempt);
         let client = &attempt.client.addr;
@@ -98,7 +100,7 @@ impl Port {
         let counters = self.counters(rules, http, decision.by, attempt.route, attempt.client);
         if decision.allowed {
             counters.allow.inc();
-            return Ok(());
+            return Ok(decision.probe);
         }
         counters.deny.inc();
         match http {

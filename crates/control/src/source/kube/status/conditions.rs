@@ -323,13 +323,16 @@ fn target_is_there(key: &ObjectKey, objects: &Objects) -> Verdict {
                 _ => None,
             }
         }
-        PolicyTarget::Route { kind, name } => {
-            let name = Name::new(namespace, name);
-            let there = match kind {
-                Kind::GrpcRoute => objects.grpc_route(&name).is_some(),
-                _ => objects.http_route(&name).is_some(),
-            };
-            (!there).then(|| format!("{} {name} does not exist", kind.as_str()))
+        PolicyTarget::Route { kind, name, rule } => {
+            let (name, what) = (Name::new(namespace, name), kind.as_str());
+            let has = |rule: &String| objects.rule_names(*kind, &name).contains(&rule.as_str());
+            match objects.route_head(*kind, &name) {
+                None => Some(format!("{what} {name} does not exist")),
+                Some(_) => rule
+                    .as_ref()
+                    .filter(|rule| !has(rule))
+                    .map(|rule| format!("{what} {name} has no rule named {rule}")),
+            }
         }
         PolicyTarget::Workload { kind, name, .. } => {
             let name = Name::new(namespace, name);

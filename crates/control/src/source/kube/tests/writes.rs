@@ -110,6 +110,54 @@ async fn of_two_policies_about_the_same_the_younger_one_is_told() {
     assert_eq!(condition(&status("a"), "Conflicted").0, "False");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_policy_about_a_route_says_whether_the_rule_is_there() {
+    const KIND: &str = "backendtrafficpolicies";
+    let api = shop_api();
+    api.serve(POLICY, KIND);
+    api.serve(GATEWAY, "httproutes");
+    api.put(
+        POLICY,
+        KIND,
+        json!({
+            "apiVersion": "policy.meshctl.dev/v1alpha1",
+            "kind": "BackendTrafficPolicy",
+            "metadata": { "name": "p", "namespace": "shop", "generation": 1 },
+            "spec": {
+                "targetRef": { "kind": "HTTPRoute", "name": "r", "sectionName": "slow" },
+                "faults": [{ "delay": "1s" }],
+            },
+        }),
+    );
+    let run = Run::of(api);
+    run.ready().await;
+    let route = |rule: &str| {
+        json!({
+            "apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute",
+            "metadata": { "name": "r", "namespace": "shop", "generation": 1 },
+            "spec": {
+                "parentRefs": [{ "group": "", "kind": "Service", "name": "tax" }],
+                "rules": [{ "name": rule, "backendRefs": [{ "name": "tax", "port": 80 }] }],
+            },
+        })
+    };
+    for (rule, expected) in [
+        (None, "HTTPRoute shop/r does not exist"),
+        (Some("fast"), "HTTPRoute shop/r has no rule named slow"),
+        (Some("slow"), "what it is about is there"),
+    ] {
+        if let Some(rule) = rule {
+            run.api.put(GATEWAY, "httproutes", route(rule));
+        }
+        settle().await;
+        let status = run.api.object(POLICY, KIND, "shop", "p")["status"]["conditions"].clone();
+        let (_, reason, message) = condition(&status, "ResolvedRefs");
+        assert_eq!(message, expected);
+        assert_eq!(reason == "TargetNotFound", rule != Some("slow"), "{status}");
+        assert_eq!(condition(&status, "Accepted").0, "True");
+    }
+}
+
 trait Owned {
     fn into_owned(self) -> (String, String, String);
 }

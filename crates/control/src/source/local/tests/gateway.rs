@@ -548,3 +548,36 @@ fn what_a_gateway_cannot_do_is_told() {
         assert_eq!(told.unwrap().field, field, "{listener}");
     }
 }
+
+#[test]
+fn faults_of_a_route_are_for_its_requests_at_the_edge_too() {
+    let policy = |kind: &str, name: &str| {
+        format!(
+            "apiVersion: policy.meshctl.dev/v1alpha1\nkind: BackendTrafficPolicy\n\
+             metadata: {{name: {}-{name}, namespace: shop}}\n\
+             spec: {{targetRef: {{kind: {kind}, name: {name}}}, faults: [{{delay: 1s}}]}}\n---\n",
+            kind.to_ascii_lowercase(),
+        )
+    };
+    let local = local(&[
+        gateway("edge", "{name: http, port: 80, protocol: HTTP}"),
+        route("HTTPRoute", "shop/web", "name: edge", "hostnames: [web.example]"),
+        route("GRPCRoute", "shop/api", "name: edge", "hostnames: [api.example]"),
+        policy("HTTPRoute", "web"),
+        policy("GRPCRoute", "api"),
+        // Clients of a Service are others than those of the edge.
+        policy("Service", "api"),
+    ]);
+    let Some(Protocol::Http1(http)) = port(&local, 80).http.map(|policy| policy.protocol) else {
+        panic!("HTTP at the edge")
+    };
+    let by = |filter: &Filter| match filter {
+        Filter::Fault(fault) => fault.meta.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let rules = http.routes.iter().flat_map(|route| &route.rules);
+    let mut found: Vec<_> = rules.flat_map(|rule| rule.filters.iter().map(by)).collect();
+    found.sort();
+    let of = |name: &str| format!("BackendTrafficPolicy/shop/{name}");
+    assert_eq!(found, [of("grpcroute-api"), of("httproute-web")]);
+}

@@ -5,9 +5,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::schema;
-use super::{Header, PolicyStatus, TargetRef, is_false};
+use super::{Fault, PolicyStatus, TargetRef, is_false};
 
-/// How clients of a Service spread their requests, and how many they make.
+/// How clients of a Service spread their requests, and how many they make; which requests of a route
+/// are to fail.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
 #[kube(
     group = "policy.meshctl.dev",
@@ -21,7 +22,8 @@ use super::{Header, PolicyStatus, TargetRef, is_false};
     derive = "PartialEq",
     doc = "Says how clients of a Service balance, when they leave an endpoint alone, how much they ask \
            at a time and how often again. A policy about one port goes before one about the whole \
-           Service, field by field; of two about the same, the older one counts.",
+           Service, field by field; of two about the same, the older one counts. About a route, it \
+           says which of its requests fail or take longer.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.name"),
     printcolumn(name = "Port", type_ = "string", json_path = ".spec.targetRef.port"),
@@ -35,15 +37,19 @@ use super::{Header, PolicyStatus, TargetRef, is_false};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("self.targetRef.kind == 'Service'")
-        .message("a BackendTrafficPolicy is about a Service"),
+    validation = Rule::new("self.targetRef.kind in ['Service', 'HTTPRoute', 'GRPCRoute']")
+        .message("a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute"),
+    validation = Rule::new(
+        "self.targetRef.kind == 'Service' || !(has(self.loadBalancer) || has(self.circuitBreaker) || \
+         has(self.limits) || has(self.retryBudget) || has(self.zonePreference))"
+    ).message("about a route, a BackendTrafficPolicy has faults only; the rest is the Service's"),
     validation = Rule::new(
         "has(self.loadBalancer) || has(self.circuitBreaker) || has(self.limits) || \
-         has(self.retryBudget) || has(self.faults)"
+         has(self.retryBudget) || has(self.zonePreference) || has(self.faults)"
     ).message("says nothing about its target")
 )]
 pub struct BackendTrafficPolicySpec {
-    /// The Service, and maybe one of its ports.
+    /// The Service, and maybe one of its ports; or a route, and maybe one of its rules.
     pub target_ref: TargetRef,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
@@ -53,50 +59,17 @@ pub struct BackendTrafficPolicySpec {
     pub limits: Option<Limits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
-    /// Failures and delays, to see what comes of them. Those of all policies about the Service apply.
+    /// Which endpoints clients use: those of their own zone while one of them is ready (Prefer), only
+    /// those (Require), or all (Ignore). Left out, as the hints say that come of the Service's
+    /// trafficDistribution.
+    #[schemars(schema_with = "schema::zone_preference")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone_preference: Option<String>,
+    /// Failures and delays, to see what comes of them. Those of all policies about the same apply,
+    /// a route's before the Service's.
     #[schemars(length(min = 1, max = 16))]
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub faults: Vec<Fault>,
-}
-
-/// Fails or delays a share of the requests.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("has(self.abort) != has(self.delay)")
-    .message("a fault is either an abort or a delay"))]
-pub struct Fault {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub abort: Option<Abort>,
-    /// How much later the request goes on.
-    #[schemars(schema_with = "schema::duration")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub delay: Option<String>,
-    /// Of the requests that are meant. Left out, 100.
-    #[schemars(schema_with = "schema::percent")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub percent: Option<u32>,
-    /// Only requests with all of these are meant.
-    #[schemars(length(min = 1, max = 16))]
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub headers: Vec<Header>,
-    /// When it ends, whoever forgets it. Left out, it does not.
-    #[schemars(schema_with = "schema::time")]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub until: Option<String>,
-}
-
-/// What a request is answered with instead.
-#[derive(Clone, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("has(self.httpStatus) != has(self.grpcCode)")
-    .message("an abort has either an httpStatus or a grpcCode"))]
-pub struct Abort {
-    #[schemars(range(min = 200, max = 599))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http_status: Option<u16>,
-    #[schemars(range(min = 1, max = 16))]
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub grpc_code: Option<u16>,
 }
 
 /// How an endpoint is picked.

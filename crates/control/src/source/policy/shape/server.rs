@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::super::schema;
-use super::{PolicyStatus, TargetRef};
+use super::{Fault, PolicyStatus, TargetRef};
 
 /// How the proxies of a workload treat one of its ports, or all.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, KubeSchema, PartialEq, Serialize)]
@@ -18,8 +18,8 @@ use super::{PolicyStatus, TargetRef};
     namespaced,
     status = "PolicyStatus",
     derive = "PartialEq",
-    doc = "Says what a port of a workload speaks, how much it takes, and who may use it where no \
-           AuthorizationPolicy says so. A policy about one port goes before one about all ports of \
+    doc = "Says what a port of a workload speaks, how much it takes, what fails there on purpose, and \
+           who may use it where no AuthorizationPolicy says so. A policy about one port goes before one about all ports of \
            the workload, field by field; of two about the same, the older one counts.",
     printcolumn(name = "Kind", type_ = "string", json_path = ".spec.targetRef.kind"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.targetRef.name"),
@@ -47,12 +47,16 @@ use super::{PolicyStatus, TargetRef};
          config.meshctl.dev/default-inbound-policy"
     ),
     validation = Rule::new(
-        "has(self.protocol) || has(self.rateLimit) || has(self.concurrency) || has(self.defaultAccess)"
+        "has(self.protocol) || has(self.rateLimit) || has(self.concurrency) || \
+         has(self.defaultAccess) || has(self.faults)"
     ).message("says nothing about its target"),
     validation = Rule::new(
         "!(has(self.protocol) && self.protocol == 'opaque') || \
          !(has(self.rateLimit) || has(self.concurrency))"
-    ).message("limits are for requests, and an opaque port has none")
+    ).message("limits are for requests, and an opaque port has none"),
+    validation = Rule::new(
+        "!(has(self.protocol) && self.protocol == 'opaque') || !has(self.faults)"
+    ).message("faults are for requests, and an opaque port has none")
 )]
 pub struct ServerPolicySpec {
     /// The workload or the pods, and the port.
@@ -74,6 +78,11 @@ pub struct ServerPolicySpec {
     #[schemars(schema_with = "schema::default_access")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub default_access: Option<String>,
+    /// Failures and delays of requests that are allowed, to see what clients make of them. Those of all
+    /// policies about the same apply; declared health probes are spared.
+    #[schemars(length(min = 1, max = 16))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Fault>,
 }
 
 /// Every bound that is set has to let a request pass.
