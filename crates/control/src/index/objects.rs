@@ -8,8 +8,8 @@ use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::multimap::Multimap;
 use super::object::{
-    AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
-    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EgressPolicy, EndpointSlice,
+    Gateway, GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
     PolicyTarget, PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service,
     TcpRoute, TlsRoute, TrafficPolicy, Workload,
 };
@@ -36,6 +36,7 @@ pub struct Objects {
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
     pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
+    pub(super) egress_policies: BTreeMap<Name, Arc<EgressPolicy>>,
     pub(super) defaults: Defaults,
 
     services_by_ip: Multimap<IpAddr, Name>,
@@ -58,6 +59,8 @@ pub(super) struct Touched {
     pub(super) namespace: Option<String>,
     /// All pods there are.
     pub(super) everywhere: bool,
+    /// What may leave the mesh.
+    pub(super) egress: bool,
     /// What Gateways do.
     pub(super) gateways: bool,
     pub(super) addresses: BTreeSet<IpAddr>,
@@ -120,6 +123,7 @@ impl Objects {
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
             Kind::BackendTrafficPolicy => self.traffic_policies.keys().cloned().collect(),
+            Kind::EgressPolicy => self.egress_policies.keys().cloned().collect(),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -306,6 +310,9 @@ impl Objects {
             Object::TrafficPolicy(o) => {
                 self.put_traffic_policy(&o.name.clone(), Some(o), &mut touched)
             }
+            Object::EgressPolicy(o) => {
+                touched.leaving(replace(&mut self.egress_policies, o.name.clone(), Some(o)));
+            }
         }
         touched
     }
@@ -334,6 +341,9 @@ impl Objects {
             }
             Kind::ServerPolicy => self.put_port_policy(name, None, &mut touched),
             Kind::BackendTrafficPolicy => self.put_traffic_policy(name, None, &mut touched),
+            Kind::EgressPolicy => {
+                touched.leaving(replace(&mut self.egress_policies, name.clone(), None));
+            }
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -592,6 +602,14 @@ impl Touched {
         if replaced.is_some() {
             self.changed = true;
             self.namespace = Some(name.namespace.clone());
+        }
+    }
+
+    /// A policy of what leaves was replaced, unless nothing changed.
+    fn leaving<V>(&mut self, replaced: Option<V>) {
+        if replaced.is_some() {
+            self.changed = true;
+            self.egress = true;
         }
     }
 
