@@ -14,7 +14,7 @@ struct Type {
     short: &'static str,
 }
 
-const TYPES: [Type; 9] = [
+const TYPES: [Type; 10] = [
     Type { kind: "namespace", plural: "namespaces", short: "ns" },
     Type { kind: "pod", plural: "pods", short: "po" },
     Type { kind: "deployment", plural: "deployments", short: "deploy" },
@@ -24,6 +24,8 @@ const TYPES: [Type; 9] = [
     Type { kind: "job", plural: "jobs", short: "" },
     Type { kind: "cronjob", plural: "cronjobs", short: "cj" },
     Type { kind: "service", plural: "services", short: "svc" },
+    // Hosts outside of the mesh, for `stat`.
+    Type { kind: "egress", plural: "egress", short: "" },
 ];
 
 /// Which namespaces and labels are meant; the same on every command that takes resources.

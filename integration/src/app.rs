@@ -33,7 +33,18 @@ impl TcpApp {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+        Self::start_at(Ipv4Addr::LOCALHOST, serve).await
+    }
+
+    /// As [`Self::start`], at an address of this machine.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    pub async fn start_at<F>(ip: Ipv4Addr, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind((ip, 0)).await.expect("a free port");
         let addr = listener.local_addr().expect("a listener has an address");
         let accepted = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&accepted);
@@ -79,6 +90,18 @@ impl HttpApp {
         H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
         F: Future<Output = Response<Body>> + Send + 'static,
     {
+        Self::start_at(Ipv4Addr::LOCALHOST, handler).await
+    }
+
+    /// As [`Self::start`], at an address of this machine.
+    ///
+    /// # Panics
+    /// When there is no free port.
+    pub async fn start_at<H, F>(ip: Ipv4Addr, handler: H) -> Self
+    where
+        H: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Response<Body>> + Send + 'static,
+    {
         let requests = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&requests);
         let serve = move |stream| {
@@ -95,7 +118,7 @@ impl HttpApp {
                 let _ = server.serve_connection_with_upgrades(io, service).await;
             }
         };
-        Self { tcp: TcpApp::start(serve).await, requests }
+        Self { tcp: TcpApp::start_at(ip, serve).await, requests }
     }
 
     pub fn addr(&self) -> SocketAddr {

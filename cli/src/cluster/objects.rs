@@ -95,7 +95,7 @@ pub const EVENT: Kind = kind("Event", "", "events", true);
 const POLICY: &str = "policy.meshctl.dev";
 
 /// What tells a mesh what to do, in all namespaces.
-pub const TOLD: [Kind; 7] = [
+pub const TOLD: [Kind; 8] = [
     Kind {
         version: "v1alpha1",
         ..kind("AuthorizationPolicy", POLICY, "authorizationpolicies", true)
@@ -105,6 +105,7 @@ pub const TOLD: [Kind; 7] = [
         version: "v1alpha1",
         ..kind("BackendTrafficPolicy", POLICY, "backendtrafficpolicies", true)
     },
+    Kind { version: "v1alpha1", ..kind("EgressPolicy", POLICY, "egresspolicies", true) },
     kind("Gateway", GATEWAY_API, "gateways", true),
     kind("HTTPRoute", GATEWAY_API, "httproutes", true),
     kind("GRPCRoute", GATEWAY_API, "grpcroutes", true),

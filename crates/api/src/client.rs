@@ -18,6 +18,7 @@ use linkerd2_proxy_api::inbound::PortSpec;
 use linkerd2_proxy_api::inbound::inbound_server_policies_client::InboundServerPoliciesClient;
 use linkerd2_proxy_api::outbound::TrafficSpec;
 use linkerd2_proxy_api::outbound::outbound_policies_client::OutboundPoliciesClient;
+use mesh_model::egress::EgressRules;
 use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
@@ -29,7 +30,7 @@ use tonic::{Status, Streaming};
 use crate::convert::identity::write_request;
 use crate::convert::meta::{write_key, write_target};
 use crate::ext::extensions_client::ExtensionsClient;
-use crate::ext::{GatewayKey, OutboundKey, PortKey, TrustBundleRequest};
+use crate::ext::{EgressKey, GatewayKey, OutboundKey, PortKey, TrustBundleRequest};
 use crate::limit;
 use crate::{
     BackendExtension, Certified, CertifyRequest, TrustRoots, Update, WholePolicy, Wire, Workload,
@@ -223,6 +224,17 @@ impl ControlClient {
         let mut client = ExtensionsClient::new(self.channel.clone())
             .max_decoding_message_size(limit::MESSAGE_BYTES);
         Ok(updates(client.watch_gateway(request).await?))
+    }
+
+    /// What the workload may send out of the mesh.
+    ///
+    /// # Errors
+    /// As [`Self::watch_backend`].
+    pub async fn watch_egress(&self) -> Result<UpdateStream<EgressRules>, Status> {
+        let request = EgressKey { workload: self.workload.encode() };
+        let mut client = ExtensionsClient::new(self.channel.clone())
+            .max_decoding_message_size(limit::MESSAGE_BYTES);
+        Ok(updates(client.watch_egress(request).await?))
     }
 
     fn destination(&self, path: &str) -> GetDestination {

@@ -8,6 +8,7 @@ pub(crate) mod additions;
 mod authz;
 mod backend;
 mod distribution;
+mod egress;
 mod endpoint;
 mod extension;
 mod filter;

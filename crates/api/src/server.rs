@@ -14,6 +14,7 @@ use linkerd2_proxy_api::outbound::outbound_policies_server::{
     OutboundPolicies, OutboundPoliciesServer,
 };
 use linkerd2_proxy_api::outbound::{OutboundPolicy as PbOutboundPolicy, TrafficSpec};
+use mesh_model::egress::EgressRules;
 use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
@@ -25,7 +26,9 @@ use crate::convert::meta::{read_key, read_path, read_target};
 use crate::convert::net::read_port;
 use crate::error::ConversionError;
 use crate::ext::extensions_server::{Extensions, ExtensionsServer};
-use crate::ext::{self, GatewayKey, OutboundKey, PortKey, ResourceKey, TrustBundleRequest};
+use crate::ext::{
+    self, EgressKey, GatewayKey, OutboundKey, PortKey, ResourceKey, TrustBundleRequest,
+};
 use crate::{BackendExtension, Certified, CertifyRequest, TrustRoots, WholePolicy, Wire, Workload};
 
 /// Endpoints put into one message; more go into several. Keeps messages below the 4 MiB that
@@ -57,6 +60,16 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         from: &Workload,
     ) -> Result<BoxStream<'static, OutboundPolicy>, Refusal>;
 
+    /// The same for proxies that ask by linkerd2-proxy-api alone. They may have to be told more where
+    /// others are told by an extension.
+    fn plain_outbound(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, OutboundPolicy>, Refusal> {
+        self.outbound(target, from)
+    }
+
     /// The policy of one of the workload's own ports.
     fn server_policy(
         &self,
@@ -86,6 +99,11 @@ pub trait ControlPlane: Clone + Send + Sync + 'static {
         _workload: &Workload,
         _port: u16,
     ) -> Result<BoxStream<'static, PortExtension>, Refusal> {
+        Err(Refusal::Unimplemented("there is no such extension".into()))
+    }
+
+    /// What a workload may send out of the mesh. Without it, anything.
+    fn egress(&self, _from: &Workload) -> Result<BoxStream<'static, EgressRules>, Refusal> {
         Err(Refusal::Unimplemented("there is no such extension".into()))
     }
 
@@ -178,7 +196,7 @@ impl<C: ControlPlane> destination_server::Destination for Service<C> {
 impl<C: ControlPlane> Service<C> {
     fn outbound(&self, spec: TrafficSpec) -> Result<Messages<PbOutboundPolicy>, Status> {
         let target = read_target(spec.target).map_err(|e| malformed(&e))?;
-        let policies = self.0.outbound(&target, &asking(&spec.source_workload))?;
+        let policies = self.0.plain_outbound(&target, &asking(&spec.source_workload))?;
         Ok(messages(policies, format!("outbound policy {target}")))
     }
 
@@ -272,6 +290,14 @@ impl<C: ControlPlane> Extensions for Service<C> {
         let GatewayKey { workload, token } = request.into_inner();
         let configs = self.0.gateway(&asking(&workload), token).await?;
         Ok(Response::new(messages(configs, format!("gateway of {workload:?}"))))
+    }
+
+    type WatchEgressStream = Messages<ext::EgressRules>;
+
+    async fn watch_egress(&self, request: Request<EgressKey>) -> Answer<Self::WatchEgressStream> {
+        let from = asking(&request.get_ref().workload);
+        let rules = self.0.egress(&from)?;
+        Ok(Response::new(messages(rules, format!("egress of {from}"))))
     }
 }
 

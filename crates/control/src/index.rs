@@ -9,6 +9,7 @@
 
 pub mod authz;
 pub mod conflicts;
+mod egress;
 pub mod endpoints;
 pub mod gateway;
 pub mod identity;
@@ -28,6 +29,7 @@ mod zones;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use mesh_model::egress::EgressRules;
 use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::outbound::BackendExtension;
@@ -35,6 +37,7 @@ use mesh_model::{OutboundPolicy, Profile};
 use tokio::sync::watch;
 
 use self::authz::Defaults;
+pub use self::egress::for_others as egress_for_others;
 use self::endpoints::EndpointSet;
 use self::identity::MeshNames;
 use self::object::{Name, Object, ObjectKey};
@@ -71,6 +74,8 @@ pub struct Index {
     address_profiles: Watches<IpAddr, u16, Arc<Profile>>,
     servers: Watches<Name, u16, Arc<ServerPolicy>>,
     ports: Watches<Name, u16, Arc<PortExtension>>,
+    /// By namespace.
+    egress: Watches<String, (), Arc<EgressRules>>,
     /// There is one edge only.
     gateway: Watches<(), (), Arc<GatewayConfig>>,
     revision: watch::Sender<u64>,
@@ -96,6 +101,7 @@ impl Index {
             address_profiles: Watches::default(),
             servers: Watches::default(),
             ports: Watches::default(),
+            egress: Watches::default(),
             gateway: Watches::default(),
             revision: watch::Sender::new(0),
         }
@@ -193,6 +199,12 @@ impl Index {
         self.ports.subscribe(pod.clone(), port, rules)
     }
 
+    /// What workloads of a namespace may send out of the mesh.
+    pub fn watch_egress(&mut self, namespace: &str) -> Watched<EgressRules> {
+        let rules = Arc::new(self.objects.egress_rules(namespace));
+        self.egress.subscribe(namespace.to_owned(), (), rules)
+    }
+
     /// What the proxy at the edge listens on.
     pub fn watch_gateway(&mut self) -> Watched<GatewayConfig> {
         let config = Arc::new(self.objects.gateway_config());
@@ -206,6 +218,12 @@ impl Index {
         let objects = &self.objects;
         if touched.gateways {
             self.gateway.refresh(&(), |()| Some(Arc::new(objects.gateway_config())));
+        }
+        if touched.egress {
+            let namespaces: Vec<String> = self.egress.owners().cloned().collect();
+            for of in &namespaces {
+                self.egress.refresh(of, |()| Some(Arc::new(objects.egress_rules(of))));
+            }
         }
         for service in &touched.policies {
             self.outbound.refresh(service, |(port, client)| {

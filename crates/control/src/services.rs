@@ -8,6 +8,7 @@ mod ask;
 mod authz;
 mod destination;
 mod edges;
+mod egress;
 pub mod mesh;
 mod notable;
 mod observed;
@@ -22,12 +23,14 @@ mod tests;
 mod what_if;
 mod words;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::{self, BoxFuture, FutureExt};
 use futures_util::stream::{BoxStream, StreamExt};
 use mesh_api::server::{ControlPlane, Refusal};
 use mesh_api::{BackendExtension, Certified, CertifyRequest, TrustRoots, Workload};
+use mesh_model::egress::EgressRules;
 use mesh_model::gateway::GatewayConfig;
 use mesh_model::inbound::{PortExtension, ServerPolicy};
 use mesh_model::{Destination, OutboundPolicy, Profile, ResourceRef, Target};
@@ -36,7 +39,7 @@ use tokio_stream::wrappers::WatchStream;
 use crate::identity::Authority;
 use crate::index::lookup::{self, Wanted};
 use crate::index::object::Name;
-use crate::index::{Index, Watched};
+use crate::index::{Index, Watched, egress_for_others};
 use crate::state::Shared;
 
 /// The index as a control plane of linkerd2-proxy-api.
@@ -96,6 +99,20 @@ impl ControlPlane for Control {
         policies.map(values).ok_or_else(|| no_such_port(&index, &service, port))
     }
 
+    fn plain_outbound(
+        &self,
+        target: &Target,
+        from: &Workload,
+    ) -> Result<BoxStream<'static, OutboundPolicy>, Refusal> {
+        match self.outbound(target, from) {
+            Err(Refusal::NotFound(why)) => {
+                let leaving = leaving(&mut self.shared.index.write(), target, namespace(from));
+                leaving.ok_or(Refusal::NotFound(why))
+            }
+            told => told,
+        }
+    }
+
     fn server_policy(
         &self,
         workload: &Workload,
@@ -124,6 +141,10 @@ impl ControlPlane for Control {
         let service = Name::new(&key.namespace, &key.name);
         let port = key.port.unwrap_or_default();
         Ok(values(self.shared.index.write().watch_backend(&service, port)))
+    }
+
+    fn egress(&self, from: &Workload) -> Result<BoxStream<'static, EgressRules>, Refusal> {
+        Ok(values(self.shared.index.write().watch_egress(namespace(from))))
     }
 
     fn certify(&self, asked: CertifyRequest) -> BoxFuture<'static, Result<Certified, Refusal>> {
@@ -214,6 +235,32 @@ fn no_such_port(index: &Index, service: &Name, port: u16) -> Refusal {
             format!("Service {service} has no port {port}; it has {}", ports.join(", "))
         }
     })
+}
+
+/// What a proxy that knows no egress rules is told of an address outside of the mesh, for as long as it
+/// is there and there is anything to tell.
+fn leaving(
+    index: &mut Index,
+    target: &Target,
+    namespace: &str,
+) -> Option<BoxStream<'static, OutboundPolicy>> {
+    let Target::Addr(addr) = target else { return None };
+    let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+    index.objects().egress_policy_of(namespace, addr)?;
+    let mut profiles = index.watch_address_profile(addr);
+    let opaque = profiles.borrow().opaque;
+    let becomes_known = async move {
+        let known = |profile: &Arc<Profile>| profile.endpoint.is_some() || profile.name.is_some();
+        // Without a sender nothing will change any more.
+        if profiles.wait_for(known).await.is_err() {
+            future::pending::<()>().await;
+        }
+    };
+    let rules = WatchStream::new(index.watch_egress(namespace));
+    let policies = rules.map(move |rules| egress_for_others(&rules, addr, opaque));
+    let policies = policies.take_while(|policy| future::ready(policy.is_some()));
+    let policies = policies.filter_map(future::ready).take_until(Box::pin(becomes_known));
+    Some(policies.boxed())
 }
 
 /// What it is now, then what it becomes, until it is gone.

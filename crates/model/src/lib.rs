@@ -8,6 +8,7 @@
 
 pub mod authz;
 mod cors;
+pub mod egress;
 pub mod endpoint;
 pub mod gateway;
 pub mod inbound;

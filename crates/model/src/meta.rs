@@ -67,9 +67,14 @@ impl ResourceRef {
     }
 }
 
+/// `kind/namespace/name:port#section`; without what is not set.
 impl fmt::Display for ResourceRef {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}", self.kind, self.namespace, self.name)?;
+        f.write_str(&self.kind)?;
+        if !self.namespace.is_empty() {
+            write!(f, "/{}", self.namespace)?;
+        }
+        write!(f, "/{}", self.name)?;
         if let Some(port) = self.port {
             write!(f, ":{port}")?;
         }

@@ -69,6 +69,8 @@ reasons! {
     FaultInjected = "fault-injected",
     /// No policy lets this client in.
     Unauthorized = "unauthorized",
+    /// No policy lets it leave the mesh.
+    EgressDenied = "egress-denied",
     /// The port's rate limit is used up.
     RateLimited = "rate-limited",
     /// The control plane has not told yet how to reach this target.

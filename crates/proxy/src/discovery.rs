@@ -12,10 +12,12 @@ mod targets;
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use mesh_api::client::ControlClient;
+use mesh_model::egress::EgressRules;
 use mesh_model::endpoint::Endpoint;
 use mesh_model::gateway::GatewayConfig;
 use mesh_model::{Destination, OutboundPolicy, Reason, ResourceRef, Target};
@@ -27,12 +29,33 @@ pub(crate) use self::backends::BackendRules;
 pub(crate) use self::follow::Streams;
 use self::follow::{Followed, Follower};
 pub(crate) use self::ports::{PortConcurrency, PortRules};
+pub(crate) use self::targets::forward_to;
 use crate::identity::read_token;
 use crate::resolve::Resolver;
 use crate::telemetry::Telemetry;
 
 /// What is known of a target. `None` until the control plane (or DNS) has answered once.
-pub(crate) type Resolution = Option<Result<Arc<OutboundPolicy>, Reason>>;
+pub(crate) type Resolution = Option<Result<Found, Reason>>;
+
+/// Where a target is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Found {
+    /// In the mesh, or so near that nothing leaves it.
+    Mesh(Arc<OutboundPolicy>),
+    /// Somewhere of which the control plane knows nothing.
+    Outside(Outside),
+}
+
+/// A place outside of the mesh.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outside {
+    pub(crate) addr: SocketAddr,
+    /// What is spoken at this port is not looked at.
+    pub(crate) opaque: bool,
+}
+
+/// What may leave the mesh. `None` until the control plane has said so once.
+pub(crate) type Leave = Option<Arc<EgressRules>>;
 
 /// The endpoints of a service.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -63,6 +86,7 @@ struct Inner {
     endpoints: Watches<String, EndpointSet>,
     ports: Watches<u16, Option<Arc<PortRules>>>,
     extensions: Watches<ResourceRef, BackendRules>,
+    egress: OnceLock<watch::Receiver<Leave>>,
 }
 
 impl Discovery {
@@ -82,6 +106,7 @@ impl Discovery {
             endpoints: Watches::default(),
             ports: Watches::default(),
             extensions: Watches::default(),
+            egress: OnceLock::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -170,6 +195,33 @@ impl Discovery {
             tokio::select! { () = follow => {}, () = tx.closed() => {} }
         });
         rx
+    }
+
+    /// What may leave the mesh, asked for when something first would. It is never let go of: what was
+    /// said last has to be known while the control plane is away.
+    pub(crate) fn egress(&self) -> watch::Receiver<Leave> {
+        let begin = || {
+            let (tx, rx) = watch::channel(None);
+            let this = self.clone();
+            self.inner.runtime.spawn(async move {
+                let Some(client) = &this.inner.client else { return tx.closed().await };
+                let hear = |event| match event {
+                    Followed::Update(rules) => drop(tx.send_replace(Some(Arc::new(rules)))),
+                    // Rules that are known stay: somebody may answer in the control plane's place.
+                    Followed::Unimplemented => {
+                        tx.send_if_modified(|rules| {
+                            let unknown = rules.is_none();
+                            rules.get_or_insert_default();
+                            unknown
+                        });
+                    }
+                    Followed::Opened | Followed::Refused => {}
+                };
+                this.inner.follower.follow("egress", || client.watch_egress(), hear).await;
+            });
+            rx
+        };
+        self.inner.egress.get_or_init(begin).clone()
     }
 
     /// Our extensions of a backend; the default where the control plane has none.

@@ -76,6 +76,7 @@ impl Failure {
             | Reason::HeadersTooLarge
             | Reason::HeaderTimeout
             | Reason::Unauthorized
+            | Reason::EgressDenied
             | Reason::RateLimited
             | Reason::NoRoute
             | Reason::UnknownTarget
@@ -97,7 +98,7 @@ impl Failure {
             Reason::BadRequest => StatusCode::BAD_REQUEST,
             Reason::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Reason::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Reason::Unauthorized => StatusCode::FORBIDDEN,
+            Reason::Unauthorized | Reason::EgressDenied => StatusCode::FORBIDDEN,
             Reason::NoRoute => StatusCode::NOT_FOUND,
             Reason::HeaderTimeout => StatusCode::REQUEST_TIMEOUT,
             Reason::RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -133,7 +134,7 @@ impl Failure {
     pub(crate) fn grpc_status(&self) -> u16 {
         match self.reason {
             Reason::BadRequest | Reason::HeadersTooLarge | Reason::Internal => 13,
-            Reason::Unauthorized => 7,
+            Reason::Unauthorized | Reason::EgressDenied => 7,
             Reason::NoRoute => 12,
             Reason::RateLimited | Reason::Overloaded | Reason::QueueFull => 8,
             Reason::RequestTimeout | Reason::TryTimeout | Reason::IdleTimeout => 4,

@@ -500,12 +500,12 @@ fn name(headers: &mut HeaderMap, id: RequestId) {
 /// A refused client is a failure in HTTP as it is in gRPC, although nobody's fault but its own: who looks at
 /// a success rate wants to know.
 fn denied(reason: Reason) -> bool {
-    reason == Reason::Unauthorized
+    matches!(reason, Reason::Unauthorized | Reason::EgressDenied)
 }
 
 /// What another proxy refuses by its port's rules; anything else it says is its own affair.
 fn refused(reason: Reason) -> bool {
-    denied(reason) || matches!(reason, Reason::RateLimited | Reason::Overloaded)
+    matches!(reason, Reason::Unauthorized | Reason::RateLimited | Reason::Overloaded)
 }
 
 fn is_refusal(status: StatusCode) -> bool {

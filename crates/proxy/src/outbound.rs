@@ -5,6 +5,7 @@
 //! [`backend`]: balance; [`endpoint`]: count · pool · connect) / bytes: [`tcp`].
 
 mod backend;
+mod egress;
 mod endpoint;
 mod retry;
 mod route;
@@ -14,6 +15,7 @@ mod tcp;
 mod wishes;
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +34,7 @@ pub(crate) use self::backend::BackendStack;
 use self::backend::Backends;
 use self::route::{HttpRouter, RoutedProtocol, Routes, TcpRouter};
 pub(crate) use self::target::TargetStack;
-use self::target::Targets;
+use self::target::{Onward, Targets};
 use self::tcp::First;
 use crate::config::Config;
 use crate::detect::{Detected, Detector, PATIENCE};
@@ -136,7 +138,13 @@ impl Outbound {
     /// A connection whose target is known from the start.
     async fn fixed(self: Arc<Self>, client: SocketAddr, mut io: Io, target: Target) {
         let stack = self.targets.get(&target);
-        let known = stack.routes().await;
+        let known = match stack.onward().await {
+            Ok(Onward::Outside(egress, rules)) => {
+                return self.leaving(client, io, stack, (egress, rules)).await;
+            }
+            Ok(Onward::Mesh(routes)) => Ok(routes),
+            Err(error) => Err(error),
+        };
         let opaque = match known.as_deref().map(|routes| &routes.protocol) {
             Ok(RoutedProtocol::Opaque(tcp)) => Some(tcp),
             _ => None,
@@ -157,17 +165,7 @@ impl Outbound {
         };
         match (detected, tcp) {
             (Spoken::First(Detected::Http(version)), _) => {
-                let this = Arc::clone(&self);
-                let port = match &target {
-                    Target::Addr(addr) => addr.port(),
-                    Target::Authority(authority) => port_of(authority),
-                };
-                let service = move |request| {
-                    let (this, stack) = (Arc::clone(&this), Arc::clone(&stack));
-                    let request = http::Request::map(request, Body::from);
-                    async move { this.exchange(client, port, version, stack, request, any).await }
-                };
-                self.server.serve(io, version, service).await;
+                self.serve(client, version, stack, io).await;
             }
             (Spoken::First(Detected::Tls { sni }), Some(tcp)) => {
                 self.bytes(tcp, client, io, sni.as_deref(), &target).await;
@@ -175,7 +173,7 @@ impl Outbound {
             (Spoken::First(Detected::Opaque), Some(tcp)) => {
                 self.bytes(tcp, client, io, None, &target).await;
             }
-            (Spoken::Server(connected), _) => tcp::carry(io, connected).await,
+            (Spoken::Server(connected), _) => tcp::carry(io, connected, pending()).await,
             (Spoken::First(_), None) => {
                 let failure = match known {
                     Err(error) => Failure::of(&error.into()),
@@ -184,6 +182,27 @@ impl Outbound {
                 self.refuse(&target, client, &failure);
             }
         }
+    }
+
+    /// The requests of a connection.
+    async fn serve(
+        self: Arc<Self>,
+        client: SocketAddr,
+        version: Version,
+        stack: Arc<TargetStack>,
+        io: Io,
+    ) {
+        let this = Arc::clone(&self);
+        let port = match stack.target() {
+            Target::Addr(addr) => addr.port(),
+            Target::Authority(authority) => port_of(authority),
+        };
+        let service = move |request| {
+            let (this, stack) = (Arc::clone(&this), Arc::clone(&stack));
+            let request = http::Request::map(request, Body::from);
+            async move { this.exchange(client, port, version, stack, request, any).await }
+        };
+        self.server.serve(io, version, service).await;
     }
 
     /// What a connection speaks. Where bytes can be carried, a server that speaks first is heard.
@@ -238,7 +257,7 @@ impl Outbound {
         sni: Option<&str>,
         target: &Target,
     ) {
-        if let Err(failure) = tcp::forward(router, io, sni).await {
+        if let Err(failure) = tcp::forward(router, io, sni, pending()).await {
             self.refuse(target, client, &failure);
         }
     }
@@ -299,12 +318,16 @@ impl Outbound {
         io: Io,
         sni: Option<&str>,
     ) {
-        let routes = stack.routes().await;
-        match routes.as_deref().map(|routes| &routes.protocol) {
-            Ok(RoutedProtocol::Opaque(tcp) | RoutedProtocol::Tls(tcp)) => {
+        let onward = stack.onward().await;
+        let routes = match &onward {
+            Ok(Onward::Mesh(routes)) => Some(&routes.protocol),
+            Ok(Onward::Outside(..)) | Err(_) => None,
+        };
+        match routes {
+            Some(RoutedProtocol::Opaque(tcp) | RoutedProtocol::Tls(tcp)) => {
                 self.bytes(tcp, client, io, sni, stack.target()).await;
             }
-            Ok(_) | Err(_) => {
+            _ => {
                 let failure = unknown_target("nothing is routed as bytes there");
                 self.refuse(stack.target(), client, &failure);
             }
@@ -323,6 +346,7 @@ impl Outbound {
     ) -> Response {
         let client_version = request.version();
         let upgrade = forward::wants_upgrade(&request).then(|| Upgrade::of(&mut request));
+        let host = upgrade.is_some().then(|| egress::host_of(&request)).flatten();
         let exchange =
             Exchange::begin(&self.recorder, Direction::Outbound, client, port, &mut request);
         forward::prepare_request(&mut request, upgrade.is_some());
@@ -339,7 +363,7 @@ impl Outbound {
         if let Some(upgrade) = upgrade
             && response.status() == StatusCode::SWITCHING_PROTOCOLS
         {
-            upgrade.join(&mut response, &self.server, std::future::pending());
+            upgrade.join(&mut response, &self.server, stack.revoked(host, client));
         }
         response
     }
@@ -396,7 +420,10 @@ async fn dispatch(
 ) -> Result<Response, BoxError> {
     forward::check_host(&request)?;
     admit(&mut request)?;
-    let routes = stack.routes().await?;
+    let routes = match stack.onward().await? {
+        Onward::Mesh(routes) => routes,
+        Onward::Outside(egress, rules) => egress.request(&rules, &request)?,
+    };
     router(&routes, version)?.call(request)?.await
 }
 

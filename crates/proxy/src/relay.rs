@@ -18,29 +18,18 @@ thread_local! {
     static SHARED: RefCell<Box<[u8]>> = RefCell::new(vec![0; BUFFER].into_boxed_slice());
 }
 
-/// Bytes copied by [`relay`].
+/// Bytes copied by [`relay_until`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Relayed {
     pub(crate) a_to_b: u64,
     pub(crate) b_to_a: u64,
 }
 
-/// Copies until both directions ended.
+/// Copies until both directions ended, but no longer than `stop` takes.
 ///
 /// # Errors
-/// The first error of either connection; the other direction is given up with it.
-pub(crate) async fn relay<A, B>(a: &mut A, b: &mut B) -> (Relayed, io::Result<()>)
-where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
-{
-    relay_until(a, b, std::future::pending()).await
-}
-
-/// As [`relay`], but no longer than `stop` takes.
-///
-/// # Errors
-/// As [`relay`]; `ConnectionAborted` when it was stopped.
+/// The first error of either connection; the other direction is given up with it. `ConnectionAborted`
+/// when it was stopped.
 pub(crate) async fn relay_until<A, B>(
     a: &mut A,
     b: &mut B,
@@ -180,7 +169,8 @@ mod tests {
     async fn each_direction_ends_by_itself() {
         let (mut client, mut a) = duplex(16);
         let (mut b, mut server) = duplex(16);
-        let relaying = tokio::spawn(async move { relay(&mut a, &mut b).await });
+        let relaying =
+            tokio::spawn(async move { relay_until(&mut a, &mut b, std::future::pending()).await });
         client.write_all(b"question").await.unwrap();
         client.shutdown().await.unwrap();
         let mut question = String::new();
@@ -200,7 +190,7 @@ mod tests {
     async fn a_slow_reader_loses_nothing() {
         let (mut client, mut a) = duplex(1 << 20);
         let (mut b, mut server) = duplex(7);
-        tokio::spawn(async move { relay(&mut a, &mut b).await });
+        tokio::spawn(async move { relay_until(&mut a, &mut b, std::future::pending()).await });
         let sent: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
         client.write_all(&sent).await.unwrap();
         client.shutdown().await.unwrap();

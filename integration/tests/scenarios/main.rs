@@ -7,6 +7,7 @@ mod authorization;
 mod cluster;
 mod corpus;
 mod edge;
+mod egress;
 mod explain;
 mod failures;
 mod figures;

@@ -41,7 +41,7 @@ pub struct ExplainArgs {
     /// Who asks: TYPE/NAME
     #[arg(long, value_name = "CLIENT", add = completing::resources(), requires = "what_if")]
     pub from: Option<String>,
-    /// Whom: svc/NAME, NAME or NAME.NAMESPACE; with :PORT if it has several
+    /// Whom: svc/NAME, NAME or NAME.NAMESPACE, with :PORT if it has several; egress/HOST:PORT outside of the mesh
     #[arg(long, value_name = "SERVICE", add = completing::authorities(), requires = "what_if")]
     pub to: Option<String>,
     /// As if these manifests were applied: files, folders, or - for standard input
@@ -60,6 +60,7 @@ const HELP: &str = "\
 meshctl explain no-endpoints
 meshctl explain --last-errors deploy/web
 meshctl explain --what-if 'GET /cart -H x-beta:1' --from deploy/web --to svc/checkout -f new-route.yaml
+meshctl explain --what-if 'GET /' --from deploy/web --to egress/example.com:443
 
 Each proxy remembers its last 256 requests that the mesh failed or denied, that were retried, or that had no \
 answer for a second. Responses that the mesh makes name theirs in x-mesh-request-id. Of a Service, those are \

@@ -93,7 +93,11 @@ pub(super) async fn run(args: ExplainArgs, cx: &mut Context) -> Result<ExitCode,
     let scope = Scope { namespace: args.namespace.clone(), ..Scope::default() };
     let client = Selectors::parse_one(from, &scope)?;
     let mesh = cx.connect().await?;
-    let authority = endpoints::complete(to, args.namespace.as_deref(), &mesh).await?;
+    let outside = to.strip_prefix("egress/");
+    let authority = match outside {
+        Some(host) => host.to_owned(),
+        None => endpoints::complete(to, args.namespace.as_deref(), &mesh).await?,
+    };
     let request = ext::WhatIfRequest {
         client: Some(client.clone()),
         authority: authority.clone(),
@@ -101,6 +105,7 @@ pub(super) async fn run(args: ExplainArgs, cx: &mut Context) -> Result<ExitCode,
         path: asked.path.clone(),
         headers: asked.headers(),
         manifests,
+        outside: outside.is_some(),
     };
     let reply = match mesh.what_if(request).await {
         Ok(reply) => reply,

@@ -64,6 +64,7 @@ const HELP: &str = "\
 meshctl stat deploy                                        every deployment
 meshctl stat deploy/web --to svc/checkout --by backend     where its requests go
 meshctl stat svc -o wide                                   retries, breakers, reasons
+meshctl stat egress --by route                             what leaves the mesh
 
 SUCCESS counts HTTP statuses below 500 and gRPC codes that are not the server's fault. \
 Latencies last until the response's end. MESHED is ready proxies of running pods. The \

@@ -104,6 +104,10 @@ fn heading(by: By) -> &'static str {
 }
 
 fn meshed(row: &Row) -> Cell {
+    // A host outside of the mesh.
+    if row.kind == "egress" {
+        return Cell::missing();
+    }
     let short = row.meshed_pods < row.running_pods;
     let tone = if short { Tone::Warn } else { Tone::Plain };
     Cell::from(format!("{}/{}", row.meshed_pods, row.running_pods)).tone(tone)

@@ -208,14 +208,22 @@ fn read_source(proto: ext::Source) -> Result<Source> {
         )?),
         Ok(PbClient::UnknownClient) | Err(_) => return Err(ConversionError::missing("client")),
     };
-    let networks =
-        list(proto.networks, "networks", limit::ITEMS, |network: ext::SourceNetwork| {
-            Ok(Network {
-                net: read_net(&network.net)?,
-                except: list(network.except, "except", limit::ITEMS, |net: String| read_net(&net))?,
-            })
-        })?;
+    let networks = list(proto.networks, "networks", limit::ITEMS, read_network)?;
     Ok(Source { client, networks })
+}
+
+pub(super) fn read_network(proto: ext::SourceNetwork) -> Result<Network> {
+    Ok(Network {
+        net: read_net(&proto.net)?,
+        except: list(proto.except, "except", limit::ITEMS, |net: String| read_net(&net))?,
+    })
+}
+
+pub(super) fn write_network(network: &Network) -> ext::SourceNetwork {
+    ext::SourceNetwork {
+        net: network.net.to_string(),
+        except: network.except.iter().map(ToString::to_string).collect(),
+    }
 }
 
 fn write_source(source: &Source) -> ext::Source {
@@ -227,14 +235,10 @@ fn write_source(source: &Source) -> ext::Source {
             (PbClient::Among, patterns.iter().map(ToString::to_string).collect())
         }
     };
-    let network = |network: &Network| ext::SourceNetwork {
-        net: network.net.to_string(),
-        except: network.except.iter().map(ToString::to_string).collect(),
-    };
     ext::Source {
         client: client.into(),
         identities,
-        networks: source.networks.iter().map(network).collect(),
+        networks: source.networks.iter().map(write_network).collect(),
     }
 }
 

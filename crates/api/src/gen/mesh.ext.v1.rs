@@ -443,6 +443,70 @@ pub struct HealthProbe {
     pub path: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EgressKey {
+    /// The proxy that asks, as in `io.linkerd.proxy.outbound.TrafficSpec`.
+    #[prost(string, tag = "1")]
+    pub workload: ::prost::alloc::string::String,
+}
+/// All rules of a workload, which change together.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EgressRules {
+    #[prost(message, repeated, tag = "1")]
+    pub rules: ::prost::alloc::vec::Vec<EgressRule>,
+    /// What becomes of what no rule names.
+    #[prost(enumeration = "EgressAction", tag = "2")]
+    pub default: i32,
+    /// The object that says so.
+    #[prost(message, optional, tag = "3")]
+    pub default_meta: ::core::option::Option<PolicyMeta>,
+}
+/// All conditions that are set must hold.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct EgressRule {
+    #[prost(message, optional, tag = "1")]
+    pub meta: ::core::option::Option<PolicyMeta>,
+    #[prost(enumeration = "EgressAction", tag = "2")]
+    pub action: i32,
+    /// `example.com`, or `*.example.com`. Any of these; empty: any, and what names none.
+    #[prost(string, repeated, tag = "3")]
+    pub hosts: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Any of these; empty: any.
+    #[prost(message, repeated, tag = "4")]
+    pub networks: ::prost::alloc::vec::Vec<SourceNetwork>,
+    /// Any of these; empty: any.
+    #[prost(uint32, repeated, tag = "5")]
+    pub ports: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum EgressAction {
+    UnknownEgressAction = 0,
+    EgressDeny = 1,
+    EgressAllow = 2,
+}
+impl EgressAction {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::UnknownEgressAction => "UNKNOWN_EGRESS_ACTION",
+            Self::EgressDeny => "EGRESS_DENY",
+            Self::EgressAllow => "EGRESS_ALLOW",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "UNKNOWN_EGRESS_ACTION" => Some(Self::UnknownEgressAction),
+            "EGRESS_DENY" => Some(Self::EgressDeny),
+            "EGRESS_ALLOW" => Some(Self::EgressAllow),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct OutboundKey {
     /// As in `io.linkerd.proxy.outbound.TrafficSpec`.
     #[prost(string, tag = "1")]
@@ -1050,6 +1114,31 @@ pub mod extensions_client {
                 .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchGateway"));
             self.inner.server_streaming(req, path, codec).await
         }
+        /// What the workload may send to where the control plane knows nothing of. Without it, anything.
+        pub async fn watch_egress(
+            &mut self,
+            request: impl tonic::IntoRequest<super::EgressKey>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::EgressRules>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/mesh.ext.v1.Extensions/WatchEgress",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("mesh.ext.v1.Extensions", "WatchEgress"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1133,6 +1222,20 @@ pub mod extensions_server {
             request: tonic::Request<super::GatewayKey>,
         ) -> std::result::Result<
             tonic::Response<Self::WatchGatewayStream>,
+            tonic::Status,
+        >;
+        /// Server streaming response type for the WatchEgress method.
+        type WatchEgressStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::EgressRules, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// What the workload may send to where the control plane knows nothing of. Without it, anything.
+        async fn watch_egress(
+            &self,
+            request: tonic::Request<super::EgressKey>,
+        ) -> std::result::Result<
+            tonic::Response<Self::WatchEgressStream>,
             tonic::Status,
         >;
     }
@@ -1428,6 +1531,52 @@ pub mod extensions_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WatchGatewaySvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/mesh.ext.v1.Extensions/WatchEgress" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchEgressSvc<T: Extensions>(pub Arc<T>);
+                    impl<
+                        T: Extensions,
+                    > tonic::server::ServerStreamingService<super::EgressKey>
+                    for WatchEgressSvc<T> {
+                        type Response = super::EgressRules;
+                        type ResponseStream = T::WatchEgressStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::EgressKey>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as Extensions>::watch_egress(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchEgressSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(
@@ -2976,10 +3125,13 @@ pub struct WhatIfRequest {
     pub headers: ::prost::alloc::vec::Vec<Header>,
     #[prost(message, repeated, tag = "6")]
     pub manifests: ::prost::alloc::vec::Vec<Manifest>,
+    /// `authority` is `host:port` of something outside of the mesh.
+    #[prost(bool, tag = "7")]
+    pub outside: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct WhatIfReply {
-    /// `Service/shop/checkout:8080`
+    /// `Service/shop/checkout:8080`, `Egress/example.com:443`
     #[prost(string, tag = "1")]
     pub service: ::prost::alloc::string::String,
     #[prost(string, tag = "2")]

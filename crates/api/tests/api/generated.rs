@@ -9,7 +9,7 @@ const FILE: &str = "mesh.ext.v1.rs";
 #[test]
 fn generated_code_is_fresh() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let protos = ["authorization", "extensions", "gateway", "mesh", "outbound", "proxy"]
+    let protos = ["authorization", "egress", "extensions", "gateway", "mesh", "outbound", "proxy"]
         .map(|name| format!("mesh/ext/v1/{name}.proto"));
     let descriptors = protox::compile(protos, [root.join("proto")]).unwrap();
     let out = tempfile::tempdir().unwrap();

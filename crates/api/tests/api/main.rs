@@ -4,6 +4,7 @@
 
 mod authz;
 mod checklist;
+mod egress;
 mod gateway;
 mod generated;
 mod hostile;

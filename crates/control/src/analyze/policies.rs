@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use mesh_model::authz::{Action, ClientMatch, DefaultAccess, IdentityPattern};
+use mesh_model::egress::{EgressAction, EgressRule};
 
 use super::{Code, Found, Level, Scene, object_of};
 use crate::index::object::{AuthorizationPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget};
@@ -23,7 +24,26 @@ pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
         let key = ObjectKey { kind: Kind::BackendTrafficPolicy, name: policy.name.clone() };
         target(scene, &key, &policy.target, found);
     }
+    egress(scene, found);
     ports(scene, found);
+}
+
+/// What may leave, and is denied all the same.
+fn egress(scene: &Scene<'_>, found: &mut Found) {
+    let objects = scene.objects;
+    for policy in objects.egress_policies() {
+        let key = ObjectKey { kind: Kind::EgressPolicy, name: policy.name.clone() };
+        let all = objects.egress_rules(&policy.name.namespace);
+        let of = |action| policy.rules.iter().filter(move |rule| rule.action == action);
+        for (index, allowed) in of(EgressAction::Allow).enumerate() {
+            let denies =
+                |rule: &&EgressRule| rule.action == EgressAction::Deny && rule.covers(allowed);
+            if let Some(denied) = all.rules.iter().find(denies) {
+                let message = format!("{} denies all of it, and denials win", denied.meta);
+                found.add(Code::Conflicting, &key, format!("spec.allow[{index}]"), message);
+            }
+        }
+    }
 }
 
 /// Whether the target of a policy is there.

@@ -204,6 +204,14 @@ fn every_code_of_policies() {
     let taken_back = policy("AuthorizationPolicy", "d", some);
     let given = policy("AuthorizationPolicy", "a", &some.replace("Deny", "Allow"));
     assert_eq!(codes(&[&taken_back, &given]), [Code::Conflicting]);
+    let egress = |name, spec: &str| policy("EgressPolicy", name, spec);
+    let deny = egress("d", "{deny: [{hosts: ['*.example.com']}]}");
+    let mesh = deny.replace("namespace: shop", "namespace: mesh-system");
+    let in_vain = egress("a", "{default: Deny, allow: [{hosts: [api.example.com], ports: [443]}]}");
+    let useful = egress("a", "{allow: [{hosts: [example.com, api.example.com]}]}");
+    assert_eq!(codes(&[&deny, &in_vain]), [Code::Conflicting]);
+    assert_eq!(codes(&[&mesh, &in_vain]), [Code::Conflicting]);
+    assert_eq!(codes(&[&deny, &useful]), []);
 }
 
 #[test]

@@ -22,8 +22,8 @@ pub use self::gateway::{
     NamespaceSelector, Requirement,
 };
 pub use self::policy::{
-    AuthorizationPolicy, Balancing, BreakerPolicy, POLICY_GROUP, PolicyTarget, PortPolicy,
-    PortProbe, PortRef, TrafficLimits, TrafficPolicy, ZonePreference, policy_ref,
+    AuthorizationPolicy, Balancing, BreakerPolicy, EgressPolicy, POLICY_GROUP, PolicyTarget,
+    PortPolicy, PortProbe, PortRef, TrafficLimits, TrafficPolicy, ZonePreference, policy_ref,
 };
 
 /// Namespace and name of an object. Sorts by namespace first.
@@ -80,6 +80,7 @@ pub enum Kind {
     AuthorizationPolicy,
     ServerPolicy,
     BackendTrafficPolicy,
+    EgressPolicy,
 }
 
 impl Kind {
@@ -107,6 +108,7 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::ServerPolicy => "ServerPolicy",
             Self::BackendTrafficPolicy => "BackendTrafficPolicy",
+            Self::EgressPolicy => "EgressPolicy",
         }
     }
 
@@ -162,6 +164,7 @@ pub enum Object {
     AuthorizationPolicy(AuthorizationPolicy),
     PortPolicy(PortPolicy),
     TrafficPolicy(TrafficPolicy),
+    EgressPolicy(EgressPolicy),
 }
 
 impl Object {
@@ -183,6 +186,7 @@ impl Object {
             Self::AuthorizationPolicy(o) => (Kind::AuthorizationPolicy, o.name.clone()),
             Self::PortPolicy(o) => (Kind::ServerPolicy, o.name.clone()),
             Self::TrafficPolicy(o) => (Kind::BackendTrafficPolicy, o.name.clone()),
+            Self::EgressPolicy(o) => (Kind::EgressPolicy, o.name.clone()),
         };
         ObjectKey { kind, name }
     }

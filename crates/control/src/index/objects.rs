@@ -8,10 +8,10 @@ use super::authz::Defaults;
 use super::identity::MeshNames;
 use super::multimap::Multimap;
 use super::object::{
-    AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EndpointSlice, Gateway,
-    GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod, PortPolicy,
-    PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service, TcpRoute, TlsRoute,
-    TrafficPolicy, Workload,
+    AuthorizationPolicy, BackendRef, BackendTarget, Certificate, EgressPolicy, EndpointSlice,
+    Gateway, GatewayClass, GrpcRoute, HttpRoute, Kind, Name, Namespace, Object, ObjectKey, Pod,
+    PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service, TcpRoute,
+    TlsRoute, TrafficPolicy, Workload,
 };
 
 /// The cluster's objects by name, with the reverse of every reference.
@@ -36,6 +36,7 @@ pub struct Objects {
     pub(super) authorization_policies: BTreeMap<Name, Arc<AuthorizationPolicy>>,
     pub(super) port_policies: BTreeMap<Name, Arc<PortPolicy>>,
     pub(super) traffic_policies: BTreeMap<Name, Arc<TrafficPolicy>>,
+    pub(super) egress_policies: BTreeMap<Name, Arc<EgressPolicy>>,
     pub(super) defaults: Defaults,
 
     /// By the slices that say so.
@@ -60,6 +61,8 @@ pub(super) struct Touched {
     pub(super) namespace: Option<String>,
     /// All pods there are.
     pub(super) everywhere: bool,
+    /// What may leave the mesh.
+    pub(super) egress: bool,
     /// What Gateways do.
     pub(super) gateways: bool,
     /// Where nodes are.
@@ -124,6 +127,7 @@ impl Objects {
             Kind::AuthorizationPolicy => self.authorization_policies.keys().cloned().collect(),
             Kind::ServerPolicy => self.port_policies.keys().cloned().collect(),
             Kind::BackendTrafficPolicy => self.traffic_policies.keys().cloned().collect(),
+            Kind::EgressPolicy => self.egress_policies.keys().cloned().collect(),
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -310,6 +314,9 @@ impl Objects {
             Object::TrafficPolicy(o) => {
                 self.put_traffic_policy(&o.name.clone(), Some(o), &mut touched)
             }
+            Object::EgressPolicy(o) => {
+                touched.leaving(replace(&mut self.egress_policies, o.name.clone(), Some(o)));
+            }
         }
         touched
     }
@@ -338,6 +345,9 @@ impl Objects {
             }
             Kind::ServerPolicy => self.put_port_policy(name, None, &mut touched),
             Kind::BackendTrafficPolicy => self.put_traffic_policy(name, None, &mut touched),
+            Kind::EgressPolicy => {
+                touched.leaving(replace(&mut self.egress_policies, name.clone(), None));
+            }
             Kind::Deployment
             | Kind::StatefulSet
             | Kind::DaemonSet
@@ -589,6 +599,14 @@ impl Touched {
         if replaced.is_some() {
             self.changed = true;
             self.namespace = Some(name.namespace.clone());
+        }
+    }
+
+    /// A policy of what leaves was replaced, unless nothing changed.
+    fn leaving<V>(&mut self, replaced: Option<V>) {
+        if replaced.is_some() {
+            self.changed = true;
+            self.egress = true;
         }
     }
 

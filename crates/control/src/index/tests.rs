@@ -1,6 +1,7 @@
 //! The index from outside: objects in, policies out.
 
 mod authorization;
+mod egress;
 mod endpoints;
 mod identity;
 mod order;

@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use mesh_api::ext::{Edge, EdgesReply, EdgesRequest, ObjectRef};
 use mesh_model::Direction;
+use mesh_model::egress::egress_host;
 use mesh_model::stats::{SeriesKey, StatProtocol};
 
 use super::ask::{Asker, stats};
+use super::egress::egress_ref;
 use super::mesh::{Failure, must_exist};
 use super::select::{owner_ref, pod_ref, select_all};
 use super::stat::{Figures, Told, read, service_name, window};
@@ -188,8 +190,11 @@ fn sent(scope: &Scope, told: &Told, key: &SeriesKey) -> Option<Edge> {
     if !wanted {
         return None;
     }
+    let outside = egress_host(&key.parent);
     let destination = match (peer, key.peer, backend) {
         (Some(pod), ..) => scope.end(pod),
+        // It has no namespace of its own: all who use it meet there.
+        _ if let Some(host) = outside => egress_ref("", host),
         (None, Some(ip), _) => external(ip),
         // No endpoint was chosen: all that is known is the service.
         (None, None, Some(service)) => {

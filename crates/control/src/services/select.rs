@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mesh_api::ext::{ObjectRef, Selector};
 
+use super::egress::EGRESS;
 use crate::index::Objects;
 use crate::index::object::{Kind, Labels, Name, Pod, RouteHead};
 
@@ -27,6 +28,8 @@ pub(super) enum InvalidSelector {
         "`{requirement}` is not a label requirement such as `app=web`, `app!=web`, `app in (web,api)`, `app` or `!app`"
     )]
     Labels { requirement: String },
+    #[error("hosts outside of the mesh are no objects; `meshctl stat egress` shows them")]
+    Egress,
     #[error("name what to look at, such as `deployment/web`")]
     Nothing,
 }
@@ -97,6 +100,7 @@ pub(super) fn select(
             services.map(of).collect()
         }
         "namespace" => namespaces(objects, selector, &labels),
+        EGRESS => return Err(InvalidSelector::Egress),
         kind => match Kind::workload(kind) {
             Some(kind) => workloads(objects, kind, named),
             None => return Err(InvalidSelector::Kind { kind: kind.to_owned() }),

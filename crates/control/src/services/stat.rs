@@ -13,6 +13,7 @@ use mesh_model::Direction;
 use mesh_model::stats::{SeriesKey, Totals, WINDOW_SECONDS};
 
 use super::ask::{Answers, Asker, stats};
+use super::egress;
 use super::mesh::Failure;
 use super::select::{Selected, select, select_all};
 use crate::index::Objects;
@@ -88,6 +89,9 @@ pub(super) async fn stat(
     asker: &Asker,
     request: StatRequest,
 ) -> Result<StatReply, Failure> {
+    if egress::is_meant(&request) {
+        return egress::stat(shared, asker, request).await;
+    }
     let plan = Plan::new(shared.index.read().objects(), &request)?;
     let window = window(request.window_seconds);
     let (told, unreachable) = read(stats(plan.ask.clone(), asker, window).await);

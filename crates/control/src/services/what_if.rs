@@ -2,9 +2,10 @@
 //!
 //! It asks the same functions as the proxies do: the policy that the client's proxy is told, the
 //! matcher that it matches with, the decision of the server's. [`effects`] is what filters do,
-//! [`server`] what is behind a backend.
+//! [`server`] what is behind a backend, [`egress`] what leaves the mesh.
 
 mod effects;
+mod egress;
 mod server;
 
 use http::request::Parts;
@@ -50,6 +51,12 @@ pub(super) fn what_if(shared: &Shared, request: &WhatIfRequest) -> Result<WhatIf
         &copy
     };
     let client = client(objects, request)?;
+    if request.outside {
+        let (notes, client_namespace) = (client.notes(), client.namespace.clone());
+        let mut reply = WhatIfReply { client_namespace, problems, notes, ..WhatIfReply::default() };
+        egress::answer(objects, request, &client, &mut reply)?;
+        return Ok(reply);
+    }
     let (service, port) = target(objects, request, &client.namespace)?;
     let head = head(request, service, port)?;
     let policy = objects.outbound_policy(&service.name, port, &client.namespace);

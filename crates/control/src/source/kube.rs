@@ -20,7 +20,7 @@
 //! | `batch` | `jobs`, `cronjobs` | `list`, `watch` (metadata only) |
 //! | `gateway.networking.k8s.io` | `httproutes`, `grpcroutes`, `tcproutes`, `tlsroutes`, `referencegrants` | `list`, `watch` |
 //! | `gateway.networking.k8s.io` | `httproutes/status`, `grpcroutes/status`, `tcproutes/status`, `tlsroutes/status` | `patch` |
-//! | `policy.meshctl.dev` | `authorizationpolicies`, `backendtrafficpolicies`, `serverpolicies` | `list`, `watch` |
+//! | `policy.meshctl.dev` | `authorizationpolicies`, `backendtrafficpolicies`, `egresspolicies`, `serverpolicies` | `list`, `watch` |
 //! | `policy.meshctl.dev` | the same with `/status` | `patch` |
 //! | `authentication.k8s.io` | `tokenreviews` | `create` |
 //!

@@ -4,6 +4,7 @@
 //! an unknown field is an error: the object is not in force, and its last good version stays so.
 
 mod backend;
+mod egress;
 mod fault;
 mod schema;
 mod server;
@@ -25,11 +26,13 @@ use mesh_model::matching::Pattern;
 use mesh_model::route::{HeaderMatch, ValueMatch};
 
 pub use self::backend::backend_traffic_policy;
+pub use self::egress::egress_policy;
 pub use self::server::server_policy;
 pub use self::shape::{
     Abort, Action, AuthorizationPolicyObject, AuthorizationPolicySpec, BackendTrafficPolicyObject,
-    BackendTrafficPolicySpec, Fault, From, GrpcMethods, Header, NetworkRange, PolicyStatus, Port,
-    Range, Selector, ServerPolicyObject, ServerPolicySpec, TargetRef, To, Written,
+    BackendTrafficPolicySpec, Departure, EgressPolicyObject, EgressPolicySpec, Fault, From,
+    GrpcMethods, Header, NetworkRange, PolicyStatus, Port, Range, Selector, ServerPolicyObject,
+    ServerPolicySpec, TargetRef, To, Written,
 };
 use super::Finding;
 use super::kubernetes::{Converted, name_of};
@@ -43,6 +46,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
         shape::AuthorizationPolicy::crd(),
         shape::BackendTrafficPolicy::crd(),
+        shape::EgressPolicy::crd(),
         shape::ServerPolicy::crd(),
     ]
 }

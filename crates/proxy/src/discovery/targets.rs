@@ -1,11 +1,12 @@
 //! What a target resolves to: its policy; or, where the control plane knows of none, the endpoint
-//! its profile names; or the address itself, as if there were no mesh.
+//! its profile names; or the address itself, which is outside of the mesh.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_api::client::ControlClient;
+use mesh_model::egress::is_localhost;
 use mesh_model::endpoint::{Endpoint, ProtocolHint};
 use mesh_model::outbound::{
     Backend, BackendKind, Forward, HttpPolicy, Protocol, Queue, RouteBackend, TcpPolicy, TcpRoute,
@@ -14,8 +15,8 @@ use mesh_model::route::{Distribution, Route, Rule, Timeouts};
 use mesh_model::{Meta, OutboundPolicy, Reason, Target};
 use tokio::sync::watch;
 
-use super::Resolution;
 use super::follow::{Followed, Follower};
+use super::{Found, Outside, Resolution};
 use crate::resolve::{ResolveError, Resolved, Resolver};
 
 /// Feeds `tx` until nobody reads it.
@@ -27,7 +28,7 @@ pub(super) async fn follow(
     tx: watch::Sender<Resolution>,
 ) {
     let Some(client) = client else {
-        let unmeshed = unmeshed(target, None, false);
+        let unmeshed = Unmeshed { target, endpoint: None, opaque: false, outside: false };
         tokio::select! { () = resolve(resolver, unmeshed, &tx) => {}, () = tx.closed() => {} }
         return tx.closed().await;
     };
@@ -37,7 +38,7 @@ pub(super) async fn follow(
         Followed::Opened | Followed::Unimplemented => {}
         Followed::Update(policy) => {
             refused.send_replace(false);
-            tx.send_replace(Some(Ok(Arc::new(policy))));
+            tx.send_replace(Some(Ok(Found::Mesh(Arc::new(policy)))));
         }
         Followed::Refused => {
             refused.send_replace(true);
@@ -100,7 +101,8 @@ async fn follow_fallback(
     tx: &watch::Sender<Resolution>,
 ) {
     if matches!(target, Target::Authority(_)) {
-        return resolve(resolver, unmeshed(target, None, false), tx).await;
+        let unmeshed = Unmeshed { target, endpoint: None, opaque: false, outside: true };
+        return resolve(resolver, unmeshed, tx).await;
     }
     let (profiles, mut profile) = watch::channel(None);
     let follow = follower.follow(
@@ -119,7 +121,9 @@ async fn follow_fallback(
     let publish = async {
         while profile.changed().await.is_ok() {
             let Some(profile) = profile.borrow_and_update().clone() else { continue };
-            resolve(resolver, unmeshed(target, profile.endpoint, profile.opaque), tx).await;
+            let outside = profile.endpoint.is_none();
+            let mesh_model::Profile { endpoint, opaque, .. } = profile;
+            resolve(resolver, Unmeshed { target, endpoint, opaque, outside }, tx).await;
         }
     };
     tokio::select! { () = follow => {}, () = publish => {} }
@@ -130,10 +134,20 @@ struct Unmeshed<'a> {
     target: &'a Target,
     endpoint: Option<Endpoint>,
     opaque: bool,
+    /// Nothing of the mesh, as the control plane has it.
+    outside: bool,
 }
 
-fn unmeshed(target: &Target, endpoint: Option<Endpoint>, opaque: bool) -> Unmeshed<'_> {
-    Unmeshed { target, endpoint, opaque }
+impl Unmeshed<'_> {
+    fn found(&self, addr: SocketAddr) -> Found {
+        if self.outside && !is_localhost(addr.ip()) {
+            return Found::Outside(Outside { addr, opaque: self.opaque });
+        }
+        let endpoint = self.endpoint.clone().unwrap_or_else(|| Endpoint::plain(addr));
+        let meta = endpoint.resource.clone().unwrap_or_else(|| Meta::Default("endpoint".into()));
+        let route = Meta::Default("endpoint".into());
+        Found::Mesh(Arc::new(forward_to(endpoint, self.opaque, &meta, &route)))
+    }
 }
 
 /// A name that does not resolve is asked for again after this.
@@ -142,11 +156,10 @@ const DNS_RETRY: Duration = Duration::from_secs(2);
 /// Publishes where an unmeshed target is; names are looked up again and again.
 async fn resolve(resolver: &Resolver, unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
     let publish = |addr| {
-        let endpoint = unmeshed.endpoint.clone().unwrap_or_else(|| Endpoint::plain(addr));
-        let policy = Arc::new(forward_to(endpoint, unmeshed.opaque));
+        let found = unmeshed.found(addr);
         tx.send_if_modified(|old| {
-            let same = matches!(old, Some(Ok(old)) if *old == policy);
-            *old = Some(Ok(policy));
+            let same = matches!(old, Some(Ok(old)) if *old == found);
+            *old = Some(Ok(found));
             !same
         });
     };
@@ -190,10 +203,16 @@ async fn lookup(
     Ok((SocketAddr::new(*addr, parsed.port_u16().unwrap_or(80)), valid))
 }
 
-/// The policy of a lone endpoint: detect, and forward as is.
-fn forward_to(endpoint: Endpoint, opaque: bool) -> OutboundPolicy {
+/// The policy of a lone endpoint: detect, and forward as is. `meta` is what it is told as, `route` by
+/// what it goes there.
+pub(crate) fn forward_to(
+    endpoint: Endpoint,
+    opaque: bool,
+    meta: &Meta,
+    route: &Meta,
+) -> OutboundPolicy {
     let opaque = opaque || endpoint.hint == ProtocolHint::Opaque;
-    let meta = endpoint.resource.clone().unwrap_or_else(|| Meta::Default("endpoint".into()));
+    let meta = meta.clone();
     let backend = Backend {
         meta: meta.clone(),
         queue: Queue { capacity: 100, failfast_timeout: Duration::from_secs(3) },
@@ -201,7 +220,7 @@ fn forward_to(endpoint: Endpoint, opaque: bool) -> OutboundPolicy {
     };
     let tcp = TcpPolicy {
         routes: Arc::new([TcpRoute {
-            meta: Meta::Default("endpoint".into()),
+            meta: route.clone(),
             snis: Vec::new(),
             backends: Distribution::FirstAvailable(vec![Arc::new(backend.clone())]),
             refuse: None,
@@ -213,7 +232,7 @@ fn forward_to(endpoint: Endpoint, opaque: bool) -> OutboundPolicy {
     let backend = Arc::new(RouteBackend { filters: Vec::new(), backend });
     let http = HttpPolicy {
         routes: Arc::new([Route {
-            meta: Meta::Default("endpoint".into()),
+            meta: route.clone(),
             hosts: Vec::new(),
             rules: vec![Rule {
                 matches: Vec::new(),

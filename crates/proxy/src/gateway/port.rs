@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::certificates::{Chooser, Table};
 use crate::describe;
-use crate::discovery::Resolution;
+use crate::discovery::{Found, Resolution};
 use crate::outbound::{Outbound, TargetStack};
 
 #[derive(Debug)]
@@ -75,12 +75,13 @@ impl Fed {
     fn set(&self, wanted: Option<&OutboundPolicy>) {
         let changed = self.policy.send_if_modified(|have| {
             let same = match (&*have, wanted) {
-                (Some(Ok(have)), Some(wanted)) => **have == *wanted,
+                (Some(Ok(Found::Mesh(have))), Some(wanted)) => **have == *wanted,
                 (Some(Err(_)), None) => true,
                 _ => false,
             };
             if !same {
-                *have = Some(wanted.cloned().map(Arc::new).ok_or(Reason::NoRoute));
+                let found = wanted.cloned().map(|policy| Found::Mesh(Arc::new(policy)));
+                *have = Some(found.ok_or(Reason::NoRoute));
             }
             !same
         });

@@ -17,6 +17,7 @@ use mesh_layers::{
     SuccessRate,
 };
 use mesh_model::Meta;
+use mesh_model::egress::EGRESS_KIND;
 use mesh_model::endpoint::Endpoint;
 use mesh_model::outbound::{self as model, Backend, BackendKind};
 use parking_lot::{Mutex, RwLock};
@@ -158,7 +159,9 @@ impl Backends {
     /// What retries of requests to `parent` may cost, for as long as the rules are followed: what comes
     /// with it has to be kept.
     pub(crate) fn budget(&self, parent: &Meta) -> (Budget, Option<watch::Receiver<BackendRules>>) {
-        let rules = parent.resource().map(|key| self.discovery.extension(key));
+        // Of what is outside of the mesh nothing more is known.
+        let known = parent.resource().filter(|key| key.kind != EGRESS_KIND);
+        let rules = known.map(|key| self.discovery.extension(key));
         let budget = rules.as_ref().map(|rules| rules.borrow().budget.clone());
         (budget.unwrap_or_default(), rules)
     }

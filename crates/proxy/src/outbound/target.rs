@@ -1,10 +1,12 @@
 //! Targets in use: what the control plane says about each, built into routes once per change.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_model::{OutboundPolicy, Reason, Target};
+use mesh_model::egress::{EgressRules, HostName};
+use mesh_model::{Reason, Target};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -12,10 +14,11 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use super::backend::Backends;
+use super::egress::Egress;
 use super::route::Routes;
 use crate::config::Limits;
 use crate::describe;
-use crate::discovery::{Discovery, Resolution};
+use crate::discovery::{Discovery, Found, Resolution};
 use crate::error::MeshError;
 use crate::telemetry::Telemetry;
 
@@ -27,15 +30,15 @@ const IDLE: Duration = Duration::from_secs(90);
 pub(crate) struct Targets {
     max: usize,
     wait: Duration,
-    discovery: Discovery,
     shared: Arc<Shared>,
     known: Mutex<HashMap<Target, Known>>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    backends: Arc<Backends>,
-    telemetry: Arc<Telemetry>,
+pub(super) struct Shared {
+    pub(super) discovery: Discovery,
+    pub(super) backends: Arc<Backends>,
+    pub(super) telemetry: Arc<Telemetry>,
 }
 
 #[derive(Debug)]
@@ -61,8 +64,23 @@ struct State {
 
 #[derive(Clone, Debug)]
 struct Built {
-    policy: Arc<OutboundPolicy>,
-    routes: Arc<Routes>,
+    found: Found,
+    way: Way,
+}
+
+/// How a target is reached.
+#[derive(Clone, Debug)]
+enum Way {
+    Mesh(Arc<Routes>),
+    Outside(Arc<Egress>),
+}
+
+/// How what is for a target goes on.
+#[derive(Clone, Debug)]
+pub(crate) enum Onward {
+    Mesh(Arc<Routes>),
+    /// Out of the mesh, as these rules have it.
+    Outside(Arc<Egress>, Arc<EgressRules>),
 }
 
 impl Targets {
@@ -75,8 +93,7 @@ impl Targets {
         Self {
             max: limits.max_targets,
             wait: limits.discovery_timeout,
-            discovery,
-            shared: Arc::new(Shared { backends, telemetry }),
+            shared: Arc::new(Shared { discovery, backends, telemetry }),
             known: Mutex::default(),
         }
     }
@@ -94,7 +111,7 @@ impl Targets {
         {
             known.remove(&oldest);
         }
-        let stack = self.told(target, self.discovery.target(target));
+        let stack = self.told(target, self.shared.discovery.target(target));
         known.insert(target.clone(), Known { stack: Arc::clone(&stack), used: now });
         stack
     }
@@ -142,8 +159,19 @@ impl TargetStack {
         drop(self.ready());
     }
 
-    /// The routes as of now; waits for the first word about the target.
-    pub(crate) async fn routes(&self) -> Result<Arc<Routes>, MeshError> {
+    /// The way as of now; waits for the first word about the target, and where it leaves the mesh, about
+    /// what may.
+    pub(crate) async fn onward(&self) -> Result<Onward, MeshError> {
+        match self.way().await? {
+            Way::Mesh(routes) => Ok(Onward::Mesh(routes)),
+            Way::Outside(egress) => {
+                let rules = egress.rules(self.wait).await?;
+                Ok(Onward::Outside(egress, rules))
+            }
+        }
+    }
+
+    async fn way(&self) -> Result<Way, MeshError> {
         if let Some(ready) = self.ready() {
             return ready;
         }
@@ -163,31 +191,45 @@ impl TargetStack {
         }
     }
 
+    /// Waits until a connection that a request to this host was upgraded to may no longer leave the
+    /// mesh, which is never if it does not.
+    pub(crate) async fn revoked(self: Arc<Self>, host: Option<HostName>, client: SocketAddr) {
+        match self.ready() {
+            Some(Ok(Way::Outside(egress))) => egress.revoked(host, client).await,
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Rebuilds if the control plane has spoken since. `None` before it ever has.
-    fn ready(&self) -> Option<Result<Arc<Routes>, MeshError>> {
+    fn ready(&self) -> Option<Result<Way, MeshError>> {
         let mut state = self.state.lock();
         if !state.resolution.has_changed().unwrap_or(false)
             && let Some(built) = &state.built
         {
-            return Some(Ok(Arc::clone(&built.routes)));
+            return Some(Ok(built.way.clone()));
         }
         let resolution = state.resolution.borrow_and_update().clone()?;
-        let policy = match resolution {
-            Ok(policy) => policy,
+        let found = match resolution {
+            Ok(found) => found,
             Err(reason) => {
                 state.built = None;
                 let message = format!("nothing is known of {}", self.target);
                 return Some(Err(MeshError::new(reason, message)));
             }
         };
-        let Shared { backends, telemetry } = &*self.shared;
-        let same = state.built.as_ref().filter(|built| built.policy == policy);
-        let routes = match same {
-            Some(built) => Arc::clone(&built.routes),
-            None => Arc::new(Routes::build(&policy, backends, telemetry)),
+        let Shared { backends, telemetry, .. } = &*self.shared;
+        let same = state.built.as_ref().filter(|built| built.found == found);
+        let way = match (same, &found) {
+            (Some(built), _) => built.way.clone(),
+            (None, Found::Mesh(policy)) => {
+                Way::Mesh(Arc::new(Routes::build(policy, backends, telemetry)))
+            }
+            (None, Found::Outside(place)) => {
+                Way::Outside(Egress::new(*place, &self.target, &self.shared))
+            }
         };
-        state.built = Some(Built { policy, routes: Arc::clone(&routes) });
-        Some(Ok(routes))
+        state.built = Some(Built { found, way: way.clone() });
+        Some(Ok(way))
     }
 
     fn describe(&self) -> Value {
@@ -195,7 +237,11 @@ impl TargetStack {
         let policy = match &*state.resolution.borrow() {
             None => json!({ "state": "pending" }),
             Some(Err(reason)) => json!({ "state": "failed", "reason": reason.code() }),
-            Some(Ok(policy)) => json!({
+            Some(Ok(Found::Outside(place))) => match state.built.as_ref().map(|built| &built.way) {
+                Some(Way::Outside(egress)) => egress.describe(),
+                _ => json!({ "state": "outside", "address": place.addr.to_string() }),
+            },
+            Some(Ok(Found::Mesh(policy))) => json!({
                 "state": "known",
                 "resource": policy.meta.to_string(),
                 "policy": describe::outbound_protocol(&policy.protocol),

@@ -15,7 +15,7 @@ use crate::detect::{Detected, Detector, Greeting, greeting};
 use crate::error::Failure;
 use crate::exchange::RouteInfo;
 use crate::io::Io;
-use crate::relay::relay;
+use crate::relay::relay_until;
 
 /// Connections that fail are tried at other endpoints: nothing has been sent yet.
 const CONNECT_TRIES: usize = 3;
@@ -27,14 +27,19 @@ pub(super) struct Connected {
     route: Arc<RouteInfo>,
 }
 
-/// Carries a client's connection to an endpoint, to its end.
+/// Carries a client's connection to an endpoint, to its end, or until `stop`.
 pub(super) async fn forward(
     router: &TcpRouter,
     client: Io,
     sni: Option<&str>,
+    stop: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let connected = connect(router, sni).await?;
-    carry(client, connected).await;
+    let mut stop = std::pin::pin!(stop);
+    let connected = tokio::select! {
+        connected = connect(router, sni) => connected?,
+        () = &mut stop => return Ok(()),
+    };
+    carry(client, connected, stop).await;
     Ok(())
 }
 
@@ -63,12 +68,12 @@ pub(super) async fn connect(router: &TcpRouter, sni: Option<&str>) -> Result<Con
     }
 }
 
-/// Copies both ways until the connection ends; the endpoint counts as busy meanwhile.
-pub(super) async fn carry(mut client: Io, connected: Connected) {
+/// Copies both ways until the connection ends, or `stop`; the endpoint counts as busy meanwhile.
+pub(super) async fn carry(mut client: Io, connected: Connected, stop: impl Future<Output = ()>) {
     let Connected { io: mut server, lease, route } = connected;
     let series = lease.service().series(&route, StatProtocol::Tcp);
     series.opened();
-    let (relayed, result) = relay(&mut client, &mut server).await;
+    let (relayed, result) = relay_until(&mut client, &mut server, stop).await;
     series.closed(relayed.a_to_b, relayed.b_to_a);
     tracing::debug!(endpoint = %lease.addr(), ?relayed, ?result, "connection ended");
 }

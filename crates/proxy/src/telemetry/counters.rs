@@ -106,7 +106,7 @@ impl Collector for RetryMetrics {
 }
 
 /// One family of counters over a table's entries.
-fn counts<M>(
+pub(super) fn counts<M>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,

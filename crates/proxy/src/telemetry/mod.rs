@@ -7,6 +7,7 @@
 pub mod access_log;
 mod bounded;
 pub mod counters;
+pub mod egress;
 mod expose;
 mod http_metrics;
 pub mod labels;
@@ -33,6 +34,7 @@ use prometheus_client::registry::Registry;
 
 pub use self::access_log::{AccessLog, AccessLogFormat};
 pub use self::counters::{AuthzCounters, AuthzLabels, AuthzMetrics, RetryCounters, RetryMetrics};
+pub use self::egress::{EgressCounters, EgressLabels, EgressMetrics};
 pub use self::expose::Exposition;
 pub use self::labels::{HttpLabels, Tls};
 pub use self::log::{LogFormat, LogHandle};
@@ -75,6 +77,7 @@ pub struct Telemetry {
     pub notable: Notable,
     pub transport: TransportMetrics,
     pub authz: AuthzMetrics,
+    pub egress: EgressMetrics,
     pub retries: RetryMetrics,
     pub detect: DetectMetrics,
     pub config_rejected: ConfigRejected,
@@ -92,6 +95,7 @@ impl Telemetry {
             notable: Notable::default(),
             transport: TransportMetrics::new(cfg.max_label_sets),
             authz: AuthzMetrics::new(cfg.max_label_sets),
+            egress: EgressMetrics::new(cfg.max_label_sets),
             retries: RetryMetrics::new(cfg.max_label_sets),
             detect: DetectMetrics::default(),
             config_rejected: ConfigRejected::default(),
@@ -118,6 +122,7 @@ impl Telemetry {
         registry.register_collector(Box::new(self.stats.collector()));
         registry.register_collector(Box::new(self.transport.clone()));
         registry.register_collector(Box::new(self.authz.clone()));
+        registry.register_collector(Box::new(self.egress.clone()));
         registry.register_collector(Box::new(self.retries.clone()));
         registry.register_collector(Box::new(self.balancers.clone()));
         self.detect.register(&mut registry);

@@ -143,6 +143,18 @@ fn count_the_rest(telemetry: &Telemetry) {
     };
     telemetry.authz.http(&authz).allow.inc();
     telemetry.authz.tcp(&AuthzLabels { route: None, ..authz }).deny.inc();
+    let parent = telemetry.egress.host(&"example.com".into(), 443);
+    let policy = Meta::Resource(ResourceRef {
+        group: "policy.meshctl.dev".into(),
+        kind: "EgressPolicy".into(),
+        name: "web".into(),
+        namespace: "shop".into(),
+        section: "allow[0]".into(),
+        port: None,
+    });
+    let egress = EgressLabels { parent, policy };
+    telemetry.egress.http(&egress).allow.inc();
+    telemetry.egress.tcp(&egress).terminated.inc();
     telemetry.retries.route(&service(), &route()).overflow.inc();
     telemetry.detect.record(Direction::Inbound, Detected::Http1, Duration::from_millis(1));
     telemetry.config_rejected.inc("missing-field");

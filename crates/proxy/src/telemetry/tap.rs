@@ -3,12 +3,15 @@
 //! With nobody listening a request pays one relaxed load ([`TapHub::active`]).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll};
+use std::time::SystemTime;
 
 use http::HeaderMap;
 use mesh_model::tap::{Record, TapFilter};
+use mesh_model::{Direction, Reason};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant};
@@ -37,6 +40,20 @@ pub struct TapEvent {
     pub record: Record,
     /// Events left out just before this one, because of the limit or a slow reader.
     pub skipped: u64,
+}
+
+/// A connection that a policy does not allow.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    pub direction: Direction,
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+    pub parent: String,
+    pub route: String,
+    pub reason: Reason,
+    /// The client's identity.
+    pub tls: Option<String>,
+    pub policy: Option<String>,
 }
 
 /// As many taps run as are allowed.
@@ -90,6 +107,46 @@ impl TapHub {
         for session in self.sessions.lock().iter_mut() {
             session.offer(&record, request, response);
         }
+    }
+
+    /// Shows a connection that a policy does not allow, or allows no more.
+    pub fn refused(&self, refused: Refused) {
+        if !self.active() {
+            return;
+        }
+        let Refused { direction, source, destination, parent, route, reason, tls, policy } =
+            refused;
+        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let record = Record {
+            id: self.next_id(),
+            started_unix_ms: since_epoch
+                .ok()
+                .and_then(|since| u64::try_from(since.as_millis()).ok())
+                .unwrap_or_default(),
+            direction,
+            source,
+            destination: Some(destination),
+            method: String::new(),
+            scheme: String::new(),
+            authority: String::new(),
+            path: String::new(),
+            parent,
+            route,
+            backend: String::new(),
+            status: 0,
+            grpc_status: None,
+            reason: Some(reason),
+            attempts: 0,
+            request_bytes: 0,
+            response_bytes: 0,
+            first_byte: None,
+            duration: Duration::ZERO,
+            tls,
+            policy,
+            request_headers: Vec::new(),
+            response_headers: Vec::new(),
+        };
+        self.publish(record, None, None);
     }
 
     /// Starts a tap. More than `max_rps` events a second (0 means 100) are left out and counted.

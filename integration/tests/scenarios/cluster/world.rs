@@ -209,6 +209,10 @@ impl World {
         let rule = |group: &str, resources: &[&str], verbs: &[&str]| json!({ "apiGroups": [group], "resources": resources, "verbs": verbs });
         let named = |group: &str, resource: &str, name: &str, verbs: &[&str]| json!({ "apiGroups": [group], "resources": [resource], "resourceNames": [name], "verbs": verbs });
         let read = ["list", "watch"];
+        let policies =
+            ["authorizationpolicies", "backendtrafficpolicies", "egresspolicies", "serverpolicies"];
+        let statuses = policies.map(|of| format!("{of}/status"));
+        let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
         let everywhere = json!([
             rule("", &["namespaces", "services", "pods"], &read),
             rule("discovery.k8s.io", &["endpointslices"], &read),
@@ -220,12 +224,8 @@ impl World {
                 &["httproutes/status", "grpcroutes/status"],
                 &["patch"]
             ),
-            rule("policy.meshctl.dev", &["authorizationpolicies", "serverpolicies"], &read),
-            rule(
-                "policy.meshctl.dev",
-                &["authorizationpolicies/status", "serverpolicies/status"],
-                &["patch"],
-            ),
+            rule("policy.meshctl.dev", &policies, &read),
+            rule("policy.meshctl.dev", &statuses, &["patch"]),
             rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
         ]);
         let here = json!([

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh_model::authz::{Action, DefaultAccess, Operation, Probe, Source};
+use mesh_model::egress::{EgressAction, EgressRule};
 use mesh_model::inbound::{PortProtocol, RateLimit};
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, RetryBudget};
@@ -162,6 +163,16 @@ impl ZonePreference {
             Self::Ignore => "Ignore",
         }
     }
+}
+
+/// What the workloads of its namespace may send out of the mesh; in the mesh's own namespace, all
+/// workloads.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EgressPolicy {
+    pub name: Name,
+    /// What becomes of what no rule names; `None` is left to others.
+    pub default: Option<EgressAction>,
+    pub rules: Vec<EgressRule>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

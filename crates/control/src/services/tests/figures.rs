@@ -298,3 +298,74 @@ async fn edges_tell_what_both_ends_proved() {
     ];
     assert_eq!(told, expected);
 }
+
+#[tokio::test]
+async fn hosts_outside_of_the_mesh_are_told_by_name() {
+    let (api, other) = ("Egress/api.test:443", "Egress/other.test:443");
+    let (allow, deny) = ("EgressPolicy/shop/web#allow[0]", "EgressPolicy/shop/web#default");
+    let web = FakeProxy {
+        series: vec![
+            series(Direction::Outbound, "192.0.2.1", [api, allow, api], 5, 0),
+            series(Direction::Outbound, "192.0.2.2", [api, allow, api], 2, 1),
+            series(Direction::Outbound, "", [other, deny, ""], 0, 4),
+            series(Direction::Outbound, TAX_1, [TAX, ROUTE, TAX], 10, 0),
+        ],
+        ..FakeProxy::default()
+    };
+    let (port, _web) = fake(WEB, 0, web).await;
+    let world = World::start(port).await;
+    world.apply(service("tax"));
+    world.apply(Object::Pod(pod("web-1", WEB)));
+
+    let names = |reply: &ext::StatReply| {
+        let name = |row: &ext::StatRow| {
+            let of = row.r#ref.clone().unwrap();
+            format!("{} {}/{}", of.namespace, of.kind, of.name)
+        };
+        reply.rows.iter().map(name).collect::<Vec<_>>()
+    };
+    let reply = stat(&world, selector("egress", ""), None, "").await;
+    assert_eq!(names(&reply), ["shop egress/api.test", "shop egress/other.test"]);
+    assert_eq!(counts(&reply), [row("", 7, 1), row("", 0, 4)]);
+    assert_eq!(reply.view, "client");
+    let reply = stat(&world, selector("egress", "other.test"), None, "route").await;
+    assert_eq!(counts(&reply), [row(deny, 0, 4)]);
+    let from = Some(ClientSide::From(selector("deployment", "web")));
+    let reply = stat(&world, selector("egress", "api.test"), from, "pod").await;
+    assert_eq!(counts(&reply), [row("web-1", 7, 1)]);
+    let elsewhere = Selector { namespace: "bank".into(), ..selector("egress", "") };
+    assert!(stat(&world, elsewhere, None, "").await.rows.is_empty());
+
+    let refused = async |of: Selector, side: Option<ClientSide>, by: &str| {
+        let request = ext::StatRequest {
+            selectors: vec![of],
+            window_seconds: 60,
+            by: by.into(),
+            client_side: side,
+        };
+        world.client().await.stat(request).await.unwrap_err().code()
+    };
+    let to = Some(ClientSide::To(selector("service", "tax")));
+    let labelled = Selector { labels: "a=b".into(), ..selector("egress", "") };
+    for code in [
+        refused(selector("egress", ""), to, "").await,
+        refused(selector("egress", ""), None, "backend").await,
+        refused(labelled, None, "").await,
+    ] {
+        assert_eq!(code, tonic::Code::InvalidArgument);
+    }
+
+    let request =
+        ext::EdgesRequest { selectors: vec![selector("deployment", "web")], window_seconds: 60 };
+    let edges = world.client().await.edges(request).await.unwrap().into_inner().edges;
+    let ends: Vec<_> = edges
+        .iter()
+        .map(|edge| {
+            let to = edge.destination.clone().unwrap();
+            (format!("{}/{}", to.kind, to.name), edge.no_tls_reason.clone())
+        })
+        .collect();
+    let end = |to: &str, why: &str| (to.to_owned(), why.to_owned());
+    assert!(ends.contains(&end("egress/api.test", "destination-not-meshed")), "{ends:?}");
+    assert!(ends.contains(&end("egress/other.test", "not-connected")), "{ends:?}");
+}

@@ -204,3 +204,37 @@ impl<F: Future + Unpin> Quiet for F {
         futures_util::FutureExt::now_or_never(self).is_none()
     }
 }
+
+#[tokio::test]
+async fn what_leaves_is_told_to_each_in_its_words() {
+    use mesh_model::egress::EgressAction;
+
+    let world = World::start(1).await;
+    let client = client(&world).await;
+    let mut rules = client.watch_egress().await.unwrap();
+    assert_eq!(heard(&mut rules).await.default.action, EgressAction::Allow);
+    let outside = Target::Addr("192.0.2.1:443".parse().unwrap());
+    let refused = async || client.watch_outbound(&outside).await.map(drop).unwrap_err().code();
+    assert_eq!(refused().await, Code::NotFound, "nothing has to be said");
+
+    let name = Name::new("shop", "web");
+    let policy = |default| EgressPolicy { name: name.clone(), default, rules: Vec::new() };
+    world.apply(Object::EgressPolicy(policy(Some(EgressAction::Deny))));
+    assert_eq!(heard(&mut rules).await.default.action, EgressAction::Deny);
+    // Ours know the rules: to them it is still nobody.
+    let whole = client.watch_whole_outbound(&outside).await.map(drop).unwrap_err();
+    assert_eq!(whole.code(), Code::NotFound);
+    let mut policies = client.watch_outbound(&outside).await.unwrap();
+    let Protocol::Tls(tls) = heard(&mut policies).await.protocol else { panic!() };
+    assert!(tls.routes[0].refuse.is_some(), "{tls:?}");
+    // An address that comes to be a pod's is no longer one of others.
+    world.apply(Object::Pod(pod("new-1", "192.0.2.1")));
+    assert!(next(&mut policies).await.is_none());
+    assert_eq!(refused().await, Code::NotFound);
+
+    let elsewhere = Target::Addr("192.0.2.2:80".parse().unwrap());
+    let mut policies = client.watch_outbound(&elsewhere).await.unwrap();
+    assert!(matches!(heard(&mut policies).await.protocol, Protocol::Detect { .. }));
+    world.shared.index.write().delete(&ObjectKey { kind: Kind::EgressPolicy, name });
+    assert!(next(&mut policies).await.is_none(), "there is nothing to be said any more");
+}

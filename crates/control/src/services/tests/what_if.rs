@@ -37,6 +37,7 @@ fn try_ask(
             .iter()
             .map(|text| ext::Manifest { name: "new.yaml".into(), text: (*text).into() })
             .collect(),
+        outside: false,
     };
     what_if(shared, &request)
 }
@@ -367,5 +368,52 @@ proptest! {
                 prop_assert!(!dead.contains(&at));
             }
         }
+    }
+}
+
+#[test]
+fn what_leaves_is_decided_as_the_proxy_does() {
+    let shared = shared();
+    let policy = "
+apiVersion: policy.meshctl.dev/v1alpha1
+kind: EgressPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  default: Deny
+  allow: [{hosts: [\"*.example.com\"], ports: [443]}, {networks: [192.0.2.0/24]}]
+";
+    let ask = |authority: &str, headers: &[(&str, &str)]| {
+        let header = |(name, value): &(&str, &str)| ext::Header {
+            name: (*name).into(),
+            value: (*value).into(),
+        };
+        let request = ext::WhatIfRequest {
+            client: Some(Selector { namespace: "shop".into(), ..selector("deployment", "web") }),
+            authority: authority.into(),
+            method: "GET".into(),
+            path: "/".into(),
+            headers: headers.iter().map(header).collect(),
+            manifests: vec![ext::Manifest { name: "new.yaml".into(), text: policy.into() }],
+            outside: true,
+        };
+        let reply = what_if(&shared, &request).map_err(|error| error.to_string())?;
+        let verdict = reply.backends[0].endpoints[0].verdict.clone().unwrap();
+        assert_eq!(verdict.allowed, reply.answer.is_none(), "{reply:?}");
+        Ok::<_, String>((verdict.allowed, verdict.decided, reply.notes.len()))
+    };
+    let by = |item: &str| format!("EgressPolicy/shop/web#{item}");
+    for (authority, headers, expected) in [
+        ("api.example.com:443", &[][..], (true, by("allow[0]"), 1)),
+        ("api.example.com:80", &[], (false, by("default"), 1)),
+        ("api.example.com:443", &[("host", "b.example.com")], (true, by("allow[0]"), 1)),
+        ("api.example.com:443", &[("host", "other.test")], (false, by("default"), 1)),
+        ("192.0.2.7:22", &[], (true, by("allow[1]"), 0)),
+        ("[2001:db8::1]:22", &[], (false, by("default"), 0)),
+    ] {
+        assert_eq!(ask(authority, headers), Ok(expected), "{authority} {headers:?}");
+    }
+    for wrong in ["api.example.com", "a b:80", "example..com:80", "127.77.3.1:80", "10.0.0.1:8080"]
+    {
+        assert!(ask(wrong, &[]).is_err(), "{wrong}");
     }
 }

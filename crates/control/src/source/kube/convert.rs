@@ -154,6 +154,9 @@ fn read(kind: Kind, names: &MeshNames, mut object: DynamicObject) -> Converted<O
                 map(policy::backend_traffic_policy(policy), Object::TrafficPolicy)
             })
         }
+        Kind::EgressPolicy => parse(value, |policy: &policy::EgressPolicyObject| {
+            map(policy::egress_policy(policy, names), Object::EgressPolicy)
+        }),
         _ => return (None, Vec::new()),
     };
     match read {

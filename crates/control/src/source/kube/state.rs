@@ -36,7 +36,7 @@ pub const REQUIRED: [Kind; 10] = [
 ];
 
 /// The kinds that are there when their CustomResourceDefinitions are. Whether they are has to be known.
-pub const OPTIONAL: [Kind; 8] = [
+pub const OPTIONAL: [Kind; 9] = [
     Kind::HttpRoute,
     Kind::GrpcRoute,
     Kind::TcpRoute,
@@ -45,6 +45,7 @@ pub const OPTIONAL: [Kind; 8] = [
     Kind::AuthorizationPolicy,
     Kind::ServerPolicy,
     Kind::BackendTrafficPolicy,
+    Kind::EgressPolicy,
 ];
 
 /// The kinds that matter where there is a gateway only.

@@ -138,6 +138,7 @@ fn place(kind: Kind) -> (&'static str, &'static [&'static str], &'static str) {
         Kind::Gateway => (GATEWAY, &["v1"], "gateways"),
         Kind::AuthorizationPolicy => (POLICY_GROUP, &["v1alpha1"], "authorizationpolicies"),
         Kind::BackendTrafficPolicy => (POLICY_GROUP, &["v1alpha1"], "backendtrafficpolicies"),
+        Kind::EgressPolicy => (POLICY_GROUP, &["v1alpha1"], "egresspolicies"),
         // The only one left of those that are optional.
         _ => (POLICY_GROUP, &["v1alpha1"], "serverpolicies"),
     }

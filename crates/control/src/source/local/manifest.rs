@@ -191,6 +191,9 @@ fn convert(document: &Document, names: &MeshNames) -> Converted<Option<Declared>
                 object(map(policy::backend_traffic_policy(o), Object::TrafficPolicy))
             })
         }
+        (POLICY_GROUP, "EgressPolicy") => parse(document, |o: &policy::EgressPolicyObject| {
+            object(map(policy::egress_policy(o, names), Object::EgressPolicy))
+        }),
         // Running pods are told by the supervisor; an account is only a name so far.
         ("", "Pod" | "ServiceAccount") => return (None, Vec::new()),
         ("", "List") => {

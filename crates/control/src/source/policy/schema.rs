@@ -2,6 +2,7 @@
 
 use crate::index::object::ZonePreference;
 use mesh_model::authz::DefaultAccess;
+use mesh_model::egress::EgressAction;
 use mesh_model::inbound::PortProtocol;
 use mesh_model::outbound::Strategy;
 use schemars::{Schema, SchemaGenerator, json_schema};
@@ -76,6 +77,10 @@ pub(super) fn percent_or_none(_: &mut SchemaGenerator) -> Schema {
 
 pub(super) fn default_access(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "enum": DefaultAccess::ALL.map(DefaultAccess::as_str) })
+}
+
+pub(super) fn egress_action(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "enum": EgressAction::ALL.map(EgressAction::as_str) })
 }
 
 pub(super) fn header_match(_: &mut SchemaGenerator) -> Schema {

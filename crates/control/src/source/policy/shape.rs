@@ -5,6 +5,7 @@
 //! it, since files have no API server.
 
 mod backend;
+mod egress;
 mod fault;
 mod server;
 
@@ -22,6 +23,7 @@ pub use self::backend::{
     BackendTrafficPolicy, BackendTrafficPolicySpec, CircuitBreaker, Limits, LoadBalancer,
     RetryBudget,
 };
+pub use self::egress::{Departure, EgressPolicy, EgressPolicySpec};
 pub use self::fault::{Abort, Fault};
 pub use self::server::{Rate, RateLimit, RateOverride, ServerPolicy, ServerPolicySpec};
 use super::schema;
@@ -41,6 +43,7 @@ pub struct Written<S> {
 
 pub type AuthorizationPolicyObject = Written<AuthorizationPolicySpec>;
 pub type BackendTrafficPolicyObject = Written<BackendTrafficPolicySpec>;
+pub type EgressPolicyObject = Written<EgressPolicySpec>;
 pub type ServerPolicyObject = Written<ServerPolicySpec>;
 
 /// Who may do what at a workload, a Service, the requests of a route, or everything in the namespace.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_model::Meta;
 use mesh_model::authz::{Action, AuthorizationRule, ClientMatch, DefaultAccess};
+use mesh_model::egress::EgressAction;
 use mesh_model::inbound::{PortProtocol, Rate};
 use mesh_model::outbound::Strategy;
 use serde_json::{Value, json};
@@ -360,6 +361,62 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
             }),
             "spec.zonePreference",
         ),
+    ] {
+        assert_eq!(read(spec.clone()).1, field, "{spec}");
+    }
+}
+
+#[test]
+fn an_egress_policy_is_read_whole_or_refused() {
+    let read = |spec: Value| {
+        let object = json!({
+            "apiVersion": VERSION,
+            "kind": "EgressPolicy",
+            "metadata": { "name": "p", "namespace": "shop" },
+            "spec": spec,
+        });
+        let object = serde_json::from_value(object).unwrap();
+        let (policy, findings) = egress_policy(&object, &MeshNames::default());
+        let fields: Vec<_> = findings.into_iter().map(|finding| finding.field).collect();
+        (policy, fields.join(" "))
+    };
+    let (policy, wrong) = read(json!({
+        "default": "Deny",
+        "allow": [
+            { "name": "apis", "hosts": ["api.Example.com", "*.example.org"], "ports": [443] },
+            { "networks": ["192.0.2.0/24", { "cidr": "10.0.0.0/8", "except": ["10.1.0.0/16"] }] },
+        ],
+        "deny": [{ "hosts": ["bad.example.org"] }],
+    }));
+    assert_eq!(wrong, "");
+    assert_eq!(policy.default, Some(EgressAction::Deny));
+    let told: Vec<_> = policy.rules.iter().map(|rule| rule.meta.to_string()).collect();
+    assert_eq!(
+        told,
+        ["EgressPolicy/shop/p#deny[0]", "EgressPolicy/shop/p#apis", "EgressPolicy/shop/p#allow[1]",]
+    );
+    let hosts: Vec<_> = policy.rules[1].hosts.iter().map(ToString::to_string).collect();
+    assert_eq!(hosts, ["api.example.com", "*.example.org"]);
+    assert_eq!(policy.rules[1].ports, [443]);
+
+    let many = vec!["a.test"; 129];
+    for (spec, field) in [
+        (json!({}), "spec"),
+        (json!({ "default": "deny" }), "spec.default"),
+        (json!({ "allow": [] }), "spec.allow"),
+        (json!({ "allow": [{}] }), "spec.allow[0]"),
+        (json!({ "allow": [{ "name": "a b", "ports": [1] }] }), "spec.allow[0].name"),
+        (json!({ "deny": [{ "hosts": [] }] }), "spec.deny[0].hosts"),
+        (json!({ "deny": [{ "hosts": ["*"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": ["a.*.b"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": ["192.0.2.1"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": ["https://a.test"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": ["a.test:443"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": ["münchen.test"] }] }), "spec.deny[0].hosts[0]"),
+        (json!({ "deny": [{ "hosts": many }] }), "spec.deny[0].hosts"),
+        (json!({ "allow": [{ "networks": ["example.com"] }] }), "spec.allow[0].networks[0]"),
+        (json!({ "allow": [{ "ports": [0] }] }), "spec.allow[0].ports[0]"),
+        (json!({ "allow": [{ "ports": [65536] }] }), "spec.allow[0].ports[0]"),
     ] {
         assert_eq!(read(spec.clone()).1, field, "{spec}");
     }

@@ -3,14 +3,12 @@
 
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
-use std::time::{Duration, SystemTime};
 
 use mesh_layers::Request;
 use mesh_model::authz::{AuthzRequest, Basis, HttpRequest, decide};
 use mesh_model::endpoint::Labels;
 use mesh_model::inbound::{Authentication, Authorization};
 use mesh_model::stats::StatProtocol;
-use mesh_model::tap::Record;
 use mesh_model::{Direction, Meta, Reason};
 
 use super::{MAX_COUNTED, Port};
@@ -18,6 +16,7 @@ use crate::discovery::PortRules;
 use crate::error::MeshError;
 use crate::exchange::Exchange;
 use crate::inbound::Client;
+use crate::telemetry::tap::Refused;
 use crate::telemetry::{AuthzCounters, AuthzLabels, Who};
 
 /// What a client does.
@@ -156,41 +155,16 @@ impl Port {
 
     /// Shows a connection that a policy did not allow, or allows no more, to those who tap.
     fn tell_refused(&self, client: &Client, policy: Option<String>) {
-        let tap = &self.recorder.telemetry.tap;
-        if !tap.active() {
-            return;
-        }
-        let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let record = Record {
-            id: tap.next_id(),
-            started_unix_ms: since_epoch
-                .ok()
-                .and_then(|since| u64::try_from(since.as_millis()).ok())
-                .unwrap_or_default(),
+        self.recorder.telemetry.tap.refused(Refused {
             direction: Direction::Inbound,
             source: client.addr,
-            destination: Some(self.local),
-            method: String::new(),
-            scheme: String::new(),
-            authority: String::new(),
-            path: String::new(),
+            destination: self.local,
             parent: String::new(),
             route: String::new(),
-            backend: String::new(),
-            status: 0,
-            grpc_status: None,
-            reason: Some(Reason::Unauthorized),
-            attempts: 0,
-            request_bytes: 0,
-            response_bytes: 0,
-            first_byte: None,
-            duration: Duration::ZERO,
+            reason: Reason::Unauthorized,
             tls: client.id.as_deref().map(str::to_owned),
             policy,
-            request_headers: Vec::new(),
-            response_headers: Vec::new(),
-        };
-        tap.publish(record, None, None);
+        });
     }
 
     pub(super) fn counters(

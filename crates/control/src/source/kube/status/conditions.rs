@@ -206,6 +206,7 @@ fn is_in_force(key: &ObjectKey, objects: &Objects) -> bool {
         Kind::TlsRoute => objects.tls_route(&key.name).is_some(),
         Kind::AuthorizationPolicy => objects.authorization_policy(&key.name).is_some(),
         Kind::BackendTrafficPolicy => objects.traffic_policy(&key.name).is_some(),
+        Kind::EgressPolicy => objects.egress_policy(&key.name).is_some(),
         Kind::Gateway => objects.gateway(&key.name).is_some(),
         _ => objects.port_policy(&key.name).is_some(),
     }
@@ -302,6 +303,8 @@ fn target_is_there(key: &ObjectKey, objects: &Objects) -> Verdict {
         Kind::BackendTrafficPolicy => {
             objects.traffic_policy(&key.name).map(|policy| &policy.target)
         }
+        // It is about a namespace, or all of them.
+        Kind::EgressPolicy => objects.egress_policy(&key.name).map(|_| &PolicyTarget::Namespace),
         _ => objects.port_policy(&key.name).map(|policy| &policy.target),
     };
     let Some(target) = target else {
