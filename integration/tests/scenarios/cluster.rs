@@ -3,6 +3,7 @@
 //! Runs when `MESH_TEST_KUBECONFIG` names a kubeconfig of somebody who may do everything. Needs no
 //! node: pods are said to be running. What is made is taken away again.
 
+mod broken;
 mod walk;
 mod world;
 

@@ -149,6 +149,7 @@ checks! {
     "installation" in Cluster {
         "installed" Error Proxies Api "a mesh is installed" cluster::control_plane::deployed;
         "crds" Error Mesh Mesh "its kinds are established" cluster::definitions::established;
+        "control-plane-rights" Error Mesh Mesh "the control plane may do what it has to" cluster::rights::granted;
         "control-plane-scheduled" Error Mesh Mesh "the control plane has nodes" cluster::control_plane::scheduled;
         "control-plane-replicas" Error Mesh Mesh "its replicas are ready" cluster::control_plane::replicas;
     }

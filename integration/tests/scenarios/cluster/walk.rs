@@ -23,27 +23,29 @@ use mesh_integration::{programs, wait};
 use serde_json::{Value, json};
 
 /// Pods are scheduled, started and probed in this time.
-const PATIENCE: Duration = Duration::from_secs(180);
-const MESH: &str = "mesh-system";
+pub(super) const PATIENCE: Duration = Duration::from_secs(180);
+pub(super) const MESH: &str = "mesh-system";
 const SHOP: &str = "shop";
 /// Of the demo.
 const DEPLOYMENTS: usize = 12;
 
-struct Cluster {
-    client: Client,
-    kubeconfig: PathBuf,
-    images: String,
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) client: Client,
+    pub(super) kubeconfig: PathBuf,
+    pub(super) images: String,
 }
 
 /// What a command of meshctl said.
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
+#[derive(Debug)]
+pub(super) struct Ran {
+    pub(super) code: i32,
+    pub(super) stdout: String,
+    pub(super) stderr: String,
 }
 
 impl Ran {
-    fn succeeded(self) -> Self {
+    pub(super) fn succeeded(self) -> Self {
         assert_eq!(self.code, 0, "{}\n{}", self.stdout, self.stderr);
         self
     }
@@ -108,6 +110,7 @@ impl Cluster {
         self.a_policy_decides_while_it_is_there().await;
         self.nobody_notices_a_rollout("finance").await;
 
+        self.a_report_has_it_all().await;
         self.meshctl(&["upgrade", "-y", "--set", "controlPlane.log=debug"]).await.succeeded();
         self.meshctl(&["check", "--proxy", "-n", SHOP]).await.succeeded();
         self.secured("portal", "finance").await;
@@ -115,6 +118,7 @@ impl Cluster {
         let refused = self.meshctl(&["uninstall", "-y"]).await;
         assert_eq!(refused.code, 1, "pods are meshed: {}", refused.stdout);
         self.forget(SHOP).await;
+        self.every_broken_part_is_told().await;
         self.meshctl(&["uninstall", "-y", "--purge-crds"]).await.succeeded();
         self.forget(MESH).await;
     }
@@ -127,7 +131,7 @@ impl Cluster {
         let _ = AssertUnwindSafe(self.forget(MESH)).catch_unwind().await;
     }
 
-    async fn meshctl(&self, args: &[&str]) -> Ran {
+    pub(super) async fn meshctl(&self, args: &[&str]) -> Ran {
         let mut command = tokio::process::Command::new(programs::meshctl());
         command.args(args).arg("--kubeconfig").arg(&self.kubeconfig);
         command.env_remove("KUBECONFIG").stdin(Stdio::null()).kill_on_drop(true);
@@ -239,6 +243,26 @@ impl Cluster {
         let told =
             self.json(&["stat", "deploy/finance", "-n", SHOP, "--from", "deploy/curious"]).await;
         assert_eq!(told["rows"][0]["success"], json!(0.0), "{told}");
+    }
+
+    async fn a_report_has_it_all(&self) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("report.tar.gz");
+        let ran = self.meshctl(&["bug-report", "--file", path.to_str().unwrap()]).await.succeeded();
+        let archive = fs::File::open(&path).unwrap();
+        let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(archive));
+        let mut text = String::new();
+        for entry in archive.entries().unwrap() {
+            let mut entry = entry.unwrap();
+            text += &format!("== {}\n", entry.path().unwrap().display());
+            std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        }
+        for wanted in
+            ["objects/pods.json", "logs/mesh-system.mesh-control", "logs/shop.", "routes.json"]
+        {
+            assert!(text.contains(wanted), "{wanted}: {ran:?}");
+        }
+        assert!(!text.contains("PRIVATE KEY-----") && !text.contains("eyJhbGci"), "a secret");
     }
 
     async fn secured(&self, client: &str, server: &str) {

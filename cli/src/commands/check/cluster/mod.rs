@@ -4,6 +4,7 @@ pub(super) mod api;
 pub(super) mod control_plane;
 pub(super) mod definitions;
 pub(super) mod pre;
+pub(super) mod rights;
 pub(super) mod webhook;
 mod words;
 

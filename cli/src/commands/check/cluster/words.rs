@@ -3,7 +3,7 @@
 use crate::cluster::Cluster;
 
 /// What is done with what, in the order in which they are looked for.
-const WORDS: [(&str, &str); 8] = [
+const WORDS: [(&str, &str); 7] = [
     ("meshctl local logs control", "kubectl -n NAMESPACE logs deploy/mesh-control"),
     ("meshctl local logs POD -c proxy", "kubectl logs POD -c mesh-proxy"),
     ("meshctl local logs POD", "kubectl logs POD"),
@@ -11,7 +11,6 @@ const WORDS: [(&str, &str); 8] = [
     ("meshctl local restart", "kubectl rollout restart deployment"),
     ("restart the mesh with this meshctl: meshctl local down, then up", "meshctl upgrade"),
     ("; for a local mesh, meshctl local apply -f FILE", ": kubectl edit"),
-    ("meshctl identity rotate", "replace Secret/mesh-identity-issuer, see docs/kubernetes.md"),
 ];
 
 /// The remedy as it is done in this cluster.
