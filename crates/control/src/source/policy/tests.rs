@@ -492,6 +492,39 @@ fn accounts_and_namespaces_are_those_of_the_mesh() {
 }
 
 /// A schema written by hand makes its field one that must be there, unless it has a default.
+/// An API server compiles rules against the fields that it can type, and refuses the definition otherwise.
+#[test]
+fn rules_are_about_fields_that_have_types() {
+    fn is_typed(schema: &serde_json::Value) -> bool {
+        let items = schema.get("items").is_none_or(is_typed);
+        items && (schema.get("type").is_some() || schema["x-kubernetes-int-or-string"] == true)
+    }
+    fn look(schema: &serde_json::Value, path: &str, rules: &mut usize) {
+        for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
+            let text = rule["rule"].as_str().unwrap();
+            *rules += 1;
+            for named in text.split("self.").skip(1) {
+                let end = named.find(|c: char| !c.is_alphanumeric()).unwrap_or(named.len());
+                let field = &schema["properties"][&named[..end]];
+                assert!(is_typed(field), "{path}: `{text}` cannot see {}", &named[..end]);
+            }
+        }
+        for (name, of) in schema["properties"].as_object().into_iter().flatten() {
+            look(of, &format!("{path}.{name}"), rules);
+        }
+        if let Some(items) = schema.get("items") {
+            look(items, path, rules);
+        }
+    }
+    let mut rules = 0;
+    for crd in crds() {
+        let crd = serde_json::to_value(crd).unwrap();
+        let schema = crd.pointer("/spec/versions/0/schema/openAPIV3Schema").unwrap();
+        look(schema, crd["spec"]["names"]["kind"].as_str().unwrap(), &mut rules);
+    }
+    assert!(rules > 5, "{rules}");
+}
+
 #[test]
 fn what_may_be_left_out_is_not_required() {
     fn required(schema: &serde_json::Value, path: &str, found: &mut Vec<String>) {
