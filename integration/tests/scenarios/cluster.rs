@@ -182,7 +182,8 @@ async fn routes_come_with_their_definition_and_have_an_entry_of_ours() {
         // After the control plane began, if the cluster did not have it.
         world.route_definition().await;
         let foreign = json!({
-            "parentRef": { "name": "edge" }, "controllerName": "example.com/gateway",
+            "parentRef": { "group": "gateway.networking.k8s.io", "kind": "Gateway", "name": "edge" },
+            "controllerName": "example.com/gateway",
             "conditions": [{
                 "type": "Accepted", "status": "True", "reason": "Accepted", "message": "",
                 "lastTransitionTime": "2026-01-01T00:00:00Z",

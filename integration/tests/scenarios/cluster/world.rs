@@ -213,17 +213,17 @@ impl World {
             ["authorizationpolicies", "backendtrafficpolicies", "egresspolicies", "serverpolicies"];
         let statuses = policies.map(|of| format!("{of}/status"));
         let statuses: Vec<&str> = statuses.iter().map(String::as_str).collect();
+        let routes = ["httproutes", "grpcroutes", "tcproutes", "tlsroutes"];
+        let route_statuses = routes.map(|of| format!("{of}/status"));
+        let route_statuses: Vec<&str> = route_statuses.iter().map(String::as_str).collect();
         let everywhere = json!([
             rule("", &["namespaces", "services", "pods"], &read),
             rule("discovery.k8s.io", &["endpointslices"], &read),
             rule("apps", &["deployments", "statefulsets", "daemonsets", "replicasets"], &read),
             rule("batch", &["jobs", "cronjobs"], &read),
-            rule("gateway.networking.k8s.io", &["httproutes", "grpcroutes"], &read),
-            rule(
-                "gateway.networking.k8s.io",
-                &["httproutes/status", "grpcroutes/status"],
-                &["patch"]
-            ),
+            rule("gateway.networking.k8s.io", &["referencegrants"], &read),
+            rule("gateway.networking.k8s.io", &routes, &read),
+            rule("gateway.networking.k8s.io", &route_statuses, &["patch"]),
             rule("policy.meshctl.dev", &policies, &read),
             rule("policy.meshctl.dev", &statuses, &["patch"]),
             rule("authentication.k8s.io", &["tokenreviews"], &["create"]),
