@@ -65,6 +65,9 @@ impl Reader {
                 changed = self.sets.changed() => changed.ok()?,
             }
         }
+        // Changes that belong together are made under one lock: nobody is told of half of them, such as of an
+        // endpoint whose pod is gone already, which would have no identity.
+        drop(self.shared.index.read());
         let set = Arc::clone(&self.sets.borrow_and_update());
         let messages = set.since(self.told.as_deref());
         self.told = Some(set);
