@@ -182,9 +182,13 @@ with socket.create_connection(("{there}-ledger", 7100), timeout=20) as ledger:
         counts(pod, "tcp_open_total", &[outbound, tls, &server]).await;
     }
     // Ours saw no plain text from theirs or to it.
-    let edges = scene.mesh.json(&["edges", "deploy/ours"]).await;
-    let edges = edges["edges"].as_array().unwrap().clone();
-    assert!(!edges.is_empty() && edges.iter().all(|edge| edge["secured"] == true), "{edges:#?}");
+    // Figures are of whole seconds.
+    let edges = wait::until("edges of ours", async || {
+        let told = scene.mesh.json(&["edges", "deploy/ours"]).await;
+        told["edges"].as_array().filter(|edges| !edges.is_empty()).cloned()
+    })
+    .await;
+    assert!(edges.iter().all(|edge| edge["secured"] == true), "{edges:#?}");
 }
 
 /// What a policy of ours is called and says.
