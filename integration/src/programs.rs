@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::process::Command;
 
 /// The sidecar.
 pub fn mesh_proxy() -> PathBuf {
@@ -31,6 +32,20 @@ pub fn installed(name: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into()])
         .map(|folder| folder.join(name))
         .find(|program| program.is_file())
+}
+
+/// A command that runs a program of others, if it is installed; else the test is said to be skipped.
+pub fn command(program: &str, test: &str) -> Option<Command> {
+    let Some(found) = installed(program) else {
+        skipped(test, &format!("{program} is not installed"));
+        return None;
+    };
+    let mut command = Command::new(found);
+    // Nothing of the surroundings may decide where connections go.
+    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
+        command.env_remove(name).env_remove(name.to_uppercase());
+    }
+    Some(command)
 }
 
 /// Says that a test did not run. Goes past the test runner's capturing of output.

@@ -22,6 +22,7 @@ mod ports;
 pub mod routes;
 #[cfg(test)]
 mod tests;
+mod touched;
 mod traffic;
 mod watches;
 mod zones;
@@ -42,7 +43,7 @@ use self::endpoints::EndpointSet;
 use self::identity::MeshNames;
 use self::object::{Name, Object, ObjectKey};
 pub use self::objects::Objects;
-use self::objects::Touched;
+use self::touched::Touched;
 use self::watches::Watches;
 
 /// What is watched is shared by its watchers.
@@ -81,6 +82,37 @@ pub struct Index {
     revision: watch::Sender<u64>,
 }
 
+/// Changes that nobody is told of before it is dropped. See [`Index::batch`].
+#[derive(Debug)]
+pub struct Batch<'a> {
+    index: &'a mut Index,
+    touched: Touched,
+}
+
+impl Batch<'_> {
+    /// As [`Index::apply`].
+    pub fn apply(&mut self, object: Object) {
+        self.touched.add(self.index.objects.apply(object));
+    }
+
+    /// As [`Index::delete`].
+    pub fn delete(&mut self, key: &ObjectKey) {
+        self.touched.add(self.index.objects.delete(key));
+    }
+
+    /// As they are by now.
+    pub fn objects(&self) -> &Objects {
+        &self.index.objects
+    }
+}
+
+impl Drop for Batch<'_> {
+    fn drop(&mut self) {
+        // What is different from before was so after some change, which said that it touched it.
+        self.index.refresh(std::mem::take(&mut self.touched));
+    }
+}
+
 impl Default for Index {
     fn default() -> Self {
         Self::new(Defaults::default(), None)
@@ -109,14 +141,17 @@ impl Index {
 
     /// Adds an object, or replaces the one of the same key.
     pub fn apply(&mut self, object: Object) {
-        let touched = self.objects.apply(object);
-        self.refresh(touched);
+        self.batch().apply(object);
     }
 
     /// Removes an object, if it is there.
     pub fn delete(&mut self, key: &ObjectKey) {
-        let touched = self.objects.delete(key);
-        self.refresh(touched);
+        self.batch().delete(key);
+    }
+
+    /// For changes that belong together: who watches is told once, of all of them.
+    pub fn batch(&mut self) -> Batch<'_> {
+        Batch { index: self, touched: Touched::default() }
     }
 
     /// The objects, and pure functions of them.
@@ -201,7 +236,7 @@ impl Index {
 
     /// What workloads of a namespace may send out of the mesh.
     pub fn watch_egress(&mut self, namespace: &str) -> Watched<EgressRules> {
-        let rules = Arc::new(self.objects.egress_rules(namespace));
+        let rules = egress_rules(&self.objects, namespace);
         self.egress.subscribe(namespace.to_owned(), (), rules)
     }
 
@@ -222,7 +257,7 @@ impl Index {
         if touched.egress {
             let namespaces: Vec<String> = self.egress.owners().cloned().collect();
             for of in &namespaces {
-                self.egress.refresh(of, |()| Some(Arc::new(objects.egress_rules(of))));
+                self.egress.refresh(of, |()| Some(egress_rules(objects, of)));
             }
         }
         for service in &touched.policies {
@@ -234,14 +269,10 @@ impl Index {
             self.backends
                 .refresh(service, |port| Some(Arc::new(objects.backend_extension(service, *port))));
         }
-        for service in &touched.endpoints {
-            self.endpoints.refresh(service, |(port, zone)| {
-                objects.endpoints_from(service, *port, zone.as_deref()).map(Arc::new)
-            });
-        }
-        let (namespace, everywhere) = (touched.namespace.take(), touched.everywhere);
+        let (namespaces, everywhere) =
+            (std::mem::take(&mut touched.namespaces), touched.everywhere);
         let watched = self.servers.owners().chain(self.ports.owners());
-        let affected = |pod: &&Name| everywhere || namespace.as_ref() == Some(&pod.namespace);
+        let affected = |pod: &&Name| everywhere || namespaces.contains(&pod.namespace);
         touched.pods.extend(watched.filter(affected).cloned());
         let moved: Vec<Name> = match touched.zones {
             true => self.zones.owners().cloned().collect(),
@@ -249,6 +280,12 @@ impl Index {
         };
         for pod in &moved {
             self.zones.refresh(pod, |()| Some(objects.zone_of(pod).map(Arc::from)));
+        }
+        // After the zones: who is told of endpoints knows of which by then.
+        for service in &touched.endpoints {
+            self.endpoints.refresh(service, |(port, zone)| {
+                objects.endpoints_from(service, *port, zone.as_deref()).map(Arc::new)
+            });
         }
         for pod in &touched.pods {
             self.ports.refresh(pod, |port| Some(Arc::new(objects.port_extension(pod, *port))));
@@ -261,4 +298,12 @@ impl Index {
         }
         self.revision.send_modify(|revision| *revision += 1);
     }
+}
+
+fn egress_rules(objects: &Objects, namespace: &str) -> Arc<EgressRules> {
+    let size = objects.egress_size(namespace);
+    if size.is_too_much() {
+        tracing::warn!(namespace, %size, "nothing may leave: too many items of EgressPolicies");
+    }
+    Arc::new(objects.egress_rules(namespace))
 }

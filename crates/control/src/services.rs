@@ -38,7 +38,7 @@ use tokio_stream::wrappers::WatchStream;
 
 use crate::identity::Authority;
 use crate::index::lookup::{self, Wanted};
-use crate::index::object::Name;
+use crate::index::object::{GATEWAY_NAME, Name};
 use crate::index::{Index, Watched, egress_for_others};
 use crate::state::Shared;
 
@@ -180,13 +180,10 @@ impl ControlPlane for Control {
     }
 }
 
-/// The service account of the proxy at the edge, in the mesh's own namespace.
-const GATEWAY_ACCOUNT: &str = "mesh-gateway";
-
 /// What the edge is told holds private keys: it has to prove who it is, on this machine, too.
 async fn is_gateway(authority: &Authority, token: &str, from: &Workload) -> Result<(), Refusal> {
     let owner = authority.owner(token).await?;
-    let wanted = Name::new(&authority.settings().names.control_namespace, GATEWAY_ACCOUNT);
+    let wanted = Name::new(&authority.settings().names.control_namespace, GATEWAY_NAME);
     if owner != wanted {
         tracing::warn!(%owner, ?from, "refused to tell it what the gateway serves");
         let message = format!("the token is the service account {owner}'s, not {wanted}'s");
@@ -246,7 +243,13 @@ fn leaving(
 ) -> Option<BoxStream<'static, OutboundPolicy>> {
     let Target::Addr(addr) = target else { return None };
     let addr = SocketAddr::new(addr.ip().to_canonical(), addr.port());
-    index.objects().egress_policy_of(namespace, addr)?;
+    if !index.objects().is_outside(addr.ip()) {
+        return None;
+    }
+    let rules = index.watch_egress(namespace);
+    if rules.borrow().allow_everything() {
+        return None;
+    }
     let mut profiles = index.watch_address_profile(addr);
     let opaque = profiles.borrow().opaque;
     let becomes_known = async move {
@@ -256,8 +259,8 @@ fn leaving(
             future::pending::<()>().await;
         }
     };
-    let rules = WatchStream::new(index.watch_egress(namespace));
-    let policies = rules.map(move |rules| egress_for_others(&rules, addr, opaque));
+    let policies =
+        WatchStream::new(rules).map(move |rules| egress_for_others(&rules, addr, opaque));
     let policies = policies.take_while(|policy| future::ready(policy.is_some()));
     let policies = policies.filter_map(future::ready).take_until(Box::pin(becomes_known));
     Some(policies.boxed())

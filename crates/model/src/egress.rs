@@ -71,8 +71,7 @@ pub struct EgressDefault {
 /// Without any policy everything may leave.
 impl Default for EgressRules {
     fn default() -> Self {
-        let meta = Meta::Default("egress".into());
-        let default = EgressDefault { action: EgressAction::Allow, meta };
+        let default = EgressDefault { action: EgressAction::Allow, meta: egress_default() };
         Self { rules: Arc::default(), default }
     }
 }
@@ -105,9 +104,22 @@ impl EgressRules {
     }
 
     fn decide_one(&self, name: Option<&HostName>, what: Departure<'_>) -> EgressVerdict<'_> {
+        self.decide_where(|rule| rule.is_about(what.ip, what.port) && rule.names(name))
+    }
+
+    /// Decides about all names of a pattern that no narrower pattern has. Of two patterns that have a name
+    /// in common one has all of the other's.
+    pub fn decide_pattern(&self, pattern: &HostMatch, ip: IpAddr, port: u16) -> EgressVerdict<'_> {
+        let names = |rule: &EgressRule| {
+            rule.hosts.is_empty() || rule.hosts.iter().any(|host| host.covers(pattern))
+        };
+        self.decide_where(|rule| rule.is_about(Some(ip), port) && names(rule))
+    }
+
+    fn decide_where(&self, matches: impl Fn(&EgressRule) -> bool) -> EgressVerdict<'_> {
         let found = |action| {
             let mut rules = self.rules.iter().filter(|rule| rule.action == action);
-            rules.find(|rule| rule.matches(name, what)).map(|rule| &rule.meta)
+            rules.find(|rule| matches(rule)).map(|rule| &rule.meta)
         };
         if let Some(by) = found(EgressAction::Deny) {
             return EgressVerdict { allowed: false, by };
@@ -124,6 +136,11 @@ impl EgressRules {
         self.rules.iter().any(|rule| !rule.hosts.is_empty())
     }
 
+    /// Whether nothing is ever denied, nor told by what it is allowed.
+    pub fn allow_everything(&self) -> bool {
+        self.rules.is_empty() && self.default.action == EgressAction::Allow
+    }
+
     /// Whether anything is decided by address.
     pub fn names_networks(&self) -> bool {
         self.rules.iter().any(|rule| !rule.networks.is_empty())
@@ -131,14 +148,18 @@ impl EgressRules {
 }
 
 impl EgressRule {
-    fn matches(&self, name: Option<&HostName>, what: Departure<'_>) -> bool {
+    /// Whether it is about what goes there, under some name.
+    pub fn is_about(&self, ip: Option<IpAddr>, port: u16) -> bool {
         let is_in = |ip| self.networks.iter().any(|network| network.contains(ip));
-        (self.ports.is_empty() || self.ports.contains(&what.port))
-            && (self.networks.is_empty() || what.ip.is_some_and(is_in))
-            && (self.hosts.is_empty()
-                || name.is_some_and(|name| {
-                    self.hosts.iter().any(|host| host.match_host(&name.0).is_some())
-                }))
+        (self.ports.is_empty() || self.ports.contains(&port))
+            && (self.networks.is_empty() || ip.is_some_and(is_in))
+    }
+
+    /// Whether it is about what goes by this name, somewhere.
+    fn names(&self, name: Option<&HostName>) -> bool {
+        let fits =
+            |name: &HostName| self.hosts.iter().any(|host| host.match_host(&name.0).is_some());
+        self.hosts.is_empty() || name.is_some_and(fits)
     }
 
     /// Whether it matches everything that `other` does, whatever either does with it.
@@ -190,6 +211,11 @@ impl HostName {
 pub fn is_localhost(ip: IpAddr) -> bool {
     let ip = ip.to_canonical();
     ip == IpAddr::V4(Ipv4Addr::LOCALHOST) || ip == IpAddr::V6(Ipv6Addr::LOCALHOST)
+}
+
+/// What decides, and what is asked of, where no object says more.
+pub fn egress_default() -> Meta {
+    Meta::Default("egress".into())
 }
 
 /// How a host outside of the mesh is called in figures: `Egress/example.com:443`.

@@ -30,7 +30,7 @@ pub struct Rule<M, R> {
 }
 
 /// A host pattern of a route. Hosts compare without port and without case.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HostMatch {
     Exact(String),
     /// `*.example.com` is `["example", "com"]`; at least one more label must stand before it.
@@ -301,6 +301,15 @@ pub enum FaultKind {
 }
 
 impl Fault {
+    /// Longer delays, one or several together, are no trial any more.
+    pub const MAX_DELAY: Duration = Duration::from_secs(60 * 60);
+
+    /// How many regular expressions it has.
+    pub fn patterns(&self) -> usize {
+        let regex = |header: &&HeaderMatch| matches!(header.value, ValueMatch::Regex(_));
+        self.headers.iter().filter(regex).count()
+    }
+
     /// Whether a request of this time may be hit.
     pub fn means(&self, uri: &Uri, headers: &HeaderMap, now: SystemTime) -> bool {
         self.until.is_none_or(|until| now < until)

@@ -158,7 +158,8 @@ impl Outbound {
             Ok(RoutedProtocol::Tls(tcp)) => (Some(tcp), limit),
             _ => (None, limit),
         };
-        let detected = match self.detect(&mut io, tcp, within, &target).await {
+        let router = tcp.map(|tcp| move || Some(tcp));
+        let detected = match self.detect(&mut io, router, within, &target).await {
             Ok(Some(detected)) => detected,
             Ok(None) => return,
             Err(error) => return tracing::debug!(%target, %client, %error, "client connection"),
@@ -206,10 +207,10 @@ impl Outbound {
     }
 
     /// What a connection speaks. Where bytes can be carried, a server that speaks first is heard.
-    async fn detect(
+    async fn detect<'a>(
         &self,
         io: &mut Io,
-        tcp: Option<&TcpRouter>,
+        tcp: Option<impl FnOnce() -> Option<&'a TcpRouter>>,
         within: Duration,
         target: &Target,
     ) -> std::io::Result<Option<Spoken>> {
@@ -223,11 +224,10 @@ impl Outbound {
             if let Ok(detected) = tokio::time::timeout(PATIENCE, detector.run(io)).await {
                 return detected.map(First::Client);
             }
+            let tcp = tcp.filter(|_| !detector.has_read()).and_then(|tcp| tcp());
             match tcp {
-                Some(tcp) if !detector.has_read() => {
-                    tcp::wait_for_first(tcp, io, &mut detector, within).await
-                }
-                _ => detector.run_within(io, within).await.map(First::Client),
+                Some(tcp) => tcp::wait_for_first(tcp, io, &mut detector, within).await,
+                None => detector.run_within(io, within).await.map(First::Client),
             }
         };
         let first = detected.instrument(span).await?;

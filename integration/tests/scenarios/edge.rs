@@ -26,6 +26,12 @@ fn world(web: SocketAddr, api: SocketAddr) -> Builder {
         .service(Service::new("api", 8080))
 }
 
+/// That world with a listener of HTTP, whose requests all go to `web`.
+async fn with_one_listener(web: SocketAddr) -> Mesh {
+    let world = world(web, web).manifest(edge::gateway("edge", &[edge::http(80)]));
+    world.manifest(edge::route("HTTPRoute", "edge", "web", &[])).start().await
+}
+
 /// Tells the request it got, and things that are nobody's business outside.
 async fn telling(name: &'static str) -> HttpApp {
     HttpApp::start(move |request: Request<_>| async move {
@@ -105,11 +111,7 @@ async fn a_gateway_routes_by_host_and_proves_who_it_is() {
 #[tokio::test]
 async fn strangers_are_not_believed() {
     let web = telling("web").await;
-    let mesh = world(web.addr(), web.addr())
-        .manifest(edge::gateway("edge", &[edge::http(80)]))
-        .manifest(edge::route("HTTPRoute", "edge", "web", &[]))
-        .start()
-        .await;
+    let mesh = with_one_listener(web.addr()).await;
     let lies = "l5d-client-id: admin\r\nL5D-Orig-Proto: HTTP/1.0\r\nx-mesh-reason: none\r\n\
                 X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-For: 10.0.0.2\r\n\
                 X-Forwarded-Proto: https\r\nX-Forwarded-Host: bank\r\nX-Forwarded-Port: 443\r\n\

@@ -13,20 +13,6 @@ use mesh_integration::mesh::{Mesh, Pod, Service};
 use mesh_integration::process::Process;
 use mesh_integration::{programs, wait};
 
-/// A command that runs `program`, if it is installed.
-fn installed(program: &str, test: &str) -> Option<Command> {
-    let found = programs::installed(program);
-    if found.is_none() {
-        programs::skipped(test, &format!("{program} is not installed"));
-    }
-    let mut command = Command::new(found?);
-    // Nothing of the surroundings may decide where connections go.
-    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
-        command.env_remove(name).env_remove(name.to_uppercase());
-    }
-    Some(command)
-}
-
 /// Runs a command to its end; what it printed.
 async fn run(name: &str, command: Command, logs: &Path) -> String {
     let mut process = Process::start(name, command, logs);
@@ -54,7 +40,7 @@ async fn app() -> HttpApp {
 
 #[tokio::test]
 async fn curl_is_served_in_every_way_it_knows() {
-    if installed("curl", "tools::curl_is_served_in_every_way_it_knows").is_none() {
+    if programs::command("curl", "tools::curl_is_served_in_every_way_it_knows").is_none() {
         return;
     }
     let app = app().await;
@@ -104,7 +90,7 @@ async fn h2load_loses_no_request() {
     let mesh = mesh(app.addr()).await;
     let url = format!("http://{}/", mesh.pod("client").upstream(0));
     for protocol in ["h2c", "http/1.1"] {
-        let Some(mut command) = installed("h2load", TEST) else { return };
+        let Some(mut command) = programs::command("h2load", TEST) else { return };
         command.args(["-n", "4000", "-c", "20", "-m", "10", "-p", protocol, &url]);
         let report = run(&format!("h2load-{}", &protocol[..2]), command, &mesh.logs()).await;
         let done = "4000 total, 4000 started, 4000 done, 4000 succeeded, 0 failed, 0 errored";
@@ -115,7 +101,7 @@ async fn h2load_loses_no_request() {
 
 #[tokio::test]
 async fn wrk_sees_no_error() {
-    let Some(mut command) = installed("wrk", "tools::wrk_sees_no_error") else { return };
+    let Some(mut command) = programs::command("wrk", "tools::wrk_sees_no_error") else { return };
     let app = app().await;
     let mesh = mesh(app.addr()).await;
     let url = format!("http://{}/", mesh.pod("client").upstream(0));
@@ -152,7 +138,8 @@ fn nginx_config(dir: &Path, port: u16) -> String {
 
 #[tokio::test]
 async fn nginx_stands_behind_the_mesh() {
-    let Some(mut command) = installed("nginx", "tools::nginx_stands_behind_the_mesh") else {
+    let Some(mut command) = programs::command("nginx", "tools::nginx_stands_behind_the_mesh")
+    else {
         return;
     };
     let dir = tempfile::tempdir().unwrap();

@@ -81,20 +81,22 @@ pub(super) async fn run(args: BugReportArgs, cx: &mut Context) -> Result<ExitCod
     let mut archive = Archive::create(&path)?;
     for (file, line) in QUESTIONS {
         let _progress = cx.ui.progress(&format!("meshctl {line}"));
-        answer(cx, &mut archive, file, line).await?;
+        let words: Vec<&str> = line.split(' ').collect();
+        answer(cx, &mut archive, file, &words).await?;
     }
     let proxies = proxies(cx, &mut archive).await?;
     let namespaces: BTreeSet<&str> = proxies.iter().map(|proxy| &*proxy.namespace).collect();
     for namespace in namespaces.into_iter().take(MAX_NAMESPACES) {
         let _progress = cx.ui.progress(&format!("last errors in {namespace}"));
-        let line = format!("explain --last-errors ns/{namespace} --limit 100 -o json");
-        answer(cx, &mut archive, &format!("last-errors/{namespace}.json"), &line).await?;
+        let whose = format!("ns/{namespace}");
+        let words = ["explain", "--last-errors", &whose, "--limit", "100", "-o", "json"];
+        answer(cx, &mut archive, &format!("last-errors/{namespace}.json"), &words).await?;
     }
     for ProxyRow { namespace, pod, .. } in proxies.iter().take(MAX_CONFIGS) {
         let _progress = cx.ui.progress(&format!("the configuration of {pod}"));
-        let line = format!("proxy config {pod} -n {namespace} -o json");
+        let words = ["proxy", "config", pod, "-n", namespace, "-o", "json"];
         let file = format!("proxy-config/{namespace}.{pod}.json");
-        answer(cx, &mut archive, &file, &line).await?;
+        answer(cx, &mut archive, &file, &words).await?;
     }
     match &place {
         Place::Cluster(of) => cluster::add(of, &cx.ui, &mut archive).await?,
@@ -112,15 +114,16 @@ pub(super) async fn run(args: BugReportArgs, cx: &mut Context) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Adds what a command says, as a user would see it.
+/// Adds what a command says, as a user would see it. Names that others tell are words of their own, so that none
+/// becomes two.
 async fn answer(
     cx: &Context,
     archive: &mut Archive,
     file: &str,
-    line: &str,
+    words: &[&str],
 ) -> Result<(), CliError> {
-    let words = std::iter::once("meshctl").chain(line.split_whitespace());
-    let command = match Cli::try_parse_from(words) {
+    let line = &words.join(" ");
+    let command = match Cli::try_parse_from(std::iter::once(&"meshctl").chain(words)) {
         Ok(cli) => cli.command,
         Err(error) => return archive.error(line, &error.to_string()),
     };

@@ -12,6 +12,7 @@ use clap::{Args, Subcommand};
 use k8s_openapi::jiff::Timestamp;
 use mesh_api::ext::Selector;
 use mesh_control::source::policy::{self, Abort, BackendTrafficPolicySpec, Header, TargetRef};
+use mesh_model::route::Fault;
 use serde::Serialize;
 
 use self::store::{Held, Store};
@@ -125,14 +126,11 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Longer ones are no trial any more.
-const MAX_DELAY: Duration = Duration::from_secs(60 * 60);
-
 fn delay(text: &str) -> Result<Duration, String> {
     let delay = units::parse_duration(text)?;
     match delay {
         Duration::ZERO => Err("it is nothing".to_owned()),
-        delay if delay > MAX_DELAY => Err("it is longer than an hour".to_owned()),
+        delay if delay > Fault::MAX_DELAY => Err("it is longer than an hour".to_owned()),
         delay => Ok(delay),
     }
 }

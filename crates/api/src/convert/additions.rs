@@ -25,6 +25,7 @@ use super::{list, required};
 use crate::Wire;
 use crate::error::{At, ConversionError, Result};
 use crate::ext::addition::{Table, What};
+use crate::ext::value_condition::Value;
 use crate::ext::{self, cors, fault, header_modifier, session, url_rewrite};
 use crate::limit;
 use crate::validate::{self, Violation};
@@ -43,6 +44,8 @@ impl Wire for WholePolicy {
             .map_err(|error| ConversionError::invalid("policy", error))?;
         let mut policy = OutboundPolicy::from_proto(policy).at("policy")?;
         super::bounded(proto.additions.len(), "additions", limit::ADDITIONS)?;
+        let patterns = proto.additions.iter().map(patterns).sum();
+        super::bounded(patterns, "additions.fault.headers.regex", limit::PATTERNS)?;
         for (index, addition) in proto.additions.into_iter().enumerate() {
             add(&mut policy, addition).at_index("additions", index)?;
         }
@@ -408,6 +411,17 @@ fn write_cors(cors: &Cors) -> ext::Cors {
         expose: names(&cors.expose),
         credentials: cors.credentials,
         max_age_seconds: cors.max_age,
+    }
+}
+
+/// How many regular expressions an addition has, none of which is compiled yet.
+fn patterns(addition: &ext::Addition) -> usize {
+    match &addition.what {
+        Some(What::Fault(fault)) => {
+            let regex = |of: &&ext::ValueCondition| matches!(of.value, Some(Value::Regex(_)));
+            fault.headers.iter().filter(regex).count()
+        }
+        _ => 0,
     }
 }
 

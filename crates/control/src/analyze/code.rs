@@ -78,6 +78,7 @@ codes! {
     Misplaced = "MESH115", Warning, "move it to where it is read";
     NotIdempotent = "MESH116", Info, "name the methods in the rule's matches to have all of them retried";
     TimeoutsExclude = "MESH117", Warning, "leave room for another try, or do not ask for one";
+    TooMany = "MESH118", Error, "join items, name networks or `*.` in their stead, or remove some";
 }
 
 impl fmt::Display for Code {

@@ -33,6 +33,13 @@ fn egress(scene: &Scene<'_>, found: &mut Found) {
     let objects = scene.objects;
     for policy in objects.egress_policies() {
         let key = ObjectKey { kind: Kind::EgressPolicy, name: policy.name.clone() };
+        let size = objects.egress_size(&policy.name.namespace);
+        if size.is_too_much() {
+            let about = "with those of the same namespace and of the mesh there are";
+            let message = format!("nothing may leave the namespace: {about} {size}");
+            found.add(Code::TooMany, &key, "spec", message);
+            continue;
+        }
         let all = objects.egress_rules(&policy.name.namespace);
         let of = |action| policy.rules.iter().filter(move |rule| rule.action == action);
         for (index, allowed) in of(EgressAction::Allow).enumerate() {

@@ -212,6 +212,11 @@ fn every_code_of_policies() {
     assert_eq!(codes(&[&deny, &in_vain]), [Code::Conflicting]);
     assert_eq!(codes(&[&mesh, &in_vain]), [Code::Conflicting]);
     assert_eq!(codes(&[&deny, &useful]), []);
+    let hosts: Vec<_> = (0..128).map(|n| format!("h{n}.test")).collect();
+    let items = vec![format!("{{hosts: [{}]}}", hosts.join(", ")); 64].join(", ");
+    let many = |name| egress(name, &format!("{{allow: [{items}]}}"));
+    assert_eq!(codes(&[&many("a")]), []);
+    assert_eq!(codes(&[&many("a"), &many("b")]), [Code::TooMany, Code::TooMany]);
 }
 
 #[test]

@@ -2,19 +2,48 @@
 //!
 //! The rules of the namespace and those of the mesh count together, so that what the mesh denies no
 //! namespace allows. Of the rest the namespace's default decides before the mesh's; of several policies
-//! that say one, a denial.
+//! that say one, a denial. Where there is more than a proxy is told, nothing may leave: a part of the rules
+//! would be other rules.
 
 mod others;
 
-use std::net::SocketAddr;
+use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_api::limit;
+use mesh_model::Meta;
 use mesh_model::egress::{EgressAction, EgressDefault, EgressRules, is_localhost};
-use mesh_model::{Meta, OutboundPolicy};
 
 pub use self::others::for_others;
 use super::Objects;
 use super::object::{EgressPolicy, Kind, Name, policy_ref};
+
+/// Items of all policies that concern a namespace.
+const MAX_ITEMS: usize = limit::RULES;
+/// Hosts, networks and ports of these items.
+const MAX_PARTS: usize = 10_000;
+
+/// How much concerns a namespace.
+#[derive(Clone, Copy, Debug)]
+pub struct EgressSize {
+    pub items: usize,
+    pub parts: usize,
+}
+
+impl EgressSize {
+    pub fn is_too_much(self) -> bool {
+        self.items > MAX_ITEMS || self.parts > MAX_PARTS
+    }
+}
+
+impl fmt::Display for EgressSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { items, parts } = self;
+        write!(f, "{items} items with {parts} hosts, networks and ports; ")?;
+        write!(f, "{MAX_ITEMS} items with {MAX_PARTS} are the most")
+    }
+}
 
 impl Objects {
     pub fn egress_policies(&self) -> impl Iterator<Item = &Arc<EgressPolicy>> {
@@ -27,9 +56,12 @@ impl Objects {
 
     /// All that decides about what leaves a namespace.
     pub fn egress_rules(&self, namespace: &str) -> EgressRules {
-        let mesh = self.mesh_namespace();
-        let tiers = [Some(namespace), Some(mesh).filter(|mesh| *mesh != namespace)];
-        let tiers = tiers.map(|of| of.map(|of| self.egress_policies_in(of)).unwrap_or_default());
+        if self.egress_size(namespace).is_too_much() {
+            let meta = Meta::Default("too-many-egress-rules".into());
+            let default = EgressDefault { action: EgressAction::Deny, meta };
+            return EgressRules { rules: Arc::default(), default };
+        }
+        let tiers = self.egress_tiers(namespace);
         let rules = tiers.iter().flatten().flat_map(|policy| policy.rules.iter().cloned());
         let mut rules: Vec<_> = rules.collect();
         // Denials first, so that whoever reads the rules reads them as they work.
@@ -41,15 +73,27 @@ impl Objects {
         }
     }
 
-    /// What a proxy that does not know these rules is told of an address, if it is outside of the mesh and
-    /// there is anything to tell.
-    pub fn egress_policy_of(&self, namespace: &str, addr: SocketAddr) -> Option<OutboundPolicy> {
-        let ip = addr.ip();
-        if is_localhost(ip) || self.service_by_ip(ip).is_some() || self.pod_by_ip(ip).is_some() {
-            return None;
-        }
-        let opaque = self.address_profile(addr).opaque;
-        for_others(&self.egress_rules(namespace), addr, opaque)
+    /// How much that is, told or not.
+    pub fn egress_size(&self, namespace: &str) -> EgressSize {
+        let tiers = self.egress_tiers(namespace);
+        let rules = || tiers.iter().flatten().flat_map(|policy| &policy.rules);
+        let parts = rules().map(|rule| {
+            let networks = rule.networks.iter().map(|network| 1 + network.except.len());
+            rule.hosts.len() + networks.sum::<usize>() + rule.ports.len()
+        });
+        EgressSize { items: rules().count(), parts: parts.sum() }
+    }
+
+    /// Whether what goes to an address leaves the mesh.
+    pub fn is_outside(&self, ip: IpAddr) -> bool {
+        !is_localhost(ip) && self.service_by_ip(ip).is_none() && self.pod_by_ip(ip).is_none()
+    }
+
+    /// The policies of a namespace, then those of the mesh.
+    fn egress_tiers(&self, namespace: &str) -> [Vec<&EgressPolicy>; 2] {
+        let mesh = self.mesh_namespace();
+        let tiers = [Some(namespace), Some(mesh).filter(|mesh| *mesh != namespace)];
+        tiers.map(|of| of.map(|of| self.egress_policies_in(of)).unwrap_or_default())
     }
 
     fn egress_policies_in(&self, namespace: &str) -> Vec<&EgressPolicy> {

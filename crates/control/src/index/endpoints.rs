@@ -93,7 +93,9 @@ impl Objects {
                 })
                 .flatten()
                 .filter(|(address, _)| {
-                    wanted(address) && zones::may_use(preference, client, address)
+                    wanted(address)
+                        && self.is_known(&service.namespace, address)
+                        && zones::may_use(preference, client, address)
                 })
                 .collect::<Vec<_>>()
         };
@@ -112,6 +114,13 @@ impl Objects {
         let labels = [("namespace", &service.namespace), ("service", &service.name)]
             .map(|(key, value)| (key.to_owned(), value.clone()));
         Some(EndpointSet { endpoints, labels: Arc::new(labels.into()) })
+    }
+
+    /// Whether it is known what is at an address. A pod that is gone, or has not been seen yet, would be one
+    /// without identity, and be talked to in the clear.
+    fn is_known(&self, namespace: &str, address: &EndpointAddress) -> bool {
+        let pod = address.pod.as_ref();
+        pod.is_none_or(|pod| self.pods.contains_key(&Name::new(namespace, pod)))
     }
 
     fn endpoint(&self, namespace: &str, address: &EndpointAddress, port: u16) -> Endpoint {

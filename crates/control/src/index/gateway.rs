@@ -16,8 +16,8 @@ use mesh_model::route::HostMatch;
 
 use super::Objects;
 use super::object::{
-    AllowedNamespaces, CertificateContent, CertificateRef, GATEWAY_CLASS, Gateway, GatewayRef,
-    Kind, Labels, Listener, ListenerProtocol, Name, RouteHead, route_ref,
+    AllowedNamespaces, CertificateContent, CertificateRef, GATEWAY_CLASS, GATEWAY_NAME, Gateway,
+    GatewayRef, Kind, Labels, Listener, ListenerProtocol, Name, RouteHead, route_ref,
 };
 
 /// How long an exchange with a client may be silent when its route has no timeout of its own.
@@ -95,9 +95,24 @@ impl NoCertificate {
 impl Objects {
     /// Whether the mesh serves a Gateway.
     pub fn serves(&self, gateway: &Gateway) -> bool {
-        match self.gateway_classes.get(&gateway.class) {
+        self.serves_class(&gateway.class)
+    }
+
+    /// Whether the mesh serves the Gateways of a class.
+    pub fn serves_class(&self, class: &str) -> bool {
+        match self.gateway_classes.get(class) {
             Some(class) => class.ours,
-            None => gateway.class == GATEWAY_CLASS,
+            None => class == GATEWAY_CLASS,
+        }
+    }
+
+    /// Where the gateway is reached, as outsiders see it; inside only where nobody brings them to it.
+    pub fn gateway_addresses(&self) -> Vec<String> {
+        let service = self.service(&Name::new(self.mesh_namespace(), GATEWAY_NAME));
+        let Some(service) = service else { return Vec::new() };
+        match service.external.is_empty() {
+            true => service.cluster_ips.iter().map(ToString::to_string).collect(),
+            false => service.external.clone(),
         }
     }
 
@@ -112,11 +127,13 @@ impl Objects {
             for listener in &gateway.listeners {
                 let mut placed = Placed { gateway, listener, conflict: None };
                 let before = accepted.get(&listener.port);
-                let mut conflicts =
-                    before.into_iter().flatten().filter_map(|b| self.conflict(b, &placed));
                 let is_full = count == limit::ITEMS
                     || before.is_none() && accepted.len() == limit::GATEWAY_PORTS;
-                placed.conflict = conflicts.next().or(is_full.then_some(Conflict::TooMany));
+                let mut before = before.into_iter().flatten();
+                placed.conflict = match is_full {
+                    true => Some(Conflict::TooMany),
+                    false => before.find_map(|before| self.conflict(before, &placed)),
+                };
                 if placed.conflict.is_none() {
                     accepted.entry(listener.port).or_default().push(placed);
                     count += 1;
@@ -141,10 +158,11 @@ impl Objects {
         let taken = match (&before.host, &listener.host) {
             (None, None) => true,
             // Nobody is to get hold of a part of what others have, who would not even take a route of theirs.
+            (None, Some(_)) => is_stranger(),
             (Some(have), Some(wanted)) => {
                 have.covers(wanted) && (wanted.covers(have) || is_stranger())
             }
-            _ => false,
+            (Some(_), None) => false,
         };
         taken.then_some(Conflict::Host)
     }
@@ -219,12 +237,13 @@ impl Objects {
         }
     }
 
-    /// Whether a route attaches to a Gateway that it names.
+    /// Whether a route attaches to a Gateway that it names, of all [`Self::placed_listeners`].
     ///
     /// # Errors
     /// Says why it does not.
     pub fn attach(
         &self,
+        placed: &[Placed<'_>],
         kind: Kind,
         head: &RouteHead,
         hosts: &[HostMatch],
@@ -233,7 +252,6 @@ impl Objects {
         if !self.gateways.contains_key(&parent.gateway) {
             return Err(NotAttached::NoGateway(parent.gateway.clone()));
         }
-        let placed = self.placed_listeners();
         let meant: Vec<_> = placed.iter().filter(|placed| is_for(parent, placed)).collect();
         if meant.is_empty() {
             return Err(NotAttached::NoListener);

@@ -18,8 +18,8 @@ use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Ratio, Retry, S
 
 pub use self::gateway::{
     AllowedNamespaces, Certificate, CertificateContent, CertificateRef, Expression, GATEWAY_CLASS,
-    GATEWAY_CONTROLLER, Gateway, GatewayClass, GatewayRef, Listener, ListenerProtocol,
-    NamespaceSelector, Requirement,
+    GATEWAY_CONTROLLER, GATEWAY_NAME, Gateway, GatewayClass, GatewayRef, Listener,
+    ListenerProtocol, NamespaceSelector, Requirement,
 };
 pub use self::policy::{
     AuthorizationPolicy, Balancing, BreakerPolicy, EgressPolicy, POLICY_GROUP, PolicyTarget,
@@ -212,6 +212,8 @@ pub struct Service {
     pub labels: Labels,
     /// Empty when it is headless.
     pub cluster_ips: Vec<IpAddr>,
+    /// Addresses and names by which a load balancer or the network outside of the cluster has it.
+    pub external: Vec<String>,
     pub ports: Vec<ServicePort>,
     /// Overrides the namespace's opaque ports.
     pub opaque_ports: Option<PortSet>,

@@ -13,6 +13,7 @@ use super::object::{
     PortPolicy, PortSet, ReferenceGrant, RouteFilter, RouteHead, RouteRule, Service, TcpRoute,
     TlsRoute, TrafficPolicy, Workload,
 };
+use super::touched::Touched;
 
 /// The cluster's objects by name, with the reverse of every reference.
 ///
@@ -48,26 +49,6 @@ pub struct Objects {
     routes_by_parent: Multimap<Name, (Kind, Name)>,
     /// Services by the services their routes send to.
     pub(super) parents_by_backend: HashMap<Name, BTreeMap<Name, usize>>,
-}
-
-/// What may be different after an event. Namespaced names of services and pods, addresses.
-#[derive(Debug, Default)]
-pub(super) struct Touched {
-    pub(super) changed: bool,
-    pub(super) policies: BTreeSet<Name>,
-    pub(super) endpoints: BTreeSet<Name>,
-    pub(super) pods: BTreeSet<Name>,
-    /// All pods of which, known or not.
-    pub(super) namespace: Option<String>,
-    /// All pods there are.
-    pub(super) everywhere: bool,
-    /// What may leave the mesh.
-    pub(super) egress: bool,
-    /// What Gateways do.
-    pub(super) gateways: bool,
-    /// Where nodes are.
-    pub(super) zones: bool,
-    pub(super) addresses: BTreeSet<IpAddr>,
 }
 
 impl Objects {
@@ -384,7 +365,7 @@ impl Objects {
         touched.gateways = true;
         let told: BTreeSet<Name> =
             old.iter().flat_map(|old| self.told_of(old)).chain(now).collect();
-        // It may decide about zones.
+        // It, or one that it goes before, may decide about zones.
         touched.endpoints.extend(told.iter().cloned());
         touched.policies.extend(told);
     }
@@ -398,13 +379,13 @@ impl Objects {
         // Its labels may decide whose routes attach.
         touched.gateways = true;
         if access(old.as_deref()) != default {
-            touched.namespace = Some(name.to_owned());
+            touched.namespaces.insert(name.to_owned());
             touched.everywhere = name == self.mesh_namespace();
         }
         if opaque(old.as_deref()) == ports {
             return;
         }
-        touched.namespace = Some(name.to_owned());
+        touched.namespaces.insert(name.to_owned());
         let first = Name::new(name, "");
         for (service, object) in self.services.range(first..) {
             if service.namespace != name {
@@ -589,32 +570,6 @@ impl Objects {
         touched.pods.insert(pod.clone());
         for slice in self.slices_with(pod) {
             touched.endpoints.insert(Name::new(&slice.name.namespace, &slice.service));
-        }
-    }
-}
-
-impl Touched {
-    /// A policy that was replaced, unless nothing changed: it is about its own namespace.
-    fn policy<V>(&mut self, name: &Name, replaced: Option<V>) {
-        if replaced.is_some() {
-            self.changed = true;
-            self.namespace = Some(name.namespace.clone());
-        }
-    }
-
-    /// A policy of what leaves was replaced, unless nothing changed.
-    fn leaving<V>(&mut self, replaced: Option<V>) {
-        if replaced.is_some() {
-            self.changed = true;
-            self.egress = true;
-        }
-    }
-
-    /// Something was replaced that only Gateways have to do with, unless nothing changed.
-    fn edge<V>(&mut self, replaced: Option<V>) {
-        if replaced.is_some() {
-            self.changed = true;
-            self.gateways = true;
         }
     }
 }

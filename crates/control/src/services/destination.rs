@@ -56,18 +56,20 @@ impl Reader {
     /// What is to be said next; `None` when the port is gone.
     async fn next(&mut self) -> Option<Vec<Destination>> {
         if self.told.is_some() {
-            tokio::select! {
-                Ok(()) = self.zone.changed() => {
-                    let zone = self.zone.borrow_and_update().clone();
-                    let mut index = self.shared.index.write();
-                    self.sets = index.watch_endpoints(&self.service, self.port, &zone)?;
+            let moved = tokio::select! {
+                Ok(()) = self.zone.changed() => true,
+                changed = self.sets.changed() => {
+                    changed.ok()?;
+                    // With the endpoints: then they are not the client's.
+                    self.zone.has_changed().unwrap_or(false)
                 }
-                changed = self.sets.changed() => changed.ok()?,
+            };
+            if moved {
+                let zone = self.zone.borrow_and_update().clone();
+                let mut index = self.shared.index.write();
+                self.sets = index.watch_endpoints(&self.service, self.port, &zone)?;
             }
         }
-        // Changes that belong together are made under one lock: nobody is told of half of them, such as of an
-        // endpoint whose pod is gone already, which would have no identity.
-        drop(self.shared.index.read());
         let set = Arc::clone(&self.sets.borrow_and_update());
         let messages = set.since(self.told.as_deref());
         self.told = Some(set);
@@ -142,5 +144,39 @@ mod tests {
         apply(slice(&[(1, "a"), (3, "c")]));
         let Some(Destination::Add { endpoints, .. }) = next() else { panic!("all") };
         assert_eq!(hosts(&endpoints), ["10.1.0.1", "10.1.0.3"]);
+    }
+
+    #[test]
+    fn what_changes_together_is_told_at_once() {
+        let shared = Arc::new(Shared::default());
+        let port = ServicePort { port: 80, ..ServicePort::default() };
+        let mut service = Service { name: shop("web"), ports: vec![port], ..Service::default() };
+        {
+            let mut index = shared.index.write();
+            let mut batch = index.batch();
+            batch.apply(Object::Service(service.clone()));
+            batch.apply(client("a"));
+            batch.apply(slice(&[(1, "a"), (2, "b")]));
+        }
+        let mut told = stream(&shared, &shop("web"), 80, &shop("client")).unwrap();
+        let mut next = || told.next().now_or_never().map(Option::unwrap);
+        let Some(Destination::Add { endpoints, .. }) = next() else { panic!("those of a") };
+        assert_eq!(endpoints.len(), 1);
+        {
+            // The client moves while its zone loses its endpoints; and a port comes and goes.
+            let mut index = shared.index.write();
+            let mut batch = index.batch();
+            let port = std::mem::take(&mut service.ports);
+            batch.apply(Object::Service(service.clone()));
+            service.ports = port;
+            batch.apply(Object::Service(service));
+            batch.apply(slice(&[(2, "b")]));
+            batch.apply(client("b"));
+        }
+        let Some(Destination::Add { endpoints, .. }) = next() else { panic!("those of b") };
+        assert_eq!(endpoints[0].addr, "10.1.0.2:80".parse().unwrap());
+        let Some(Destination::Remove(gone)) = next() else { panic!("not that of a") };
+        assert_eq!(gone, ["10.1.0.1:80".parse().unwrap()]);
+        assert!(next().is_none(), "nothing of what was in between");
     }
 }

@@ -177,7 +177,8 @@ async fn keep(shared: Arc<Shared>, mut events: mpsc::Receiver<Event>, mut state:
 fn take(shared: &Shared, state: &mut State, batch: &mut Vec<Event>) {
     if !batch.is_empty() {
         let mut index = shared.index.write();
-        batch.drain(..).for_each(|event| state.take(event, &mut index));
+        let mut changes = index.batch();
+        batch.drain(..).for_each(|event| state.take(event, &mut changes));
     }
     if let Some(problems) = state.new_problems() {
         shared.set_problems(problems);

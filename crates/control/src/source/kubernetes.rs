@@ -62,6 +62,7 @@ pub fn service(object: &core::Service) -> Converted<Service> {
         name: name_of(&object.metadata),
         labels: object.metadata.labels.clone().unwrap_or_default(),
         cluster_ips: Vec::new(),
+        external: external(object),
         ports: Vec::new(),
         opaque_ports: annotations.opaque_ports(),
         breaker: annotations.breaker(),
@@ -88,6 +89,17 @@ pub fn service(object: &core::Service) -> Converted<Service> {
         }
     }
     (service, findings)
+}
+
+/// No load balancer has more addresses.
+const MAX_EXTERNAL: usize = 16;
+
+fn external(object: &core::Service) -> Vec<String> {
+    let balancer = object.status.iter().filter_map(|status| status.load_balancer.as_ref());
+    let ingress = balancer.flat_map(|of| of.ingress.iter().flatten());
+    let ingress = ingress.filter_map(|of| of.ip.as_ref().or(of.hostname.as_ref()));
+    let ips = object.spec.iter().flat_map(|spec| spec.external_ips.iter().flatten());
+    ingress.chain(ips).take(MAX_EXTERNAL).cloned().collect()
 }
 
 fn cluster_ips(spec: &core::ServiceSpec, service: &mut Service, findings: &mut Vec<Finding>) {

@@ -91,10 +91,11 @@ fn apply(shared: &Shared, changes: Vec<Change>) {
         return;
     }
     let mut index = shared.index.write();
+    let mut batch = index.batch();
     for change in changes {
         match change {
-            Change::Apply(object) => index.apply(*object),
-            Change::Delete(key) => index.delete(&key),
+            Change::Apply(object) => batch.apply(*object),
+            Change::Delete(key) => batch.delete(&key),
         }
     }
 }

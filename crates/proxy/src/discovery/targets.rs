@@ -28,8 +28,14 @@ pub(super) async fn follow(
     tx: watch::Sender<Resolution>,
 ) {
     let Some(client) = client else {
-        let unmeshed = Unmeshed { target, endpoint: None, opaque: false, outside: false };
-        tokio::select! { () = resolve(resolver, unmeshed, &tx) => {}, () = tx.closed() => {} }
+        let tell = |addr| publish(&tx, forward_alone(Endpoint::plain(addr), false));
+        match target {
+            Target::Addr(addr) => tell(*addr),
+            Target::Authority(authority) => tokio::select! {
+                () = resolve(resolver, authority, &tx, tell) => {}
+                () = tx.closed() => {}
+            },
+        }
         return tx.closed().await;
     };
     // Turns true when the control plane says it has no policy, and false when it has one.
@@ -100,10 +106,34 @@ async fn follow_fallback(
     target: &Target,
     tx: &watch::Sender<Resolution>,
 ) {
-    if matches!(target, Target::Authority(_)) {
-        let unmeshed = Unmeshed { target, endpoint: None, opaque: false, outside: true };
-        return resolve(resolver, unmeshed, tx).await;
-    }
+    let authority = match target {
+        Target::Addr(addr) => return follow_address(follower, client, *addr, tx).await,
+        Target::Authority(authority) => authority,
+    };
+    // Where it is decides whether it is of the mesh: pods have names, too.
+    let (addrs, mut addr) = watch::channel(None);
+    let follow = async {
+        while let Ok(now) = addr.wait_for(Option::is_some).await.map(|now| *now) {
+            let Some(now) = now else { return };
+            tokio::select! {
+                () = follow_address(follower, client, now, tx) => {}
+                _ = addr.changed() => {}
+            }
+        }
+    };
+    let tell = |addr| {
+        addrs.send_if_modified(|old| old.replace(addr) != Some(addr));
+    };
+    tokio::select! { () = resolve(resolver, authority, tx, tell) => {}, () = follow => {} }
+}
+
+async fn follow_address(
+    follower: &Follower,
+    client: &ControlClient,
+    addr: SocketAddr,
+    tx: &watch::Sender<Resolution>,
+) {
+    let target = &Target::Addr(addr);
     let (profiles, mut profile) = watch::channel(None);
     let follow = follower.follow(
         "profile",
@@ -121,56 +151,49 @@ async fn follow_fallback(
     let publish = async {
         while profile.changed().await.is_ok() {
             let Some(profile) = profile.borrow_and_update().clone() else { continue };
-            let outside = profile.endpoint.is_none();
-            let mesh_model::Profile { endpoint, opaque, .. } = profile;
-            resolve(resolver, Unmeshed { target, endpoint, opaque, outside }, tx).await;
+            publish(tx, found(addr, profile));
         }
     };
     tokio::select! { () = follow => {}, () = publish => {} }
 }
 
-/// A target without policy.
-struct Unmeshed<'a> {
-    target: &'a Target,
-    endpoint: Option<Endpoint>,
-    opaque: bool,
-    /// Nothing of the mesh, as the control plane has it.
-    outside: bool,
+/// What an address without policy is.
+fn found(addr: SocketAddr, profile: mesh_model::Profile) -> Found {
+    let mesh_model::Profile { endpoint, opaque, .. } = profile;
+    if endpoint.is_none() && !is_localhost(addr.ip()) {
+        return Found::Outside(Outside { addr, opaque });
+    }
+    forward_alone(endpoint.unwrap_or_else(|| Endpoint::plain(addr)), opaque)
 }
 
-impl Unmeshed<'_> {
-    fn found(&self, addr: SocketAddr) -> Found {
-        if self.outside && !is_localhost(addr.ip()) {
-            return Found::Outside(Outside { addr, opaque: self.opaque });
-        }
-        let endpoint = self.endpoint.clone().unwrap_or_else(|| Endpoint::plain(addr));
-        let meta = endpoint.resource.clone().unwrap_or_else(|| Meta::Default("endpoint".into()));
-        let route = Meta::Default("endpoint".into());
-        Found::Mesh(Arc::new(forward_to(endpoint, self.opaque, &meta, &route)))
-    }
+fn forward_alone(endpoint: Endpoint, opaque: bool) -> Found {
+    let route = Meta::Default("endpoint".into());
+    let meta = endpoint.resource.clone().unwrap_or_else(|| route.clone());
+    Found::Mesh(Arc::new(forward_to(endpoint, opaque, &meta, &route)))
+}
+
+fn publish(tx: &watch::Sender<Resolution>, found: Found) {
+    tx.send_if_modified(|old| {
+        let same = matches!(old, Some(Ok(old)) if *old == found);
+        *old = Some(Ok(found));
+        !same
+    });
 }
 
 /// A name that does not resolve is asked for again after this.
 const DNS_RETRY: Duration = Duration::from_secs(2);
 
-/// Publishes where an unmeshed target is; names are looked up again and again.
-async fn resolve(resolver: &Resolver, unmeshed: Unmeshed<'_>, tx: &watch::Sender<Resolution>) {
-    let publish = |addr| {
-        let found = unmeshed.found(addr);
-        tx.send_if_modified(|old| {
-            let same = matches!(old, Some(Ok(old)) if *old == found);
-            *old = Some(Ok(found));
-            !same
-        });
-    };
-    let authority = match unmeshed.target {
-        Target::Addr(addr) => return publish(*addr),
-        Target::Authority(authority) => authority,
-    };
+/// Looks a name up again and again, and tells where it is.
+async fn resolve(
+    resolver: &Resolver,
+    authority: &str,
+    tx: &watch::Sender<Resolution>,
+    tell: impl Fn(SocketAddr),
+) {
     loop {
         let wait = match lookup(resolver, authority).await {
             Ok((addr, valid)) => {
-                publish(addr);
+                tell(addr);
                 valid
             }
             Err(error) => {

@@ -38,7 +38,7 @@ impl Faults {
                 answer @ Done::Answer(_) => return answer,
             }
         }
-        if delay.is_zero() { Done::Nothing } else { Done::Delay(delay) }
+        if delay.is_zero() { Done::Nothing } else { Done::Delay(delay.min(Fault::MAX_DELAY)) }
     }
 }
 
@@ -90,6 +90,12 @@ mod tests {
         };
         let Done::Delay(by) = meet(&[delay(20), over, delay(30)]) else { panic!("a delay") };
         assert_eq!(by, Duration::from_millis(50));
+        let long = Fault::MAX_DELAY.as_millis().try_into().unwrap();
+        let Done::Delay(by) = meet(&[delay(long), delay(long)]) else { panic!("a delay") };
+        assert_eq!(by, Fault::MAX_DELAY, "of all together");
+        let until = Some(SystemTime::now() + Duration::from_secs(5));
+        let Done::Delay(by) = meet(&[Fault { until, ..delay(long) }]) else { panic!("a delay") };
+        assert!(by <= Duration::from_secs(5), "no longer than the fault itself: {by:?}");
         let Done::Answer(response) = meet(&[delay(20), fault(ABORT, 100)]) else { panic!("503") };
         assert_eq!(response.status(), 503);
         assert_eq!(response.headers()["x-mesh-reason"], "fault-injected");

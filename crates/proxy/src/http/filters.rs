@@ -75,19 +75,19 @@ where
 
     fn call(&mut self, mut request: Request) -> Self::Future {
         let mut delay = Duration::ZERO;
-        let mut origin = None;
+        // Whatever ends the request: a browser shows no answer without the headers of CORS.
+        let shares = |filter: &Apply| matches!(filter, Apply::Filter(Filter::Cors(_), _));
+        let origin = match self.filters.iter().any(shares) {
+            true => request.headers().get(header::ORIGIN).cloned(),
+            false => None,
+        };
         for filter in &*self.filters {
             let done = match filter {
                 Apply::Mirror(mirror) => {
                     mirror.copy(&mut request);
                     Ok(Done::Nothing)
                 }
-                Apply::Filter(filter, deck) => {
-                    if let Filter::Cors(_) = filter {
-                        origin = request.headers().get(header::ORIGIN).cloned();
-                    }
-                    apply(filter, &mut request, || deck.next())
-                }
+                Apply::Filter(filter, deck) => apply(filter, &mut request, || deck.next()),
             };
             match done {
                 Ok(Done::Nothing) => {}
@@ -112,7 +112,7 @@ where
         if delay > Duration::ZERO {
             let mut inner = self.inner.clone();
             return Either::Right(Box::pin(async move {
-                tokio::time::sleep(delay).await;
+                tokio::time::sleep(delay.min(Fault::MAX_DELAY)).await;
                 Ok(after(&filters, origin.as_ref(), inner.call(request).await?))
             }));
         }
@@ -188,13 +188,18 @@ fn apply(
 }
 
 pub(super) fn hit(fault: &Fault, request: &Request, draw: impl Fn() -> u32) -> Done {
-    let means = fault.means(request.uri(), request.headers(), SystemTime::now());
+    let now = SystemTime::now();
+    let means = fault.means(request.uri(), request.headers(), now);
     // Those that are not meant are no part of the share.
     if !means || !fault.ratio.covers(draw()) {
         return Done::Nothing;
     }
     match fault.kind {
-        FaultKind::Delay(delay) => Done::Delay(delay),
+        // None is held up for longer than there is a fault.
+        FaultKind::Delay(delay) => {
+            let left = fault.until.map(|until| until.duration_since(now).unwrap_or_default());
+            Done::Delay(left.map_or(delay, |left| delay.min(left)).min(Fault::MAX_DELAY))
+        }
         FaultKind::Abort(failure) => {
             let message = format!("a fault injected by {}", fault.meta);
             let ratio = fault.ratio;
@@ -264,7 +269,7 @@ fn redirect_to(redirect: &Redirect, request: &Request) -> Result<Response, MeshE
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mesh_model::route::{PathModifier, Ratio};
+    use mesh_model::route::{Cors, Listed, Origin, PathModifier, Ratio};
 
     fn request(uri: &str) -> Request {
         let request = http::Request::builder().uri(uri).header("host", "shop.example:8080");
@@ -323,6 +328,30 @@ mod tests {
                 assert_eq!(response.headers()[header::LOCATION], expected, "{uri} {redirect:?}");
             }
         }
+    }
+
+    #[tokio::test]
+    async fn browsers_see_an_answer_that_comes_before_cors() {
+        let failure = InjectedFailure::Http(StatusCode::SERVICE_UNAVAILABLE);
+        let ratio = Ratio { numerator: 1, denominator: 1 };
+        let fail = Filter::Fail(FailureInjector { failure, message: String::new(), ratio });
+        let cors = Filter::Cors(Cors {
+            origins: vec![Origin::new("https://app.example").unwrap()],
+            methods: Listed::Any,
+            headers: Listed::Any,
+            expose: Listed::Any,
+            credentials: false,
+            max_age: 5,
+        });
+        let filters = [fail, cors].map(|filter| Apply::Filter(filter, Deck::default())).into();
+        let inner = tower::service_fn(async |_: Request| Ok(Response::default()));
+        let mut filtered = FilterLayer::new(filters).unwrap().layer(inner);
+        let mut request = request("/");
+        request.headers_mut().insert(header::ORIGIN, "https://app.example".parse().unwrap());
+        let response = filtered.call(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let allowed = response.headers().get(header::ACCESS_CONTROL_ALLOW_ORIGIN);
+        assert_eq!(allowed.unwrap(), "https://app.example");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use mesh_layers::Request;
@@ -57,7 +57,7 @@ pub(super) struct Exit {
     routes: Option<Arc<Routes>>,
 }
 
-/// Names at one address; beyond, all are forgotten and decided about again.
+/// Names at one address; beyond, the one that was decided about first is forgotten.
 const MAX_EXITS: usize = 64;
 /// A decision is made again after so long, so that figures know which hosts are in use.
 const FRESH: Duration = Duration::from_secs(60);
@@ -100,7 +100,9 @@ impl Egress {
         }
         let exit = Arc::new(self.decide(rules, name.as_ref(), before.map(|exit| &**exit)));
         if exits.len() >= MAX_EXITS && before.is_none() {
-            exits.clear();
+            let oldest = exits.iter().min_by_key(|(_, exit)| exit.decided);
+            let oldest = oldest.map(|(name, _)| name.clone());
+            oldest.map(|name| exits.remove(&name));
         }
         exits.insert(name, Arc::clone(&exit));
         exit
@@ -147,6 +149,13 @@ impl Egress {
             policy,
             routes,
         }
+    }
+
+    /// Whether bytes that name no host may leave.
+    fn lets_bytes_out(&self, rules: &EgressRules) -> bool {
+        let addr = self.place.addr;
+        let names = self.asked.as_slice();
+        rules.decide(Departure { names, ip: Some(addr.ip()), port: addr.port() }).allowed
     }
 
     /// The routes of a request, if it may leave.
@@ -287,9 +296,11 @@ impl Outbound {
         (egress, rules): (Arc<Egress>, Arc<EgressRules>),
     ) {
         let target = stack.target().clone();
-        let nameless = egress.exit(&rules, None);
+        // Not before it is known that no host is named: it would be told in figures.
+        let nameless = OnceLock::new();
+        let nameless = || nameless.get_or_init(|| egress.exit(&rules, None));
         if egress.place.opaque {
-            return self.carry_out(client, io, None, &egress, &nameless).await;
+            return self.carry_out(client, io, None, &egress, nameless()).await;
         }
         if rules.names_hosts() {
             // What is decided by name has to be looked at, however the server was known to behave.
@@ -297,7 +308,8 @@ impl Outbound {
         }
         let limit = self.config.limits.header_timeout;
         // A server is heard first only where bytes that name no host may leave.
-        let detected = match self.detect(&mut io, nameless.tcp(), limit, &target).await {
+        let router = egress.lets_bytes_out(&rules).then_some(|| nameless().tcp());
+        let detected = match self.detect(&mut io, router, limit, &target).await {
             Ok(Some(detected)) => detected,
             Ok(None) => return,
             Err(error) => return tracing::debug!(%target, %client, %error, "client connection"),
@@ -318,7 +330,7 @@ impl Outbound {
                 self.carry_out(client, io, None, &egress, &exit).await;
             }
             Spoken::Server(connected) => {
-                nameless.tcp.allow.inc();
+                nameless().tcp.allow.inc();
                 tcp::carry(io, connected, egress.revoked(None, client)).await;
             }
         }

@@ -16,18 +16,6 @@ use serde_json::json;
 
 use super::{at, described, telling};
 
-fn installed(program: &str, test: &str) -> Option<Command> {
-    let found = programs::installed(program);
-    if found.is_none() {
-        programs::skipped(test, &format!("{program} is not installed"));
-    }
-    let mut command = Command::new(found?);
-    for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy"] {
-        command.env_remove(name).env_remove(name.to_uppercase());
-    }
-    Some(command)
-}
-
 /// The gateway with HTTPS for a host, in front of the application at an address.
 async fn secured(host: &str, app: SocketAddr, folder: &Path) -> (Mesh, Authority) {
     let authority = Authority::new(folder);
@@ -53,7 +41,7 @@ async fn run(name: &str, command: Command, logs: &Path) -> (bool, String) {
 #[tokio::test]
 async fn curl_is_served_over_https() {
     let test = "edge::foreign::curl_is_served_over_https";
-    if installed("curl", test).is_none() {
+    if programs::command("curl", test).is_none() {
         return;
     }
     let (app, folder) = (telling("web").await, tempfile::tempdir().unwrap());
@@ -69,7 +57,7 @@ async fn curl_is_served_over_https() {
     .into_iter()
     .enumerate()
     {
-        let mut command = installed("curl", test).unwrap();
+        let mut command = programs::command("curl", test).unwrap();
         command.args(["--silent", "--show-error", "--fail", "--cacert"]).arg(authority.file());
         command.args(["--resolve", &format!("shop.test:443:{}", gateway.ip())]).args(options);
         command.args(["--write-out", "HTTP/%{http_version}", "https://shop.test/"]);
@@ -78,7 +66,7 @@ async fn curl_is_served_over_https() {
         assert!(told.contains("web: GET "), "{told}");
         assert!(told.contains(&format!("HTTP/{http}")), "{options:?}: {told}");
     }
-    let mut command = installed("curl", test).unwrap();
+    let mut command = programs::command("curl", test).unwrap();
     command.args(["--silent", "--insecure", "--resolve"]);
     command.arg(format!("other.test:443:{}", gateway.ip())).arg("https://other.test/");
     let (success, told) = run("curl-unknown", command, &mesh.logs()).await;
@@ -125,7 +113,7 @@ async fn grpc_passes_over_https() {
 #[tokio::test]
 async fn a_scanner_finds_nothing() {
     let test = "edge::foreign::a_scanner_finds_nothing";
-    let Some(mut command) = installed("sslyze", test) else { return };
+    let Some(mut command) = programs::command("sslyze", test) else { return };
     let (app, folder) = (telling("web").await, tempfile::tempdir().unwrap());
     let (mesh, authority) = secured("shop.test", app.addr(), folder.path()).await;
     // It asks without a name, too.

@@ -9,16 +9,12 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 
-use super::{at, described, get, telling, world};
+use super::{at, described, get, telling, with_one_listener};
 
 #[tokio::test]
 async fn listeners_open_and_close_as_gateways_say() {
     let web = telling("web").await;
-    let mesh = world(web.addr(), web.addr())
-        .manifest(edge::gateway("edge", &[edge::http(80)]))
-        .manifest(edge::route("HTTPRoute", "edge", "web", &[]))
-        .start()
-        .await;
+    let mesh = with_one_listener(web.addr()).await;
     assert_eq!(get(at(&mesh, 80), "a.test", "").await.status, 200);
     let mut open = Connection::open(at(&mesh, 80)).await;
     open.send("GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").await;
@@ -42,11 +38,7 @@ async fn listeners_open_and_close_as_gateways_say() {
 #[tokio::test]
 async fn a_port_that_somebody_else_has_is_told_and_tried_again() {
     let web = telling("web").await;
-    let mesh = world(web.addr(), web.addr())
-        .manifest(edge::gateway("edge", &[edge::http(80)]))
-        .manifest(edge::route("HTTPRoute", "edge", "web", &[]))
-        .start()
-        .await;
+    let mesh = with_one_listener(web.addr()).await;
     let taken = TcpListener::bind(at(&mesh, 8000)).await.unwrap();
     mesh.apply(&edge::gateway("edge", &[edge::http(80), edge::http(8000)]));
     let port = wait::until("the failure to be told", async || {

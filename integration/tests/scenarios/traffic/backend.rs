@@ -175,7 +175,8 @@ async fn limits_refuse_with_their_reason() {
     })
     .await;
     held = hold(65);
-    believed(&mesh, "\"in_flight\":65,").await;
+    // All are the endpoint's by then, and no longer on their way to it.
+    believed(&mesh, "\"in_flight\":65,\"rtt_ms\"").await;
     let response = client.send(get()).await.unwrap();
     assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(response.headers()["x-mesh-reason"], "queue-full");

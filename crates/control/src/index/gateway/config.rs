@@ -22,7 +22,9 @@ use super::{
     GRPC_IDLE_TIMEOUT, IDLE_TIMEOUT, Placed, gateway_ref, hosts_at, is_narrower, narrower_than,
 };
 use crate::index::Objects;
-use crate::index::object::{Kind, ListenerProtocol, RouteHead, RouteRule, route_ref};
+use crate::index::object::{
+    GrpcRoute, HttpRoute, Kind, ListenerProtocol, RouteHead, RouteRule, route_ref,
+};
 use crate::index::policy::DEFAULT_BREAKER;
 use crate::index::routes::{Besides, RouteFrom, route_from};
 
@@ -104,45 +106,59 @@ impl Objects {
         spots
     }
 
-    fn edge_certificates(&self, spots: &Spots<'_>) -> Vec<Offer<EdgeCertificate>> {
-        let mut found = Vec::new();
-        for (place, Placed { gateway, listener, .. }) in each(spots) {
-            for of in &listener.certificates {
-                let Ok(content) = self.certificate(&gateway.name, of) else { continue };
-                found.push(Offer {
-                    created: gateway.created,
-                    object: gateway.name.clone(),
-                    place,
-                    what: EdgeCertificate {
-                        host: listener.host.clone(),
-                        chain: content.chain.clone(),
-                        key: content.key.clone(),
-                    },
-                });
-            }
-        }
-        found
+    /// Gateways are in the order of their age already.
+    fn edge_certificates<'a>(
+        &'a self,
+        spots: &'a Spots<'a>,
+    ) -> impl Iterator<Item = Offer<EdgeCertificate>> + 'a {
+        let at = |(place, spot): (Place, &'a Spot<'a>)| {
+            let Placed { gateway, listener, .. } = spot.placed;
+            let found = listener.certificates.iter();
+            let found = found.filter_map(|of| self.certificate(&gateway.name, of).ok());
+            found.map(move |content| Offer {
+                object: gateway.name.clone(),
+                place,
+                what: EdgeCertificate {
+                    host: listener.host.clone(),
+                    chain: content.chain.clone(),
+                    key: content.key.clone(),
+                },
+            })
+        };
+        let mut all: Vec<(Place, &Spot<'_>)> = spots
+            .iter()
+            .flat_map(|(place, spots)| spots.iter().map(|spot| (*place, spot)))
+            .collect();
+        all.sort_by_key(|(_, spot)| (spot.placed.gateway.created, &spot.placed.gateway.name));
+        all.into_iter().flat_map(at)
     }
 
     /// The routes of all listeners, as those of HTTP whatever their kind: one listener has both.
-    fn edge_http_routes(&self, spots: &Spots<'_>) -> Vec<Offer<ModelHttpRoute>> {
-        let mut found = Vec::new();
-        for route in self.http_routes.values() {
-            let rules = || self.edge_rules(route_from(Kind::HttpRoute, &route.head), &route.rules);
-            let at = self.hosts_of(spots, Kind::HttpRoute, &route.head, &route.hosts);
-            found.extend(offers(Kind::HttpRoute, &route.head, at, rules));
-        }
-        for route in self.grpc_routes.values() {
-            let rules = || {
-                let rules: Vec<_> = route.rules.iter().map(as_http).collect();
-                let mut rules = self.edge_rules(route_from(Kind::GrpcRoute, &route.head), &rules);
-                rules.iter_mut().for_each(of_grpc);
-                rules
-            };
-            let at = self.hosts_of(spots, Kind::GrpcRoute, &route.head, &route.hosts);
-            found.extend(offers(Kind::GrpcRoute, &route.head, at, rules));
-        }
-        found
+    fn edge_http_routes<'a>(
+        &'a self,
+        spots: &'a Spots<'a>,
+    ) -> impl Iterator<Item = Offer<ModelHttpRoute>> + 'a {
+        let http = self.http_routes.values().map(|route| Requests::Http(route));
+        let grpc = self.grpc_routes.values().map(|route| Requests::Grpc(route));
+        let mut all: Vec<_> = http.chain(grpc).collect();
+        all.sort_by_key(|route| (route.head().created, &route.head().name));
+        all.into_iter().flat_map(|route| match route {
+            Requests::Http(of) => {
+                let at = self.hosts_of(spots, Kind::HttpRoute, &of.head, &of.hosts);
+                let from = route_from(Kind::HttpRoute, &of.head);
+                offers(from, at, || self.edge_rules(from, &of.rules))
+            }
+            Requests::Grpc(of) => {
+                let at = self.hosts_of(spots, Kind::GrpcRoute, &of.head, &of.hosts);
+                let from = route_from(Kind::GrpcRoute, &of.head);
+                offers(from, at, || {
+                    let rules: Vec<_> = of.rules.iter().map(as_http).collect();
+                    let mut rules = self.edge_rules(from, &rules);
+                    rules.iter_mut().for_each(of_grpc);
+                    rules
+                })
+            }
+        })
     }
 
     fn edge_rules(
@@ -160,19 +176,26 @@ impl Objects {
         rules
     }
 
-    fn edge_tls_routes(&self, spots: &Spots<'_>) -> Vec<Offer<ModelTcpRoute>> {
-        let mut found = Vec::new();
-        for route in self.tls_routes.values() {
+    fn edge_tls_routes<'a>(
+        &'a self,
+        spots: &'a Spots<'a>,
+    ) -> impl Iterator<Item = Offer<ModelTcpRoute>> + 'a {
+        let mut all: Vec<_> = self.tls_routes.values().collect();
+        all.sort_by_key(|route| (route.head.created, &route.head.name));
+        all.into_iter().flat_map(|route| {
             let head = &route.head;
-            for (place, snis) in self.hosts_of(spots, Kind::TlsRoute, head, &route.snis) {
-                let meta = Meta::Resource(route_ref(Kind::TlsRoute, &head.name));
-                let from = route_from(Kind::TlsRoute, head);
-                let backends = self.connections(from, &route.backends);
-                let what = ModelTcpRoute { meta, snis, backends, refuse: None };
-                found.push(Offer { created: head.created, object: head.name.clone(), place, what });
-            }
-        }
-        found
+            let at = self.hosts_of(spots, Kind::TlsRoute, head, &route.snis);
+            at.into_iter().map(|(place, snis)| Offer {
+                object: head.name.clone(),
+                place,
+                what: ModelTcpRoute {
+                    meta: Meta::Resource(route_ref(Kind::TlsRoute, &head.name)),
+                    snis,
+                    backends: self.connections(route_from(Kind::TlsRoute, head), &route.backends),
+                    refuse: None,
+                },
+            })
+        })
     }
 
     /// Bytes carry nothing to choose by, so the first route in order has them all.
@@ -224,33 +247,43 @@ impl Objects {
     }
 }
 
-fn each<'a>(spots: &'a Spots<'a>) -> impl Iterator<Item = (Place, Placed<'a>)> {
-    spots.iter().flat_map(|(place, spots)| spots.iter().map(|spot| (*place, spot.placed)))
-}
-
 /// The policy of a port, which is the first listener's.
 fn policy(port: u16, at: &[Spot<'_>], protocol: Protocol) -> Option<OutboundPolicy> {
     let meta = Meta::Resource(gateway_ref(&at.first()?.placed.gateway.name, port));
     Some(OutboundPolicy { meta, protocol })
 }
 
+/// A route of requests.
+enum Requests<'a> {
+    Http(&'a HttpRoute),
+    Grpc(&'a GrpcRoute),
+}
+
+impl<'a> Requests<'a> {
+    fn head(&self) -> &'a RouteHead {
+        match self {
+            Self::Http(route) => &route.head,
+            Self::Grpc(route) => &route.head,
+        }
+    }
+}
+
 /// A route for each place, with the same rules.
 fn offers(
-    kind: Kind,
-    head: &RouteHead,
+    from: RouteFrom<'_>,
     at: Vec<(Place, Vec<HostMatch>)>,
-    rules: impl Fn() -> Vec<Rule<HttpMatch, Forward>>,
+    rules: impl FnOnce() -> Vec<Rule<HttpMatch, Forward>>,
 ) -> Vec<Offer<ModelHttpRoute>> {
     if at.is_empty() {
         return Vec::new();
     }
     let rules = rules();
+    let name = &from.head.name;
     let offers = at.into_iter().map(|(place, hosts)| Offer {
-        created: head.created,
-        object: head.name.clone(),
+        object: name.clone(),
         place,
         what: Route {
-            meta: Meta::Resource(route_ref(kind, &head.name)),
+            meta: Meta::Resource(route_ref(from.kind, name)),
             hosts,
             rules: rules.clone(),
         },

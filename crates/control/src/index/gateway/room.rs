@@ -1,16 +1,18 @@
 //! How much of all that is for the gateway it is told.
 //!
 //! Anyone who may write a Gateway or a route takes part in one message, and a reader that finds it too
-//! large or too long takes none of it. So the oldest objects come first, and those that nothing is left
-//! for are left out, and named.
+//! large or too long takes none of it. So the oldest objects are offered first, and those that nothing is
+//! left for are left out, and named. What is left out is never held: offers are made one by one.
 
 use std::collections::BTreeMap;
 
 use mesh_api::{WholePolicy, WireSize, limit};
 use mesh_model::gateway::EdgeCertificate;
 use mesh_model::meta::Meta;
-use mesh_model::outbound::{HttpPolicy, HttpRoute, OutboundPolicy, Protocol, TcpPolicy, TcpRoute};
-use mesh_model::route::HttpMatch;
+use mesh_model::outbound::{
+    Forward, HttpPolicy, HttpRoute, OutboundPolicy, Protocol, TcpPolicy, TcpRoute,
+};
+use mesh_model::route::{Filter, HttpMatch, Rule};
 
 use crate::index::object::{ListenerProtocol, Name};
 
@@ -25,10 +27,9 @@ const TLS_BYTES: usize = limit::MESSAGE_BYTES / 8;
 /// Objects that the log names of those that were left out.
 const NAMED: usize = 10;
 
-/// Something for a place, the object that asks for it, and since when.
+/// Something for a place, and the object that asks for it.
 #[derive(Debug)]
 pub(super) struct Offer<T> {
-    pub(super) created: Option<i64>,
     pub(super) object: Name,
     pub(super) place: Place,
     pub(super) what: T,
@@ -38,7 +39,7 @@ pub(super) struct Offer<T> {
 pub(super) type Taken<T> = BTreeMap<Place, Vec<T>>;
 
 /// HTTP routes for which there is room.
-pub(super) fn http_routes(offers: Vec<Offer<HttpRoute>>) -> Taken<HttpRoute> {
+pub(super) fn http_routes(offers: impl Iterator<Item = Offer<HttpRoute>>) -> Taken<HttpRoute> {
     #[derive(Default)]
     struct Lists {
         rules: usize,
@@ -54,8 +55,7 @@ pub(super) fn http_routes(offers: Vec<Offer<HttpRoute>>) -> Taken<HttpRoute> {
         if rules >= limit::RULES {
             return false;
         }
-        let matches = route.rules.iter().flat_map(|rule| &rule.matches);
-        let patterns = have.patterns + matches.map(HttpMatch::patterns).sum::<usize>();
+        let patterns = have.patterns + route.rules.iter().map(patterns).sum::<usize>();
         if patterns > limit::PATTERNS {
             return false;
         }
@@ -73,7 +73,7 @@ pub(super) fn http_routes(offers: Vec<Offer<HttpRoute>>) -> Taken<HttpRoute> {
 }
 
 /// TLS routes for which there is room.
-pub(super) fn tls_routes(offers: Vec<Offer<TcpRoute>>) -> Taken<TcpRoute> {
+pub(super) fn tls_routes(offers: impl Iterator<Item = Offer<TcpRoute>>) -> Taken<TcpRoute> {
     let mut bytes = 0;
     let mut lists: BTreeMap<Place, usize> = BTreeMap::new();
     take("TLS routes", offers, |place, route| {
@@ -93,7 +93,9 @@ pub(super) fn tls_routes(offers: Vec<Offer<TcpRoute>>) -> Taken<TcpRoute> {
 }
 
 /// Certificates for which there is room.
-pub(super) fn certificates(offers: Vec<Offer<EdgeCertificate>>) -> Taken<EdgeCertificate> {
+pub(super) fn certificates(
+    offers: impl Iterator<Item = Offer<EdgeCertificate>>,
+) -> Taken<EdgeCertificate> {
     let mut bytes = 0;
     let mut lists: BTreeMap<Place, usize> = BTreeMap::new();
     take("certificates", offers, |place, certificate| {
@@ -108,6 +110,14 @@ pub(super) fn certificates(offers: Vec<Offer<EdgeCertificate>>) -> Taken<EdgeCer
     })
 }
 
+fn patterns(rule: &Rule<HttpMatch, Forward>) -> usize {
+    let of_faults = rule.filters.iter().map(|filter| match filter {
+        Filter::Fault(fault) => fault.patterns(),
+        _ => 0,
+    });
+    rule.matches.iter().map(HttpMatch::patterns).chain(of_faults).sum()
+}
+
 /// What a policy of these routes alone takes; `None` if it cannot be told to anybody.
 fn size(protocol: Protocol) -> Option<WireSize> {
     WholePolicy(OutboundPolicy { meta: Meta::Default("gateway".into()), protocol }).size().ok()
@@ -115,23 +125,23 @@ fn size(protocol: Protocol) -> Option<WireSize> {
 
 fn take<T>(
     what: &str,
-    mut offers: Vec<Offer<T>>,
+    offers: impl Iterator<Item = Offer<T>>,
     mut fits: impl FnMut(Place, &T) -> bool,
 ) -> Taken<T> {
-    offers.sort_by(|a, b| (a.created, &a.object).cmp(&(b.created, &b.object)));
     let mut taken = Taken::new();
-    let mut left_out: Vec<Name> = Vec::new();
+    let (mut left_out, mut named) = (0_usize, Vec::new());
     for offer in offers {
         if fits(offer.place, &offer.what) {
             taken.entry(offer.place).or_default().push(offer.what);
         } else {
-            left_out.push(offer.object);
+            left_out += 1;
+            if named.len() < NAMED {
+                named.push(offer.object.to_string());
+            }
         }
     }
-    if !left_out.is_empty() {
-        let named = left_out.iter().take(NAMED).map(ToString::to_string);
-        let of = named.collect::<Vec<_>>().join(", ");
-        tracing::warn!(what, left_out = left_out.len(), of, "too much for one gateway");
+    if left_out > 0 {
+        tracing::warn!(what, left_out, of = named.join(", "), "too much for one gateway");
     }
     taken
 }

@@ -11,6 +11,8 @@ use super::{Kind, Labels, Name};
 pub const GATEWAY_CLASS: &str = "mesh";
 /// What a GatewayClass names that is the mesh's.
 pub const GATEWAY_CONTROLLER: &str = "meshctl.dev/gateway";
+/// What the gateway itself is called: its Service, its workload and its service account.
+pub const GATEWAY_NAME: &str = "mesh-gateway";
 
 /// A class of Gateways.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -104,7 +104,48 @@ fn changes_are_told_to_those_concerned() {
     assert_eq!(now, "EgressPolicy/mesh-system/mesh#default");
 }
 
-/// What a linkerd2 proxy makes of its policy: the most specific host wins, and a filter fails.
+#[test]
+fn more_than_is_told_is_denied() {
+    let rule = |n: usize| EgressRule {
+        meta: Meta::Default(format!("item {n}")),
+        action: Allow,
+        hosts: Vec::new(),
+        networks: Vec::new(),
+        ports: vec![443],
+    };
+    let of = |name: &str, items: usize| EgressPolicy {
+        rules: (0..items).map(rule).collect(),
+        ..policy("shop", name, Some(Allow), &[])
+    };
+    let mesh = policy(MESH_NAMESPACE, "mesh", None, &[(Deny, "bad.test")]);
+    let mut index = index([of("many", 999), mesh]);
+    let denied = |by: &str| (false, by.to_owned());
+    let by_mesh = denied("EgressPolicy/mesh-system/mesh#bad.test");
+    assert_eq!(decided(&index, "shop", "bad.test"), by_mesh);
+    assert_eq!(decided(&index, "shop", "a.test"), (true, "default/item 0".into()));
+
+    index.apply(Object::EgressPolicy(of("more", 1)));
+    assert_eq!(decided(&index, "shop", "a.test"), denied("default/too-many-egress-rules"));
+    assert_eq!(decided(&index, "bank", "bad.test"), by_mesh);
+    assert_eq!(decided(&index, "bank", "a.test"), (true, "default/egress".into()));
+    let policy = for_others(&index, "shop", "192.0.2.1:443").unwrap();
+    assert!(!told(&policy, Some("a.test"), true).0);
+
+    let parts = EgressRule { ports: (1..=9_003).collect(), ..rule(0) };
+    index.apply(Object::EgressPolicy(EgressPolicy { rules: vec![parts], ..of("more", 0) }));
+    assert!(!decided(&index, "shop", "a.test").0, "10 001 ports, and a host");
+}
+
+/// What a proxy is told that knows no egress rules.
+fn for_others(index: &Index, namespace: &str, to: &str) -> Option<OutboundPolicy> {
+    let (objects, to) = (index.objects(), addr(to));
+    let opaque = objects.address_profile(to).opaque;
+    let rules = objects.egress_rules(namespace);
+    objects.is_outside(to.ip()).then(|| crate::index::egress_for_others(&rules, to, opaque))?
+}
+
+/// What a linkerd2 proxy makes of its policy: the most specific host wins, and a filter fails. Where it is
+/// told of TLS it closes what names no host.
 fn told(policy: &OutboundPolicy, host: Option<&str>, tls: bool) -> (bool, String) {
     use mesh_model::route::Filter;
     let best = |hosts: &[HostMatch]| match (hosts, host) {
@@ -124,6 +165,7 @@ fn told(policy: &OutboundPolicy, host: Option<&str>, tls: bool) -> (bool, String
                 (best(&r.hosts), !fails, &r.meta)
             })
             .collect(),
+        Protocol::Tls(_) if !tls || host.is_none() => return (false, "no server name".into()),
         Protocol::Tls(tcp) | Protocol::Opaque(tcp) => {
             tcp.routes.iter().map(|r| (best(&r.snis), r.refuse.is_none(), &r.meta)).collect()
         }
@@ -135,13 +177,14 @@ fn told(policy: &OutboundPolicy, host: Option<&str>, tls: bool) -> (bool, String
 }
 
 proptest! {
-    /// Other proxies decide as ours do, as far as they can tell by name.
+    /// Other proxies decide as ours do where they can tell by name, and never let out more.
     #[test]
     fn others_are_told_the_same(
         items in proptest::collection::vec((any::<bool>(), 0..6usize, 0..3usize), 0..6),
         open in any::<bool>(),
         host in 0..7usize,
         (ip, port) in (0..2usize, 0..2usize),
+        tls in any::<bool>(),
     ) {
         let hosts = ["a.test", "*.a.test", "b.a.test", "*.test", "c.b.a.test", ""];
         let networks = ["192.0.2.0/24", "198.51.100.0/24", ""];
@@ -168,13 +211,17 @@ proptest! {
         let names: Vec<_> = HostName::new(host).into_iter().collect();
         let rules = index.objects().egress_rules("shop");
         let ours = rules.decide(Departure { names: &names, ip: Some(ip), port });
-        let Some(theirs) = index.objects().egress_policy_of("shop", SocketAddr::new(ip, port))
-        else {
+        let to = SocketAddr::new(ip, port).to_string();
+        let Some(theirs) = for_others(&index, "shop", &to) else {
             prop_assert!(ours.allowed);
             return Ok(());
         };
         let host = Some(host).filter(|host| !host.is_empty());
-        prop_assert_eq!(told(&theirs, host, false).0, ours.allowed);
+        let theirs = told(&theirs, host, tls).0;
+        prop_assert!(ours.allowed || !theirs, "wider");
+        if port == 80 && !tls || port == 443 && tls && host.is_some() {
+            prop_assert_eq!(theirs, ours.allowed);
+        }
     }
 }
 
@@ -183,7 +230,7 @@ fn others_are_told_of_addresses_outside_of_the_mesh_only() {
     let mut index = index([policy("shop", "web", Some(Deny), &[(Allow, "a.test")])]);
     index.apply(Object::Service(service("tax", "10.0.0.1")));
     index.apply(Object::Pod(pod("web-1", "10.1.0.1")));
-    let of = |namespace: &str, to: &str| index.objects().egress_policy_of(namespace, addr(to));
+    let of = |namespace: &str, to: &str| for_others(&index, namespace, to);
     for known in ["10.0.0.1:443", "10.1.0.1:443", "127.0.0.1:443"] {
         assert_eq!(of("shop", known), None, "{known}");
     }
@@ -193,7 +240,7 @@ fn others_are_told_of_addresses_outside_of_the_mesh_only() {
     let default = by("EgressPolicy/shop/web#default");
     assert_eq!(told(&https, Some("a.test"), true), (true, by("EgressPolicy/shop/web#a.test")));
     assert_eq!(told(&https, Some("b.test"), true), (false, default.clone()));
-    assert_eq!(told(&https, None, true), (false, default.clone()));
+    assert!(!told(&https, None, true).0);
     let http = of("shop", "192.0.2.1:80").unwrap();
     assert!(told(&http, Some("a.test"), false).0);
     assert_eq!(told(&http, None, true), (false, default.clone()), "its bytes are not told apart");

@@ -26,7 +26,10 @@ fn slice_of(addresses: Vec<EndpointAddress>) -> Object {
 }
 
 fn web(addresses: Vec<EndpointAddress>) -> Index {
-    index(vec![Object::Service(service("web", "10.0.0.1")), slice_of(addresses)])
+    let service = Object::Service(service("web", "10.0.0.1"));
+    let pods = (1..=3)
+        .map(|number| Object::Pod(pod(&format!("web-{number}"), &format!("10.1.0.{number}"))));
+    index(pods.chain([service, slice_of(addresses)]).collect())
 }
 
 fn policy(zones: ZonePreference) -> Object {

@@ -80,6 +80,8 @@ async fn unknown_is_not_found_and_nonsense_is_invalid() {
 async fn endpoints_come_as_changes_and_the_end_is_said() {
     let world = World::start(1).await;
     world.apply(service("tax"));
+    world.apply(Object::Pod(pod("tax-1", "127.1.0.1")));
+    world.apply(Object::Pod(pod("tax-2", "127.1.0.2")));
     let client = client(&world).await;
     let path = "tax.shop.svc.cluster.local:8080";
     let mut updates = client.watch_destination(path).await.unwrap();
@@ -225,8 +227,8 @@ async fn what_leaves_is_told_to_each_in_its_words() {
     let whole = client.watch_whole_outbound(&outside).await.map(drop).unwrap_err();
     assert_eq!(whole.code(), Code::NotFound);
     let mut policies = client.watch_outbound(&outside).await.unwrap();
-    let Protocol::Tls(tls) = heard(&mut policies).await.protocol else { panic!() };
-    assert!(tls.routes[0].refuse.is_some(), "{tls:?}");
+    let Protocol::Detect { opaque, .. } = heard(&mut policies).await.protocol else { panic!() };
+    assert!(opaque.routes[0].refuse.is_some(), "{opaque:?}");
     // An address that comes to be a pod's is no longer one of others.
     world.apply(Object::Pod(pod("new-1", "192.0.2.1")));
     assert!(next(&mut policies).await.is_none());

@@ -9,6 +9,7 @@ use mesh_model::egress::{Departure, HostName, egress_meta};
 
 use super::server::Client;
 use crate::index::Objects;
+use crate::index::lookup::{Wanted, understand_authority};
 use crate::services::mesh::Failure;
 
 /// Answers a question about a host outside of the mesh, by what the client's proxy would be told.
@@ -30,6 +31,13 @@ pub(super) fn answer(
     let asked = HostName::new(bare);
     if ip.is_none() && asked.is_none() {
         return Err(invalid());
+    }
+    if let Ok(Some(Wanted::Service { name, .. })) =
+        understand_authority(authority, &client.namespace)
+        && objects.service(&name).is_some()
+    {
+        let remedy = format!("ask for `--to svc/{} -n {}`", name.name, name.namespace);
+        return Err(Failure::Invalid(format!("{bare} is the Service {name}; {remedy}")));
     }
     if let Some(known) = ip.and_then(|ip| objects.service_by_ip(ip)) {
         return Err(Failure::Invalid(format!("{bare} is the address of Service {}", known.name)));

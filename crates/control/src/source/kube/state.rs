@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::status::{Board, Subject};
-use crate::index::Index;
+use crate::index::Batch;
 use crate::index::object::{Kind, Name, Object, ObjectKey, Pod};
 use crate::source::kubernetes::top_by_name;
 use crate::source::{Finding, Problem, Severity};
@@ -169,7 +169,7 @@ impl State {
         self.problems_changed |= self.failures.len() != before;
     }
 
-    pub fn take(&mut self, Event { kind, what }: Event, index: &mut Index) {
+    pub fn take(&mut self, Event { kind, what }: Event, index: &mut Batch<'_>) {
         if !matches!(what, What::Failed(_)) && self.failures.remove(&kind).is_some() {
             self.problems_changed = true;
         }
@@ -201,7 +201,7 @@ impl State {
         }
     }
 
-    fn put(&mut self, kind: Kind, item: Item, index: &mut Index) {
+    fn put(&mut self, kind: Kind, item: Item, index: &mut Batch<'_>) {
         let key = ObjectKey { kind, name: item.name };
         self.set_findings(&key, item.findings);
         if let Some(subject) = item.subject {
@@ -232,14 +232,14 @@ impl State {
         &mut self,
         key: &ObjectKey,
         controller: Option<(Kind, String)>,
-        index: &mut Index,
+        index: &mut Batch<'_>,
     ) {
         if self.owners.put(key, Some(controller)) {
             self.adopt(key, index);
         }
     }
 
-    fn adopt(&self, owner: &ObjectKey, index: &mut Index) {
+    fn adopt(&self, owner: &ObjectKey, index: &mut Batch<'_>) {
         for name in self.owners.pods_of(owner) {
             let Some(pod) = index.objects().pod(name) else { continue };
             let direct = Some((owner.kind, owner.name.name.clone()));
@@ -251,7 +251,7 @@ impl State {
         }
     }
 
-    fn remove(&mut self, key: ObjectKey, index: &mut Index) {
+    fn remove(&mut self, key: ObjectKey, index: &mut Batch<'_>) {
         self.set_findings(&key, Vec::new());
         self.board.set(key.clone(), None);
         match key.kind {
@@ -263,7 +263,7 @@ impl State {
     }
 
     /// Removes what is known of a kind and not in `listed`.
-    fn sweep(&mut self, kind: Kind, listed: &HashSet<Name>, index: &mut Index) {
+    fn sweep(&mut self, kind: Kind, listed: &HashSet<Name>, index: &mut Batch<'_>) {
         let mut known: BTreeSet<Name> = index.objects().names(kind).into_iter().collect();
         known.extend(self.owners.names(kind));
         known.extend(self.board.names(kind));

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use self::conditions::Scene;
 use super::FIELD_MANAGER;
 use super::watch::{api_resource, why};
 use crate::index::Objects;
@@ -44,8 +45,10 @@ pub struct Subject {
     parents: Vec<Value>,
     /// Its `status.parents` or `status.conditions` now.
     have: Vec<Value>,
-    /// Of Gateways: its `status.listeners` now.
+    /// Of Gateways: the class, and `status.listeners` and `status.addresses` now.
+    class: Option<String>,
     listeners: Vec<Value>,
+    addresses: Vec<Value>,
     pub findings: Vec<Finding>,
 }
 
@@ -64,7 +67,9 @@ impl Subject {
             generation: object.metadata.generation.unwrap_or_default(),
             parents: list("/spec/parentRefs"),
             have,
+            class: object.data["spec"]["gatewayClassName"].as_str().map(str::to_owned),
             listeners: list("/status/listeners"),
+            addresses: list("/status/addresses"),
             findings: Vec::new(),
         }
     }
@@ -110,8 +115,10 @@ impl Board {
     /// What has to be written so that every object says what is so.
     fn outstanding(&self, objects: &Objects, now: Timestamp) -> Vec<Write> {
         let subjects = self.subjects.lock();
+        let listeners = objects.placed_listeners();
+        let scene = Scene { objects, listeners: &listeners };
         let all = subjects.iter().filter_map(|(key, subject)| {
-            let status = conditions::wanted(key, subject, objects, now)?;
+            let status = conditions::wanted(key, subject, scene, now)?;
             let (api_version, version) = (subject.api_version.clone(), subject.version.clone());
             Some(Write { key: key.clone(), api_version, version, status })
         });

@@ -21,7 +21,13 @@ impl Reader<'_> {
     fn fault(&mut self, of: &shape::Fault, policy: Kind, at: &str) -> Option<Fault> {
         let kind = match (&of.abort, &of.delay) {
             (Some(abort), None) => self.abort(abort, &format!("{at}.abort")).map(FaultKind::Abort),
-            (None, Some(_)) => self.time(&of.delay, &format!("{at}.delay")).map(FaultKind::Delay),
+            (None, Some(_)) => {
+                let delay = self.time(&of.delay, &format!("{at}.delay"));
+                if delay.is_some_and(|delay| delay > Fault::MAX_DELAY) {
+                    self.error(format!("{at}.delay"), "is longer than an hour");
+                }
+                delay.map(FaultKind::Delay)
+            }
             _ => {
                 self.error(at, "a fault is either an abort or a delay");
                 None

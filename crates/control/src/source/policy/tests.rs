@@ -233,6 +233,7 @@ fn limits_of_a_port_are_read_whole_or_refused() {
         (json!({}), "spec"),
         (json!({ "protocol": "opaque", "faults": [{ "delay": "1s" }] }), "spec.protocol"),
         (json!({ "faults": [{ "delay": "1s", "percent": 0 }] }), "spec.faults[0].percent"),
+        (json!({ "faults": [{ "delay": "61m" }] }), "spec.faults[0].delay"),
         (json!({ "protocol": "TCP" }), "spec.protocol"),
         (json!({ "protocol": "opaque", "concurrency": 1 }), "spec.protocol"),
         (json!({ "concurrency": 0 }), "spec.concurrency"),

@@ -10,6 +10,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{CONTROLLER, Subject, is_route};
+use crate::index::gateway::Placed;
 use crate::index::object::{
     BackendRef, Kind, Name, ObjectKey, PolicyTarget, PortRef, RouteFilter, RouteRule, Service,
 };
@@ -37,18 +38,26 @@ impl Verdict {
     }
 }
 
+/// What statuses are about.
+#[derive(Clone, Copy)]
+pub(super) struct Scene<'a> {
+    pub(super) objects: &'a Objects,
+    /// Those of all Gateways, which take some time to be told apart.
+    pub(super) listeners: &'a [Placed<'a>],
+}
+
 /// What should be in the object's status; `None` when it is there.
 pub(super) fn wanted(
     key: &ObjectKey,
     subject: &Subject,
-    objects: &Objects,
+    Scene { objects, listeners }: Scene<'_>,
     now: Timestamp,
 ) -> Option<Value> {
     match key.kind {
-        Kind::Gateway => return gateways::gateway(key, subject, objects, now),
+        Kind::Gateway => return gateways::gateway(key, subject, objects, listeners, now),
         Kind::GatewayClass => return gateways::class(key, subject, objects, now),
         kind if is_route(kind) => {
-            let parents = parents(key, subject, objects, now)?;
+            let parents = parents(key, subject, Scene { objects, listeners }, now)?;
             return Some(json!({ "parents": parents }));
         }
         _ => {}
@@ -75,7 +84,7 @@ fn are_there(have: &[Value], wanted: &[Value]) -> bool {
 fn parents(
     key: &ObjectKey,
     subject: &Subject,
-    objects: &Objects,
+    Scene { objects, listeners }: Scene<'_>,
     now: Timestamp,
 ) -> Option<Vec<Value>> {
     let (ours, others): (Vec<&Value>, Vec<&Value>) =
@@ -94,7 +103,7 @@ fn parents(
             let parent_takes_it = match is_service(parent) {
                 true => parent_is_there(parent, namespace, objects)
                     .map_err(|why| Verdict::no("NoMatchingParent", why)),
-                false => gateways::takes(key, parent, objects),
+                false => gateways::takes(key, parent, objects, listeners),
             };
             let accepted = parent_takes_it.map(|()| accepted(key, subject, objects));
             let accepted = accepted.unwrap_or_else(|refused| refused);

@@ -146,7 +146,10 @@ impl Cluster {
 fn all(index: &Index, state: &mut State, board: &Board) -> String {
     let objects = index.objects();
     // What was wrong for a while and is not any more was told, too; the last word counts.
-    state.take(Event { kind: Kind::Job, what: What::Failed("now".into()) }, &mut Index::default());
+    state.take(
+        Event { kind: Kind::Job, what: What::Failed("now".into()) },
+        &mut Index::default().batch(),
+    );
     format!(
         "{:#?}",
         (
@@ -203,7 +206,7 @@ proptest! {
                 }
             };
             for what in events {
-                state.take(Event { kind: KINDS[kind], what }, &mut index);
+                state.take(Event { kind: KINDS[kind], what }, &mut index.batch());
             }
             cluster.forget();
         }
@@ -215,7 +218,7 @@ proptest! {
             let good = cluster.in_force.get(&(*kind, *name));
             for variant in good.into_iter().chain([variant]) {
                 let what = What::Put(Box::new(item(kind_of, *name, *variant)));
-                fresh.take(Event { kind: kind_of, what }, &mut expected);
+                fresh.take(Event { kind: kind_of, what }, &mut expected.batch());
             }
         }
         prop_assert_eq!(all(&index, &mut state, &board), all(&expected, &mut fresh, &fresh_board));
@@ -229,12 +232,12 @@ fn all_kinds_are_listed_once_before_the_state_is_complete() {
     for kind in REQUIRED.into_iter().chain(OPTIONAL) {
         assert!(!state.is_complete(), "before {}", kind.as_str());
         let what = if OPTIONAL.contains(&kind) { What::Absent } else { What::Complete };
-        state.take(Event { kind, what: What::Begin }, &mut index);
-        state.take(Event { kind, what }, &mut index);
+        state.take(Event { kind, what: What::Begin }, &mut index.batch());
+        state.take(Event { kind, what }, &mut index.batch());
     }
     assert!(state.is_complete());
     let key = ObjectKey { kind: Kind::Pod, name: shop("x") };
-    state.take(Event { kind: key.kind, what: What::Begin }, &mut index);
+    state.take(Event { kind: key.kind, what: What::Begin }, &mut index.batch());
     assert!(state.is_complete(), "a list that begins anew changes nothing in that");
 }
 
@@ -242,15 +245,15 @@ fn all_kinds_are_listed_once_before_the_state_is_complete() {
 async fn a_failure_is_told_until_it_is_over() {
     let (mut state, mut index) = (State::new(Arc::default()), Index::default());
     let failed = || Event { kind: Kind::Pod, what: What::Failed("forbidden".into()) };
-    state.take(failed(), &mut index);
+    state.take(failed(), &mut index.batch());
     let problems = state.new_problems().unwrap();
     assert_eq!(problems[0].message, "Pods cannot be watched: forbidden");
-    state.take(failed(), &mut index);
+    state.take(failed(), &mut index.batch());
     assert_eq!(state.new_problems(), None, "no news");
-    state.take(Event { kind: Kind::Pod, what: What::Begin }, &mut index);
+    state.take(Event { kind: Kind::Pod, what: What::Begin }, &mut index.batch());
     assert_eq!(state.new_problems(), Some(Vec::new()));
 
-    state.take(failed(), &mut index);
+    state.take(failed(), &mut index.batch());
     state.forget_failures(Instant::now());
     assert_eq!(state.new_problems().unwrap().len(), 1);
     tokio::time::advance(Duration::from_secs(61)).await;

@@ -236,6 +236,18 @@ async fn gateways_and_routes_at_them_say_how_they_are() {
         })
     };
     api.put(GATEWAY, "gateways", gateway("ours", "edge"));
+    let mut broken = gateway("broken", "edge");
+    broken["spec"]["listeners"][0]["protocol"] = json!("UDP");
+    api.put(GATEWAY, "gateways", broken);
+    let service = |name: &str, status: Value| {
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": name, "namespace": "mesh-system" },
+            "spec": { "clusterIP": "10.0.0.9", "ports": [{ "port": 80 }] },
+            "status": status,
+        })
+    };
+    api.put(CORE, "services", service("mesh-gateway", json!({})));
     api.put(GATEWAY, "gateways", gateway("theirs", "other"));
     api.put(
         GATEWAY,
@@ -268,6 +280,12 @@ async fn gateways_and_routes_at_them_say_how_they_are() {
     let (value, reason, _) = condition(&https["conditions"], "ResolvedRefs");
     assert_eq!((value, reason), ("False", "InvalidCertificateRef"));
     assert_eq!(condition(&https["conditions"], "Programmed").0, "False");
+    assert_eq!(ours["addresses"], json!([{ "type": "IPAddress", "value": "10.0.0.9" }]));
+    let broken = run.api.object(GATEWAY, "gateways", "shop", "broken")["status"].clone();
+    let (value, reason, message) = condition(&broken["conditions"], "Accepted");
+    assert_eq!((value, reason), ("False", "Invalid"));
+    assert!(message.contains("`UDP` is not supported"), "{message}");
+    assert_eq!(condition(&broken["conditions"], "Programmed").0, "False");
     let theirs = run.api.object(GATEWAY, "gateways", "shop", "theirs");
     assert!(theirs["status"].is_null(), "{theirs}");
     let route = run.api.object(GATEWAY, "httproutes", "shop", "r");
@@ -279,6 +297,14 @@ async fn gateways_and_routes_at_them_say_how_they_are() {
     let written = statuses(&run.api).len();
     tokio::time::sleep(Duration::from_secs(300)).await;
     assert_eq!(statuses(&run.api).len(), written, "written once");
+
+    let ingress = json!([{ "ip": "192.0.2.7" }, { "hostname": "lb.test" }]);
+    let balancer = json!({ "loadBalancer": { "ingress": ingress } });
+    run.api.put(CORE, "services", service("mesh-gateway", balancer));
+    settle().await;
+    let ours = run.api.object(GATEWAY, "gateways", "shop", "ours")["status"].clone();
+    let of = |kind: &str, value: &str| json!({ "type": kind, "value": value });
+    assert_eq!(ours["addresses"], json!([of("IPAddress", "192.0.2.7"), of("Hostname", "lb.test")]));
 }
 
 fn authority() -> (Arc<Authority>, mesh_tls::Root) {

@@ -156,7 +156,8 @@ fn hostnames_are_those_of_both() {
     let objects = local.index.objects();
     let attach = |name| {
         let route = objects.http_route(&Name::new("shop", name)).unwrap();
-        objects.attach(Kind::HttpRoute, &route.head, &route.hosts, &route.head.gateways[0])
+        let placed = objects.placed_listeners();
+        objects.attach(&placed, Kind::HttpRoute, &route.head, &route.hosts, &route.head.gateways[0])
     };
     assert_eq!(attach("web"), Ok(()));
     assert_eq!(attach("api").unwrap_err().reason(), "NoMatchingListenerHostname");
@@ -191,7 +192,8 @@ fn listeners_say_whose_routes_they_take() {
         let objects = local.index.objects();
         let route = objects.http_route(&Name::new("bank", "route")).unwrap();
         let to = GatewayRef { gateway: Name::new("shop", "edge"), ..GatewayRef::default() };
-        let attached = objects.attach(Kind::HttpRoute, &route.head, &route.hosts, &to);
+        let placed = objects.placed_listeners();
+        let attached = objects.attach(&placed, Kind::HttpRoute, &route.head, &route.hosts, &to);
         assert_eq!(attached.is_ok(), bank, "{allowed}: {attached:?}");
     }
 }
@@ -259,12 +261,20 @@ fn nobody_takes_a_part_of_the_hosts_of_strangers() {
         conflicts(&[of("shop", first, &wild("")), of("bank", later, api)]),
         [None, Some(Conflict::Host)]
     );
+    let any = "{name: any, port: 80, protocol: HTTP}";
+    assert_eq!(
+        conflicts(&[of("shop", first, any), of("bank", later, api)]),
+        [None, Some(Conflict::Host)],
+        "one without a hostname has all of them"
+    );
     let allowed = ", allowedRoutes: {namespaces: {from: All}}";
     for (older, younger) in [
         // Whose routes it takes, whose listeners, too.
         (of("shop", first, &wild(allowed)), of("bank", later, api)),
         (of("shop", first, &wild("")), of("shop", later, api).replace("name: edge", "name: other")),
+        (of("shop", first, any), of("shop", later, api).replace("name: edge", "name: other")),
         // What was there before stays.
+        (of("bank", first, api), of("shop", later, any)),
         (of("bank", first, api), of("shop", later, &wild(""))),
     ] {
         assert_eq!(conflicts(&[older.clone(), younger.clone()]), [None, None], "{older}{younger}");

@@ -1,5 +1,7 @@
 //! The status of Gateways and their classes, and of routes at them.
 
+use std::net::IpAddr;
+
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -36,9 +38,14 @@ fn reference(parent: &Value, namespace: &str) -> GatewayRef {
 }
 
 /// Whether the Gateway takes the route as it is in force; one that is not says so itself.
-pub(super) fn takes(key: &ObjectKey, parent: &Value, objects: &Objects) -> Result<(), Verdict> {
+pub(super) fn takes(
+    key: &ObjectKey,
+    parent: &Value,
+    objects: &Objects,
+    listeners: &[Placed<'_>],
+) -> Result<(), Verdict> {
     let parent = reference(parent, &key.name.namespace);
-    let attach = |head, hosts: &[_]| objects.attach(key.kind, head, hosts, &parent);
+    let attach = |head, hosts: &[_]| objects.attach(listeners, key.kind, head, hosts, &parent);
     let attached = match key.kind {
         Kind::HttpRoute => objects.http_route(&key.name).map(|r| attach(&r.head, &r.hosts)),
         Kind::GrpcRoute => objects.grpc_route(&key.name).map(|r| attach(&r.head, &r.hosts)),
@@ -69,14 +76,17 @@ pub(super) fn gateway(
     key: &ObjectKey,
     subject: &Subject,
     objects: &Objects,
+    listeners: &[Placed<'_>],
     now: Timestamp,
 ) -> Option<Value> {
-    let gateway = objects.gateway(&key.name)?;
+    let Some(gateway) = objects.gateway(&key.name) else {
+        return unreadable(key, subject, objects, now);
+    };
     if !objects.serves(gateway) {
         return None;
     }
-    let placed = objects.placed_listeners();
-    let own: Vec<_> = placed.iter().filter(|placed| placed.gateway.name == key.name).collect();
+    let addresses: Vec<Value> = objects.gateway_addresses().iter().map(address).collect();
+    let own: Vec<_> = listeners.iter().filter(|placed| placed.gateway.name == key.name).collect();
     let listeners: Vec<Value> =
         own.iter().map(|placed| listener(placed, subject, objects, now)).collect();
     let served = own.iter().filter(|placed| is_served(placed, objects)).count();
@@ -95,6 +105,7 @@ pub(super) fn gateway(
     let of = |kind, verdict| condition(kind, verdict, subject.generation, &subject.have, now);
     let conditions = vec![of("Accepted", accepted), of("Programmed", programmed)];
     let same = are_there(&subject.have, &conditions)
+        && subject.addresses == addresses
         && subject.listeners.len() == listeners.len()
         && listeners.iter().all(|wanted| {
             let mut have = subject.listeners.iter();
@@ -106,7 +117,31 @@ pub(super) fn gateway(
                     && are_there(&list(have), &list(wanted))
             })
         });
-    (!same).then(|| json!({ "conditions": conditions, "listeners": listeners }))
+    (!same).then(
+        || json!({ "addresses": addresses, "conditions": conditions, "listeners": listeners }),
+    )
+}
+
+/// A Gateway that never made sense, if its class is ours.
+fn unreadable(
+    key: &ObjectKey,
+    subject: &Subject,
+    objects: &Objects,
+    now: Timestamp,
+) -> Option<Value> {
+    subject.class.as_ref().filter(|class| objects.serves_class(class))?;
+    let of = |kind, verdict| condition(kind, verdict, subject.generation, &subject.have, now);
+    let programmed = Verdict::no("Invalid", "the gateway has not been told of it");
+    let list = [of("Accepted", accepted(key, subject, objects)), of("Programmed", programmed)];
+    (!are_there(&subject.have, &list)).then(|| json!({ "conditions": list }))
+}
+
+fn address(text: &String) -> Value {
+    let kind = match text.parse::<IpAddr>() {
+        Ok(_) => "IPAddress",
+        Err(_) => "Hostname",
+    };
+    json!({ "type": kind, "value": text })
 }
 
 fn is_served(placed: &Placed<'_>, objects: &Objects) -> bool {
