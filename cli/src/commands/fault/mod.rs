@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use k8s_openapi::jiff::Timestamp;
-use mesh_api::ext::Selector;
+use mesh_api::ext::{self, Selector};
 use mesh_control::source::policy::{self, Abort, BackendTrafficPolicySpec, Header, TargetRef};
 use mesh_model::route::Fault;
 use serde::Serialize;
 
-use self::store::{Held, Store};
+use self::store::{Held, KIND, Store};
 use super::shared;
 use crate::completing;
 use crate::connect::Mesh;
@@ -181,6 +181,7 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     let short: String = of.name.iter().flat_map(|name| name.chars()).take(40).collect();
     let held =
         Held { namespace, name: format!("fault-{short}-{}", &unique_id()[..8]), ours: true, spec };
+    is_about_something(&held, &mesh).await?;
     store.create(&held, cx).await?;
     // The fault is there, whatever becomes of those before it.
     if let Err(error) = sweep(&mut store, &held.namespace, now, cx).await {
@@ -189,6 +190,20 @@ async fn add(args: AddArgs, cx: &mut Context) -> Result<ExitCode, CliError> {
     mesh.refresh().await?;
     cx.ui.line(&format!("{} added, until {until}", clean(&held.name)))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A misspelt port or rule would be hit by nobody.
+async fn is_about_something(held: &Held, mesh: &Mesh) -> Result<(), CliError> {
+    let manifest = ext::Manifest { name: held.name.clone(), text: held.object().to_string() };
+    let request = ext::AnalyzeRequest {
+        namespace: held.namespace.clone(),
+        manifests: vec![manifest],
+        selector: None,
+    };
+    let own = format!("{KIND}/{}/{}", held.namespace, held.name);
+    let all = mesh.analyze(request).await?.diagnoses;
+    let wrong = all.into_iter().find(|of| of.object == own && of.severity == "error");
+    wrong.map_or(Ok(()), |of| Err(CliError::usage(of.message)))
 }
 
 /// Removes what is over, so that nobody finds it years later.

@@ -20,7 +20,7 @@ use crate::local::protocol::Request;
 use crate::local::store::GivenFile;
 use crate::state_dir::StateDir;
 
-const KIND: &str = "BackendTrafficPolicy";
+pub(super) const KIND: &str = "BackendTrafficPolicy";
 const VERSION: &str = "v1alpha1";
 /// Says that `fault add` made it.
 const LABEL: (&str, &str) = ("meshctl.dev/fault", "true");
@@ -48,7 +48,7 @@ impl Held {
             && self.spec.faults.iter().all(|fault| is_over(fault, now))
     }
 
-    fn object(&self) -> Value {
+    pub(super) fn object(&self) -> Value {
         json!({
             "apiVersion": format!("{POLICY_GROUP}/{VERSION}"),
             "kind": KIND,

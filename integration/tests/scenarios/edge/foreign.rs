@@ -5,7 +5,11 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
+use http_body_util::{BodyExt, Collected};
+use hyper::body::Incoming;
 use mesh_integration::address::Network;
+use mesh_integration::app::HttpApp;
+use mesh_integration::client::http::full;
 use mesh_integration::edge::{self, Authority};
 use mesh_integration::local_mesh::{LocalMesh, objects};
 use mesh_integration::mesh::{Mesh, Pod, Service};
@@ -71,6 +75,55 @@ async fn curl_is_served_over_https() {
     command.arg(format!("other.test:443:{}", gateway.ip())).arg("https://other.test/");
     let (success, told) = run("curl-unknown", command, &mesh.logs()).await;
     assert!(!success, "a name that nobody has is refused: {told}");
+}
+
+/// What the page says of itself when it has been answered: the protocol of each, and the echo's length.
+const PAGE: &str = "<!doctype html><title>shop</title><body>waiting<script>
+const told = entry => entry.nextHopProtocol;
+fetch('/echo', {method: 'POST', body: 'x'.repeat(100000)}).then(answer => answer.text()).then(text => {
+  const [page] = performance.getEntriesByType('navigation');
+  const [echo] = performance.getEntriesByType('resource').filter(entry => entry.name.endsWith('/echo'));
+  document.body.textContent = `page ${told(page)} echo ${told(echo)} ${text.length}`;
+}, error => document.body.textContent = `failed: ${error}`);
+</script>";
+
+#[tokio::test]
+async fn a_browser_is_served_over_https() {
+    let test = "edge::foreign::a_browser_is_served_over_https";
+    if programs::command("chromium", test).is_none() {
+        return;
+    }
+    let app = HttpApp::start(async |request: http::Request<Incoming>| {
+        if request.uri().path() == "/echo" {
+            let body = request.into_body().collect().await.map(Collected::to_bytes);
+            return http::Response::new(full(body.unwrap_or_default()));
+        }
+        let mut page = http::Response::new(full(PAGE));
+        page.headers_mut().insert("content-type", "text/html".parse().unwrap());
+        page
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let (mesh, _authority) = secured("shop.test", app.addr(), folder.path()).await;
+    let gateway = at(&mesh, 443);
+    for (options, protocol) in [(&[][..], "h2"), (&["--disable-http2"], "http/1.1")] {
+        let mut command = programs::command("chromium", test).unwrap();
+        command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]);
+        // The authority is not among those of the browser, which has no option to add one.
+        command.args(["--ignore-certificate-errors", "--no-first-run", "--disable-extensions"]);
+        command.args(["--disable-background-networking", "--disable-component-update"]);
+        command.arg(format!("--user-data-dir={}", folder.path().join(&protocol[..2]).display()));
+        // No other name is anywhere.
+        let rules = format!("MAP shop.test {}, MAP * ~NOTFOUND, EXCLUDE {0}", gateway.ip());
+        command.arg(format!("--host-resolver-rules={rules}")).args(options);
+        command.args(["--timeout=20000", "--virtual-time-budget=10000", "--dump-dom"]);
+        command.arg("https://shop.test/");
+        let (success, told) =
+            run(&format!("chromium-{}", &protocol[..2]), command, &mesh.logs()).await;
+        assert!(success, "{told}");
+        let wanted = format!("page {protocol} echo {protocol} 100000");
+        assert!(told.contains(&wanted), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -1,7 +1,5 @@
 //! Who speaks first, and what it costs those who do not.
 
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use mesh_integration::app::TcpApp;
@@ -72,10 +70,8 @@ async fn a_server_that_speaks_first_is_heard_at_once() {
 #[tokio::test]
 async fn silent_clients_cost_others_nothing() {
     const SILENT: usize = 300;
-    let accepted: &'static AtomicUsize = Box::leak(Box::default());
     // Speaks only when spoken to, so that nothing ends the silence.
-    let app = TcpApp::start(move |mut stream| async move {
-        accepted.fetch_add(1, Relaxed);
+    let app = TcpApp::start(|mut stream| async move {
         let mut question = [0; 64];
         while let Ok(read @ 1..) = stream.read(&mut question).await {
             stream.write_all(&question[..read]).await.unwrap();
@@ -89,7 +85,7 @@ async fn silent_clients_cost_others_nothing() {
     }
     // Each may be one whose server speaks first.
     wait::until("the server to be waiting for all", async || {
-        (accepted.load(Relaxed) >= SILENT).then_some(())
+        (app.accepted() >= SILENT).then_some(())
     })
     .await;
     let started = Instant::now();

@@ -115,6 +115,16 @@ async fn faults_of_a_route_spare_the_others_of_its_service() {
     assert_ne!(wrong.code, Some(0));
     assert!(wrong.stderr.contains("there is no httproute/sume"), "{wrong:#?}");
     assert!(wrong.stderr.contains("httproute/some"), "{wrong:#?}");
+    for (to, why) in [
+        ("httproute/some:market", "HTTPRoute some has no rule named market"),
+        ("svc/web:81", "Service web has no such port"),
+    ] {
+        let to: &[&str] = if to.starts_with("svc") { &[to] } else { &["--to", to] };
+        let wrong = mesh.meshctl(&[&["fault", "add", "--abort", "503"], to].concat()).await;
+        assert_eq!(wrong.code, Some(2), "{wrong:#?}");
+        assert!(wrong.stderr.contains(why), "{wrong:#?}");
+    }
+    assert_eq!(mesh.json(&["fault", "ls"]).await["faults"].as_array().map(Vec::len), Some(1));
 }
 
 /// The client's requests to `web`.

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use mesh_model::authz::Action;
+use mesh_model::authz::{Action, DefaultAccess};
+use mesh_model::egress::EgressAction;
 use mesh_model::route::{Fault, FaultKind, HostMatch, Ratio};
 use proptest::prelude::*;
 
 use super::*;
 use crate::index::Watched;
-use crate::index::object::{TrafficLimits, TrafficPolicy, ZonePreference};
+use crate::index::authz::MESH_NAMESPACE;
+use crate::index::object::{EgressPolicy, TrafficLimits, TrafficPolicy, ZonePreference};
 
 /// A small world in which everything can refer to everything.
 fn object() -> impl Strategy<Value = Object> {
@@ -33,6 +35,7 @@ fn object() -> impl Strategy<Value = Object> {
                     ready,
                     terminating: out,
                     proxy: meshed.then(|| "0.1.0".into()),
+                    zone: (meshed && out).then(|| "b".into()),
                     ..of
                 })
             }
@@ -109,6 +112,28 @@ fn object() -> impl Strategy<Value = Object> {
                 to: Vec::new(),
             })
         }),
+        (small.clone(), any::<[bool; 2]>()).prop_map(|(name, [wide, denies])| {
+            let target = match wide {
+                true => PolicyTarget::Namespace,
+                false => PolicyTarget::Pods { labels: Labels::new(), port: None },
+            };
+            Object::PortPolicy(PortPolicy {
+                name: shop(&format!("o{name}")),
+                created: None,
+                target,
+                default_access: denies.then_some(DefaultAccess::Deny),
+                protocol: None,
+                rate_limit: None,
+                concurrency: Some(name.into()),
+                faults: Vec::new(),
+            })
+        }),
+        (small.clone(), any::<[bool; 2]>()).prop_map(|(name, [of_mesh, allows])| {
+            let namespace = if of_mesh { MESH_NAMESPACE } else { "shop" };
+            let default = if allows { EgressAction::Allow } else { EgressAction::Deny };
+            let name = Name::new(namespace, format!("l{name}"));
+            Object::EgressPolicy(EgressPolicy { name, default: Some(default), rules: Vec::new() })
+        }),
         (small.clone(), 80..82u16, any::<[bool; 3]>()).prop_map(
             |(name, port, [wide, open, ours])| {
                 let host = (!wide).then(|| HostMatch::Exact(format!("h{name}.test")));
@@ -144,6 +169,7 @@ fn object() -> impl Strategy<Value = Object> {
 fn everything(index: &Index) -> Vec<String> {
     let objects = index.objects();
     let mut all = vec![format!("{:?}", objects.gateway_config())];
+    all.extend(["shop", "bank"].map(|of| format!("{:?}", objects.egress_rules(of))));
     for n in 0..3 {
         let (service, pod) = (shop(&format!("s{n}")), shop(&format!("p{n}")));
         for client in ["shop", "bank"] {
@@ -151,6 +177,7 @@ fn everything(index: &Index) -> Vec<String> {
         }
         all.push(format!("{:?}", objects.endpoints(&service, 8080)));
         all.push(format!("{:?}", objects.endpoints_from(&service, 8080, Some("a"))));
+        all.push(format!("{:?}", objects.backend_extension(&service, 8080)));
         all.push(format!("{:?}", objects.zone_of(&pod)));
         all.push(format!("{:?}", objects.server_policy(&pod, 80)));
         all.push(format!("{:?}", objects.port_extension(&pod, 80)));
@@ -205,7 +232,15 @@ proptest! {
             let ns = [ObjectKey { kind: Kind::Namespace, name: Name::new("", "shop") }];
             let policies = (0..3).flat_map(|n| {
                 let key = |kind, name: &str| ObjectKey { kind, name: shop(&format!("{name}{n}")) };
-                [key(Kind::AuthorizationPolicy, "a"), key(Kind::BackendTrafficPolicy, "t")]
+                let egress = [MESH_NAMESPACE, "shop"].map(|of| ObjectKey {
+                    kind: Kind::EgressPolicy,
+                    name: Name::new(of, format!("l{n}")),
+                });
+                [
+                    key(Kind::AuthorizationPolicy, "a"),
+                    key(Kind::BackendTrafficPolicy, "t"),
+                    key(Kind::ServerPolicy, "o"),
+                ].into_iter().chain(egress)
             });
             let gateways = (0..3).map(|n| ObjectKey { kind: Kind::Gateway, name: shop(&format!("e{n}")) });
             services.chain(policies).chain(gateways).chain(pods).chain(http).chain(grpc).chain(slices).chain(ns).collect()
@@ -236,6 +271,8 @@ proptest! {
             index.watch_server(pod, 80),
         )).collect();
         let gateway = index.watch_gateway();
+        let egress = ["shop", "bank"].map(|of| (of, index.watch_egress(of)));
+        let backends: Vec<_> = names.iter().map(|(service, _)| index.watch_backend(service, 8080)).collect();
         let zones: Vec<_> = names.iter().map(|(_, pod)| index.watch_zone(pod)).collect();
         let authz: Vec<_> = names.iter().map(|(_, pod)| index.watch_port(pod, 80)).collect();
         let profiles: Vec<_> = addresses.iter().map(|a| index.watch_address_profile(*a)).collect();
@@ -263,6 +300,12 @@ proptest! {
             prop_assert_eq!(told(Some(server)), format!("{:?}", Some(objects.server_policy(pod, 80))));
         }
         prop_assert_eq!(told(Some(gateway)), format!("{:?}", Some(index.objects().gateway_config())));
+        for (of, rules) in egress {
+            prop_assert_eq!(told(Some(rules)), format!("{:?}", Some(index.objects().egress_rules(of))));
+        }
+        for ((service, _), backend) in names.iter().zip(backends) {
+            prop_assert_eq!(told(Some(backend)), format!("{:?}", Some(index.objects().backend_extension(service, 8080))));
+        }
         for ((_, pod), authz) in names.iter().zip(authz) {
             prop_assert_eq!(told(Some(authz)), format!("{:?}", Some(index.objects().port_extension(pod, 80))));
         }
