@@ -117,18 +117,20 @@ fn every_name_a_manifest_uses_exists() {
 }
 
 #[test]
-fn routes_are_gateway_api_with_retries_and_timeouts() {
+fn routes_are_of_the_standard_channel_and_their_services_have_retries() {
     let objects = objects();
     for name in ["checkout", "tax"] {
-        let route = &objects[&format!("HTTPRoute/{name}")];
-        let spec = &route["spec"];
-        let parsed: Result<gateway_api::apis::experimental::httproutes::HttpRouteSpec, _> =
-            serde_json::from_value(spec.clone());
-        let rule = &parsed.unwrap().rules.unwrap()[0];
-        let retry = rule.retry.as_ref().unwrap();
-        assert!(retry.attempts.is_some() && retry.backoff.is_some() && retry.codes.is_some());
+        let spec = &objects[&format!("HTTPRoute/{name}")]["spec"];
+        let parsed: gateway_api::apis::standard::httproutes::HttpRouteSpec =
+            serde_json::from_value(spec.clone()).unwrap();
+        // An API server refuses what its definition does not have.
+        assert_eq!(serde_json::to_value(&parsed).unwrap(), *spec);
+        let rule = &parsed.rules.unwrap()[0];
         let timeouts = rule.timeouts.as_ref().unwrap();
         assert!(timeouts.request.is_some() && timeouts.backend_request.is_some());
+        let policy = &objects[&format!("BackendTrafficPolicy/{name}")]["spec"];
+        assert_eq!(policy["targetRef"]["name"], name);
+        assert!(policy["retry"]["attempts"].is_u64(), "{policy}");
     }
 }
 

@@ -1,7 +1,5 @@
 //! Rules that never decide, send nowhere, or ask for what they exclude.
 
-use std::time::Duration;
-
 use mesh_model::matching::{self, Cover, MatchRequest, Position, shadowed};
 use mesh_model::outbound::{Forward, Protocol};
 use mesh_model::route::{Filter, GrpcCodes, Route};
@@ -9,6 +7,7 @@ use mesh_model::route::{Filter, GrpcCodes, Route};
 use super::{Code, Found, object_of, route_key};
 use crate::index::Objects;
 use crate::index::object::{Kind, ObjectKey, RouteFilter, RouteHead, RouteRule};
+use crate::index::routes::RETRY_BACKOFF;
 
 pub(super) fn look(objects: &Objects, found: &mut Found) {
     for route in objects.http_routes() {
@@ -46,7 +45,7 @@ fn of_route<M: Cover + MatchRequest>(route: ObjectKey, rules: &[RouteRule<M>], f
 }
 
 fn limits<M: MatchRequest>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, found: &mut Found) {
-    let retry = rule.retry.as_ref().filter(|retry| retry.max_retries > 0);
+    let retry = rule.retry.as_ref().filter(|retry| retry.attempts > 0);
     if let Some(retry) = retry {
         let names = matching::names_methods(&rule.matches);
         // A rule of gRPC that names codes means its methods.
@@ -55,12 +54,12 @@ fn limits<M: MatchRequest>(route: &ObjectKey, rule: &RouteRule<M>, at: &str, fou
                            retried once they were sent: the rule's matches do not name them";
             found.add(Code::NotIdempotent, route, format!("{at}.retry"), message);
         }
-        let backoff = retry.backoff.map_or(Duration::ZERO, |backoff| backoff.min);
-        let a_try = retry.timeout.unwrap_or_default();
+        let backoff = retry.backoff.unwrap_or(RETRY_BACKOFF);
+        let a_try = rule.try_timeout.unwrap_or_default();
         if let Some(request) = rule.timeouts.request
             && a_try + backoff >= request
         {
-            let (field, message) = match retry.timeout {
+            let (field, message) = match rule.try_timeout {
                 Some(timeout) => (
                     "timeouts",
                     format!(

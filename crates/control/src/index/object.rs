@@ -9,12 +9,16 @@ mod policy;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use http::HeaderName;
 use mesh_model::authz::DefaultAccess;
 use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, Strategy};
-use mesh_model::route::{Filter, GrpcMatch, HostMatch, HttpMatch, Ratio, Retry, Session, Timeouts};
+use mesh_model::route::{
+    Filter, GrpcCodes, GrpcMatch, HostMatch, HttpMatch, Ratio, Session, Timeouts,
+};
 
 pub use self::gateway::{
     AllowedNamespaces, Certificate, CertificateContent, CertificateRef, Expression, GATEWAY_CLASS,
@@ -424,8 +428,27 @@ pub struct RouteRule<M> {
     pub filters: Vec<RouteFilter>,
     pub backends: Vec<BackendRef>,
     pub timeouts: Timeouts,
-    pub retry: Option<Retry>,
+    /// Of one try.
+    pub try_timeout: Option<Duration>,
+    /// `None`: as the Service has it.
+    pub retry: Option<Retries>,
     pub session: Option<Session>,
+}
+
+/// How often, and of which answers, a request is tried again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Retries {
+    /// After the first try.
+    pub attempts: u32,
+    pub statuses: Vec<RangeInclusive<u16>>,
+    pub grpc: GrpcCodes,
+    /// Before the first of them; `None` is the usual one.
+    pub backoff: Option<Duration>,
+}
+
+impl Retries {
+    /// The most that anybody may ask for.
+    pub const MAX: u32 = 100;
 }
 
 /// A filter of a rule or a backend.

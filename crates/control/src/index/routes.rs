@@ -16,18 +16,23 @@ use mesh_model::outbound::{
     HttpRoute as ModelHttpRoute, Queue, RouteBackend, TcpRoute as ModelTcpRoute,
 };
 use mesh_model::route::{
-    Distribution, FailureInjector, Filter, InjectedFailure, Mirror, Ratio, Route, Rule, Timeouts,
+    Backoff, Distribution, FailureInjector, Filter, GrpcCodes, InjectedFailure, Mirror, Ratio,
+    Retry, Route, Rule, Timeouts,
 };
 
 use super::Objects;
 use super::lookup;
 use super::object::{
-    BackendRef, BackendTarget, Kind, Name, ReferenceGrant, RouteFilter, RouteHead, RouteRule,
-    ServiceRef, route_ref,
+    BackendRef, BackendTarget, Kind, Name, ReferenceGrant, Retries, RouteFilter, RouteHead,
+    RouteRule, ServiceRef, route_ref,
 };
 
 /// How many requests may wait for an endpoint of a backend, and how long the first of them may.
 pub const QUEUE: Queue = Queue { capacity: 10_000, failfast_timeout: Duration::from_secs(3) };
+/// Backoff between tries where nobody says; ten times as long at most.
+pub const RETRY_BACKOFF: Duration = Duration::from_millis(25);
+/// Larger request bodies are not kept for another try. Bytes.
+const RETRY_MAX_BODY: u32 = 64 * 1024;
 const DEFAULT_RTT: Duration = Duration::from_millis(30);
 const DECAY: Duration = Duration::from_secs(10);
 
@@ -181,17 +186,39 @@ impl Objects {
         parent.service == *service && parent.port.is_none_or(|p| p == port) && section_fits
     }
 
-    fn besides(&self, service: &Name, port: u16) -> Besides {
+    fn besides(&self, service: &Name, port: u16) -> Besides<'_> {
         let faults = self.faults(service, port).into_iter().cloned().map(Filter::Fault).collect();
         let object = self.services.get(service);
-        Besides { faults, wishes: object.is_some_and(|object| object.allow_request_headers) }
+        Besides {
+            faults,
+            wishes: object.is_some_and(|object| object.allow_request_headers),
+            retry: self.retries(service, port),
+        }
+    }
+
+    /// The rule's own, or the Service's; at the edge, of the first of the rule's backends that has any.
+    fn retry<M>(
+        &self,
+        from: RouteFrom<'_>,
+        rule: &RouteRule<M>,
+        besides: &Besides<'_>,
+    ) -> Option<Retry> {
+        let of_backend = |backend: &BackendRef| match &backend.target {
+            BackendTarget::Service { service, port } => self.retries(service, *port),
+            BackendTarget::Unusable(_) => None,
+        };
+        let of_service = || match from.edge {
+            true => rule.backends.iter().find_map(of_backend),
+            false => besides.retry,
+        };
+        retry(rule.retry.as_ref().or_else(of_service), rule.try_timeout)
     }
 
     pub(super) fn rules<M: Clone>(
         &self,
         from: RouteFrom<'_>,
         rules: &[RouteRule<M>],
-        besides: &Besides,
+        besides: &Besides<'_>,
     ) -> Vec<Rule<M, Forward>> {
         let of_route = self.route_faults(from.kind, &from.head.name);
         let of = |rule: &RouteRule<M>| Rule {
@@ -206,7 +233,7 @@ impl Objects {
             action: Forward {
                 backends: self.backends(from, rule),
                 timeouts: rule.timeouts,
-                retry: rule.retry.clone(),
+                retry: self.retry(from, rule, besides),
                 allow_request_headers: besides.wishes,
                 session: rule.session.clone(),
             },
@@ -349,8 +376,10 @@ impl Objects {
 
 /// What a service's port has in all of its rules; a gateway's has nothing.
 #[derive(Debug, Default)]
-pub(super) struct Besides {
+pub(super) struct Besides<'a> {
     faults: Vec<Filter>,
+    /// Of rules that have none of their own.
+    retry: Option<&'a Retries>,
     /// Whether requests may set their own limits.
     wishes: bool,
 }
@@ -413,13 +442,34 @@ fn distribution<B>(backends: Vec<(Arc<B>, u32)>) -> Distribution<B> {
     if backends.is_empty() { Distribution::Empty } else { Distribution::Random(backends) }
 }
 
+/// Without retries, one try may be limited still.
+pub fn retry(retries: Option<&Retries>, timeout: Option<Duration>) -> Option<Retry> {
+    let none =
+        || Retries { attempts: 0, statuses: Vec::new(), grpc: GrpcCodes::default(), backoff: None };
+    let retries = retries.cloned().or_else(|| timeout.map(|_| none()))?;
+    let min = retries.backoff.unwrap_or(RETRY_BACKOFF);
+    Some(Retry {
+        max_retries: retries.attempts,
+        max_request_bytes: RETRY_MAX_BODY,
+        statuses: retries.statuses,
+        grpc: retries.grpc,
+        timeout,
+        backoff: Some(Backoff {
+            min,
+            max: min.saturating_mul(10),
+            jitter: 1.0,
+            respect_retry_after: true,
+        }),
+    })
+}
+
 /// The route of a service's port that has none: everything goes to the service itself.
-fn default_route<M>(name: &str, backend: Backend, besides: Besides) -> Route<M, Forward> {
+fn default_route<M>(name: &str, backend: Backend, besides: Besides<'_>) -> Route<M, Forward> {
     let only = RouteBackend { filters: Vec::new(), backend };
     let action = Forward {
         backends: Distribution::FirstAvailable(vec![Arc::new(only)]),
         timeouts: Timeouts::default(),
-        retry: None,
+        retry: retry(besides.retry, None),
         allow_request_headers: besides.wishes,
         session: None,
     };

@@ -13,7 +13,9 @@ use mesh_model::route::{Fault, Filter};
 
 use super::Objects;
 use super::conflicts::Before;
-use super::object::{Balancing, BreakerPolicy, Kind, Name, PolicyTarget, PortRef, TrafficPolicy};
+use super::object::{
+    Balancing, BreakerPolicy, Kind, Name, PolicyTarget, PortRef, Retries, TrafficPolicy,
+};
 use super::policy::DEFAULT_BREAKER;
 use super::routes::QUEUE;
 
@@ -77,6 +79,11 @@ impl Objects {
             max_in_flight: traffic.first(|policy| policy.limits.in_flight),
             retry_budget: traffic.first(|policy| policy.retry_budget),
         }
+    }
+
+    /// What is tried again of a service's port, where a route does not say so itself.
+    pub fn retries(&self, service: &Name, port: u16) -> Option<&Retries> {
+        self.traffic(service, port).first(|policy| policy.retry.as_ref())
     }
 
     pub(super) fn traffic(&self, service: &Name, port: u16) -> Governing<'_> {

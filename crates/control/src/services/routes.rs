@@ -11,10 +11,10 @@ use super::select::select;
 use super::words;
 use crate::index::Objects;
 use crate::index::object::{
-    AppProtocol, BackendRef, BackendTarget, Kind, Name, RouteFilter, RouteHead, RouteRule, Service,
-    route_ref,
+    AppProtocol, BackendRef, BackendTarget, Kind, Name, Retries, RouteFilter, RouteHead, RouteRule,
+    Service, route_ref,
 };
-use crate::index::routes::{RouteFrom, route_from};
+use crate::index::routes::{RouteFrom, retry, route_from};
 use crate::state::Shared;
 
 /// The routes of the services that are selected, or that the selected pods are behind.
@@ -51,6 +51,7 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
     let parent = ResourceRef::service(&name.namespace, &name.name, port).to_string();
     let before = rows.len();
     let attached = |head: &RouteHead| objects.attaches(head, name, port);
+    let retries = objects.retries(name, port);
     for route in objects.http_routes().filter(|route| attached(&route.head)) {
         let status = status(objects, service, port, Kind::HttpRoute, &route.head, &route.rules);
         let mut matches = Vec::new();
@@ -60,7 +61,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
             matches
                 .extend(of.iter().map(|found| (http_rank(found), words::http_match(found), rule)));
         }
-        push(objects, rows, route_from(Kind::HttpRoute, &route.head), &parent, &status, matches);
+        let from = route_from(Kind::HttpRoute, &route.head);
+        push(objects, rows, from, &parent, &status, retries, matches);
     }
     for route in objects.grpc_routes().filter(|route| attached(&route.head)) {
         let status = status(objects, service, port, Kind::GrpcRoute, &route.head, &route.rules);
@@ -71,7 +73,8 @@ fn of_port(objects: &Objects, service: &Service, port: u16, rows: &mut Vec<Route
             matches
                 .extend(of.iter().map(|found| (grpc_rank(found), words::grpc_match(found), rule)));
         }
-        push(objects, rows, route_from(Kind::GrpcRoute, &route.head), &parent, &status, matches);
+        let from = route_from(Kind::GrpcRoute, &route.head);
+        push(objects, rows, from, &parent, &status, retries, matches);
     }
     let connections = |from: RouteFrom<'_>, found: String, refs: &[BackendRef]| RouteRow {
         route: route_ref(from.kind, &from.head.name).to_string(),
@@ -112,9 +115,14 @@ fn default_row(objects: &Objects, service: &Service, port: u16, parent: String) 
         parent,
         r#match: if opaque { "any connection" } else { "any request" }.into(),
         backends: format!("{}:{port} 100%", service.name.name),
-        policy: String::new(),
+        policy: retried(objects.retries(&service.name, port)).unwrap_or_default(),
         status: ACCEPTED.into(),
     }
+}
+
+fn retried(retries: Option<&Retries>) -> Option<String> {
+    let retry = retry(retries, None).filter(|retry| retry.max_retries > 0)?;
+    Some(words::retry(&retry))
 }
 
 /// Specificity as in `mesh_model::matching`, greater first.
@@ -127,6 +135,7 @@ fn push<M>(
     from: RouteFrom<'_>,
     parent: &str,
     status: &str,
+    of_service: Option<&Retries>,
     mut matches: Vec<(Rank, String, &RouteRule<M>)>,
 ) {
     matches.sort_by(|(a, ..), (b, ..)| b.cmp(a));
@@ -135,7 +144,7 @@ fn push<M>(
         parent: parent.to_owned(),
         r#match: text,
         backends: backends(objects, from, &rule.backends),
-        policy: policy(rule),
+        policy: policy(rule, of_service),
         status: status.to_owned(),
     }));
 }
@@ -214,15 +223,13 @@ fn backends(objects: &Objects, from: RouteFrom<'_>, backends: &[BackendRef]) -> 
 }
 
 /// `retry 2 on 500-504; request 5s`
-fn policy<M>(rule: &RouteRule<M>) -> String {
+fn policy<M>(rule: &RouteRule<M>, of_service: Option<&Retries>) -> String {
     let mut parts = Vec::new();
-    if let Some(retry) = rule.retry.as_ref().filter(|retry| retry.max_retries > 0) {
-        parts.push(words::retry(retry));
-    }
+    parts.extend(retried(rule.retry.as_ref().or(of_service)));
     if let Some(request) = rule.timeouts.request {
         parts.push(format!("request {request:?}"));
     }
-    if let Some(timeout) = rule.retry.as_ref().and_then(|retry| retry.timeout) {
+    if let Some(timeout) = rule.try_timeout {
         parts.push(format!("each try {timeout:?}"));
     }
     if let Some(session) = &rule.session {

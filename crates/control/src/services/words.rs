@@ -9,7 +9,7 @@ use mesh_model::route::{
     Retry, Rewrite, ValueMatch,
 };
 
-/// `retry 2 on 500-504`
+/// `retry 2 on 500-504, grpc:14`
 pub(super) fn retry(retry: &Retry) -> String {
     let mut text = format!("retry {}", retry.max_retries);
     let mut statuses = retry.statuses.clone();
@@ -27,6 +27,14 @@ pub(super) fn retry(retry: &Retry) -> String {
         text.push_str(if index == 0 { " on " } else { ", " });
         // Writing to a String cannot fail.
         let _ = if start == end { write!(text, "{start}") } else { write!(text, "{start}-{end}") };
+    }
+    let codes: Vec<_> = (0..32).filter(|code| retry.grpc.contains(*code)).collect();
+    for (index, code) in codes.into_iter().enumerate() {
+        text.push_str(match index {
+            0 if retry.statuses.is_empty() => " on grpc:",
+            _ => ", grpc:",
+        });
+        let _ = write!(text, "{code}");
     }
     text
 }

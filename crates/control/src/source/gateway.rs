@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use gateway_api::experimental::{grpcroutes, httproutes, referencegrants, tcproutes, tlsroutes};
 use kube::core::ObjectMeta;
-use mesh_model::route::{Backoff, GrpcCodes, HostMatch, Retry, Session, SessionBy, Timeouts};
+use mesh_model::route::{GrpcCodes, HostMatch, Session, SessionBy, Timeouts};
 
 pub use self::edge::{TLS_SECRET, gateway, gateway_class, tls_secret};
 use self::shape::{Backend, Parent, Rule, reshape};
@@ -23,16 +23,10 @@ use super::Finding;
 use super::kubernetes::{Converted, name_of};
 use crate::index::object::{
     BackendRef, BackendTarget, GatewayRef, GrpcRoute, HttpRoute, Kind, Name, ReferenceGrant,
-    RouteHead, RouteRule, ServiceRef, TcpRoute, TlsRoute,
+    Retries, RouteHead, RouteRule, ServiceRef, TcpRoute, TlsRoute,
 };
 
 const GROUP: &str = "gateway.networking.k8s.io";
-/// Backoff between tries when a route does not say; ten times as long at most.
-const RETRY_BACKOFF: Duration = Duration::from_millis(25);
-/// Larger request bodies are not kept for another try. Bytes.
-const RETRY_MAX_BODY: u32 = 64 * 1024;
-/// More tries than this are no use to anybody.
-const MAX_RETRIES: i64 = 100;
 
 pub fn http_route(object: &httproutes::HttpRoute) -> Converted<HttpRoute> {
     let mut findings = Vec::new();
@@ -195,13 +189,14 @@ fn common<M>(rule: &Rule, route: &Name, at: &str, findings: &mut Vec<Finding>) -
             "a rule without backends answers 500; name the parent itself to keep its endpoints",
         ));
     }
-    let (timeouts, retry) = limits(rule, at, findings);
+    let Limits { timeouts, try_timeout, retry } = limits(rule, at, findings);
     RouteRule {
         name: rule.name.clone().unwrap_or_default(),
         matches: Vec::new(),
         filters: filters::convert(&rule.filters, route, &format!("{at}.filters"), findings),
         backends,
         timeouts,
+        try_timeout,
         retry,
         session: rule
             .session_persistence
@@ -307,65 +302,48 @@ fn target(
     Some(BackendTarget::Service { service: Name::new(namespace, &backend.name), port })
 }
 
-fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> (Timeouts, Option<Retry>) {
+fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> Limits {
     let mut duration =
         |text: &Option<String>, field: &str| duration(text.as_deref(), at, field, findings);
     let timeouts = rule.timeouts.clone().unwrap_or_default();
     let request = duration(&timeouts.request, "timeouts.request");
-    let per_try = duration(&timeouts.backend_request, "timeouts.backendRequest");
+    let try_timeout = duration(&timeouts.backend_request, "timeouts.backendRequest");
     let backoff = rule.retry.as_ref().and_then(|retry| duration(&retry.backoff, "retry.backoff"));
-    if let (Some(request), Some(per_try)) = (request, per_try)
-        && per_try > request
+    if let (Some(request), Some(one)) = (request, try_timeout)
+        && one > request
     {
         findings.push(Finding::error(
             format!("{at}.timeouts.backendRequest"),
             "is longer than timeouts.request",
         ));
     }
-    let retry = match &rule.retry {
-        // One try, but a limited one.
-        None => per_try.map(|timeout| retry_policy(0, Vec::new(), Some(timeout), None)),
-        Some(retry) => {
-            let attempts = retry.attempts.unwrap_or(1);
-            if !(0..=MAX_RETRIES).contains(&attempts) {
-                let message = format!("{attempts} is not from 0 to {MAX_RETRIES}");
-                findings.push(Finding::error(format!("{at}.retry.attempts"), message));
-            }
-            let attempts = u32::try_from(attempts.clamp(0, MAX_RETRIES)).unwrap_or(0);
-            let mut statuses = Vec::new();
-            for (index, code) in retry.codes.iter().enumerate() {
-                match u16::try_from(*code).ok().filter(|code| (400..=599).contains(code)) {
-                    Some(code) => statuses.push(code..=code),
-                    None => findings.push(Finding::error(
-                        format!("{at}.retry.codes[{index}]"),
-                        format!("{code} is not a status from 400 to 599"),
-                    )),
-                }
-            }
-            Some(retry_policy(attempts, statuses, per_try, backoff))
+    let retry = rule.retry.as_ref().map(|retry| {
+        let attempts = retry.attempts.unwrap_or(1);
+        let fits = u32::try_from(attempts).ok().filter(|attempts| *attempts <= Retries::MAX);
+        if fits.is_none() {
+            let message = format!("{attempts} is not from 0 to {}", Retries::MAX);
+            findings.push(Finding::error(format!("{at}.retry.attempts"), message));
         }
-    };
-    (Timeouts { request, response: None, idle: None }, retry)
+        let mut statuses = Vec::new();
+        for (index, code) in retry.codes.iter().enumerate() {
+            match u16::try_from(*code).ok().filter(|code| (400..=599).contains(code)) {
+                Some(code) => statuses.push(code..=code),
+                None => findings.push(Finding::error(
+                    format!("{at}.retry.codes[{index}]"),
+                    format!("{code} is not a status from 400 to 599"),
+                )),
+            }
+        }
+        let grpc = GrpcCodes::default();
+        Retries { attempts: fits.unwrap_or_default(), statuses, grpc, backoff }
+    });
+    let timeouts = Timeouts { request, response: None, idle: None };
+    Limits { timeouts, try_timeout, retry }
 }
 
-fn retry_policy(
-    max_retries: u32,
-    statuses: Vec<std::ops::RangeInclusive<u16>>,
-    timeout: Option<Duration>,
-    backoff: Option<Duration>,
-) -> Retry {
-    let min = backoff.unwrap_or(RETRY_BACKOFF);
-    Retry {
-        max_retries,
-        max_request_bytes: RETRY_MAX_BODY,
-        statuses,
-        grpc: GrpcCodes::default(),
-        timeout,
-        backoff: Some(Backoff {
-            min,
-            max: min.saturating_mul(10),
-            jitter: 1.0,
-            respect_retry_after: true,
-        }),
-    }
+/// How long a request may take, and how often.
+struct Limits {
+    timeouts: Timeouts,
+    try_timeout: Option<Duration>,
+    retry: Option<Retries>,
 }

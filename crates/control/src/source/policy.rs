@@ -18,7 +18,9 @@ mod shape;
 mod tests;
 
 use http::{HeaderName, Method};
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt;
 use mesh_model::authz::{ClientMatch, IdentityPattern, Operation, PathPattern, Source};
 use mesh_model::inbound::{Cidr, Network};
@@ -43,12 +45,27 @@ const VERSION: &str = "policy.meshctl.dev/v1alpha1";
 
 /// What makes a cluster understand our kinds, for `meshctl install`.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    vec![
+    let mut all = vec![
         shape::AuthorizationPolicy::crd(),
         shape::BackendTrafficPolicy::crd(),
         shape::EgressPolicy::crd(),
         shape::ServerPolicy::crd(),
-    ]
+    ];
+    let versions = all.iter_mut().flat_map(|crd| &mut crd.spec.versions);
+    let schemas =
+        versions.filter_map(|version| version.schema.as_mut()?.open_api_v3_schema.as_mut());
+    schemas.for_each(without_rust_formats);
+    all
+}
+
+/// The widths of Rust's integers say nothing that the bounds do not, and API servers warn of them.
+fn without_rust_formats(schema: &mut JSONSchemaProps) {
+    schema.format.take_if(|format| format.starts_with("uint"));
+    let properties = schema.properties.iter_mut().flat_map(|all| all.values_mut());
+    properties.for_each(without_rust_formats);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        without_rust_formats(items);
+    }
 }
 
 /// `names` is what the identities of service accounts end in.

@@ -59,6 +59,7 @@ async fn a_mesh_comes_works_changes_and_goes() {
     else {
         return programs::skipped(test, "MESH_TEST_KUBECONFIG and MESH_TEST_IMAGES are not set");
     };
+    let _turn = super::world::turn().await;
     let cluster = Cluster::new(kubeconfig.into(), images).await;
     if let Err(why) = cluster.is_free().await {
         return programs::skipped(test, &why);

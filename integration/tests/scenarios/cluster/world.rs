@@ -1,5 +1,6 @@
 //! Namespaces of a test, what is in them, and the control plane with its rights.
 
+use std::fs::File;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::Command;
@@ -56,12 +57,24 @@ impl ControlPlane {
     }
 }
 
+/// Waits until no other test has the cluster, and has it until this is dropped: each sees all of it.
+pub(super) async fn turn() -> File {
+    let path = std::env::temp_dir().join("mesh-test-cluster.lock");
+    let file = File::create(path).unwrap();
+    let lock = move || {
+        file.lock().unwrap();
+        file
+    };
+    tokio::task::spawn_blocking(lock).await.unwrap()
+}
+
 impl World {
     /// Runs a test in namespaces of its own, and takes them away whatever its end; or says why not.
     pub(super) async fn run(test: &str, body: impl AsyncFnOnce(&Self)) {
         let Some(path) = std::env::var_os("MESH_TEST_KUBECONFIG") else {
             return programs::skipped(test, "MESH_TEST_KUBECONFIG names no cluster");
         };
+        let _turn = turn().await;
         let world = Self::new(path.into()).await;
         let result = AssertUnwindSafe(body(&world)).catch_unwind().await;
         world.clean().await;
@@ -96,6 +109,9 @@ impl World {
 
     async fn clean(self) {
         let by = DeleteParams::background();
+        // Where nobody empties namespaces, what is wrong in them would be wrong for ever.
+        let policies = self.api("policy.meshctl.dev/v1alpha1", "AuthorizationPolicy", &self.apps);
+        let _ = policies.delete_collection(&by, &ListParams::default()).await;
         for name in [&self.control, &self.apps] {
             let _ = Api::<Namespace>::all(self.client.clone()).delete(name, &by).await;
         }

@@ -371,6 +371,7 @@ fn as_http(rule: &RouteRule<GrpcMatch>) -> RouteRule<HttpMatch> {
         filters: rule.filters.clone(),
         backends: rule.backends.clone(),
         timeouts: rule.timeouts,
+        try_timeout: rule.try_timeout,
         retry: rule.retry.clone(),
         session: rule.session.clone(),
     }

@@ -9,6 +9,7 @@ use mesh_model::meta::ResourceRef;
 use mesh_model::outbound::{Breaker, RetryBudget};
 use mesh_model::route::Fault;
 
+use super::Retries;
 use super::{Balancer, Kind, Labels, Name};
 
 /// The group of our own kinds.
@@ -124,6 +125,8 @@ pub struct TrafficPolicy {
     pub breaker: Option<BreakerPolicy>,
     pub limits: TrafficLimits,
     pub retry_budget: Option<RetryBudget>,
+    /// Of rules that have none of their own.
+    pub retry: Option<Retries>,
     /// `None`: as the Service's hints say.
     pub zones: Option<ZonePreference>,
     /// Besides those of all other policies about the same.
@@ -137,6 +140,7 @@ impl TrafficPolicy {
             || self.breaker.is_some()
             || self.limits != TrafficLimits::default()
             || self.retry_budget.is_some()
+            || self.retry.is_some()
             || self.zones.is_some()
     }
 }

@@ -75,6 +75,7 @@ fn object() -> impl Strategy<Value = Object> {
                 breaker: None,
                 limits: TrafficLimits::default(),
                 retry_budget: None,
+                retry: None,
                 zones,
                 faults: vec![Fault {
                     meta: mesh_model::Meta::Default(format!("t{name}")),

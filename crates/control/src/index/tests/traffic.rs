@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use mesh_model::Meta;
 use mesh_model::outbound::{BackendExtension, Breaker, RetryBudget, Strategy};
+use mesh_model::route::GrpcCodes;
 use mesh_model::route::{Fault, FaultKind, Filter, HeaderModifier, Ratio};
 
 use super::*;
@@ -32,6 +33,7 @@ fn policy(name: &str, created: i64, port: Option<PortRef>) -> TrafficPolicy {
         breaker: None,
         limits: TrafficLimits::default(),
         retry_budget: None,
+        retry: None,
         zones: None,
         faults: Vec::new(),
     }
@@ -91,6 +93,48 @@ fn a_policy_goes_before_annotations_and_one_port_before_the_service() {
     assert_eq!((of(81).retry_budget, of(81).strategy), (budget(5), Strategy::LeastRequest));
     assert_eq!(told(&index, 80), (Some(breaker), 7));
     assert!(index.objects().conflicts().is_empty());
+}
+
+#[test]
+fn what_a_route_does_not_say_of_retries_the_service_says() {
+    let retries = |attempts| {
+        Some(Retries {
+            attempts,
+            statuses: vec![503..=503],
+            grpc: GrpcCodes::default().with(14),
+            backoff: None,
+        })
+    };
+    let mut index = index([
+        TrafficPolicy { retry: retries(1), ..policy("all", 1, None) },
+        TrafficPolicy { retry: retries(2), ..policy("one", 2, Some(PortRef::Number(81))) },
+    ]);
+    let told = |index: &Index, port| -> Vec<_> {
+        let policy = index.objects().outbound_policy(&shop("web"), port, "shop").unwrap();
+        let Protocol::Detect { http1, .. } = policy.protocol else { panic!() };
+        let rules = http1.routes.iter().flat_map(|route| &route.rules);
+        let retries = rules.map(|rule| {
+            let retry = rule.action.retry.as_ref()?;
+            Some((retry.max_retries, retry.grpc.contains(14), retry.timeout))
+        });
+        retries.collect()
+    };
+    assert_eq!(told(&index, 80), [Some((1, true, None))]);
+    assert_eq!(told(&index, 81), [Some((2, true, None))]);
+
+    let second = Some(Duration::from_secs(1));
+    let own = Retries { attempts: 0, grpc: GrpcCodes::default(), ..retries(0).unwrap() };
+    let mut route = http_route(shop("r"), "web", &[("web", 1)]);
+    route.rules = vec![
+        RouteRule { try_timeout: second, ..RouteRule::default() },
+        RouteRule { retry: Some(own), ..RouteRule::default() },
+    ];
+    index.apply(Object::HttpRoute(route));
+    assert_eq!(told(&index, 80), [Some((1, true, second)), Some((0, false, None))]);
+    for name in ["all", "one"] {
+        index.delete(&ObjectKey { kind: Kind::BackendTrafficPolicy, name: shop(name) });
+    }
+    assert_eq!(told(&index, 80), [Some((0, false, second)), Some((0, false, None))]);
 }
 
 #[test]

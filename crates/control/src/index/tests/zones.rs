@@ -41,6 +41,7 @@ fn policy(zones: ZonePreference) -> Object {
         breaker: None,
         limits: TrafficLimits::default(),
         retry_budget: None,
+        retry: None,
         zones: Some(zones),
         faults: Vec::new(),
     })

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use http::HeaderName;
 use mesh_model::outbound::{RetryBudget, Strategy, SuccessRate};
+use mesh_model::route::GrpcCodes;
 
 use super::schema::{BALANCERS, MAX_COUNT};
 use super::{BackendTrafficPolicyObject, Reader, shape};
 use crate::index::identity::MeshNames;
 use crate::index::object::{
-    Balancer, Balancing, BreakerPolicy, Kind, PolicyTarget, TrafficLimits, TrafficPolicy,
+    Balancer, Balancing, BreakerPolicy, Kind, PolicyTarget, Retries, TrafficLimits, TrafficPolicy,
     ZonePreference,
 };
 use crate::index::policy::DEFAULT_BREAKER;
@@ -35,12 +36,14 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
     let breaker = spec.circuit_breaker.as_ref().map(|breaker| read.breaker(breaker));
     let limits = spec.limits.as_ref().map(|limits| read.limits(limits));
     let retry_budget = spec.retry_budget.as_ref().map(|budget| read.budget(budget));
+    let retry = spec.retry.as_ref().map(|retry| read.retries(retry));
     let zones = spec.zone_preference.as_deref().and_then(|text| read.zones(text));
     let faults = read.faults(&spec.faults, Kind::BackendTrafficPolicy);
     let says_nothing = balancing.is_none()
         && breaker.is_none()
         && limits.is_none()
         && retry_budget.is_none()
+        && retry.is_none()
         && spec.zone_preference.is_none()
         && spec.faults.is_empty();
     if says_nothing {
@@ -54,6 +57,7 @@ pub fn backend_traffic_policy(object: &BackendTrafficPolicyObject) -> Converted<
         breaker,
         limits: limits.unwrap_or_default(),
         retry_budget,
+        retry,
         zones,
         faults,
     };
@@ -69,6 +73,7 @@ impl Reader<'_> {
             ("circuitBreaker", spec.circuit_breaker.is_some()),
             ("limits", spec.limits.is_some()),
             ("retryBudget", spec.retry_budget.is_some()),
+            ("retry", spec.retry.is_some()),
             ("zonePreference", spec.zone_preference.is_some()),
         ] {
             if given {
@@ -182,6 +187,34 @@ impl Reader<'_> {
         self.at_most(budget.percent, 100, &format!("{AT}.percent"));
         self.at_most(budget.min_per_second, MAX_COUNT, &format!("{AT}.minPerSecond"));
         budget
+    }
+
+    fn retries(&mut self, of: &shape::Retry) -> Retries {
+        const AT: &str = "spec.retry";
+        let attempts = of.attempts.unwrap_or(1);
+        self.at_most(attempts, Retries::MAX, &format!("{AT}.attempts"));
+        for (index, code) in of.codes.iter().enumerate() {
+            if !(400..=599).contains(code) {
+                let message = format!("{code} is not a status from 400 to 599");
+                self.error(format!("{AT}.codes[{index}]"), message);
+            }
+        }
+        let mut grpc = GrpcCodes::default();
+        for (index, code) in of.grpc_codes.iter().enumerate() {
+            match code {
+                1..=16 => grpc.0 |= 1 << code,
+                _ => {
+                    let message = format!("{code} is not a code from 1 to 16");
+                    self.error(format!("{AT}.grpcCodes[{index}]"), message);
+                }
+            }
+        }
+        Retries {
+            attempts,
+            statuses: of.codes.iter().map(|code| *code..=*code).collect(),
+            grpc,
+            backoff: self.time(&of.backoff, &format!("{AT}.backoff")),
+        }
     }
 
     fn zones(&mut self, text: &str) -> Option<ZonePreference> {

@@ -283,9 +283,13 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         },
         "limits": { "pendingRequests": 5 },
         "retryBudget": { "minPerSecond": 0 },
+        "retry": { "codes": [502, 503], "grpcCodes": [14], "backoff": "10ms" },
         "zonePreference": "Require",
     }));
     assert_eq!(wrong, "");
+    let retry = policy.retry.unwrap();
+    assert_eq!((retry.attempts, retry.statuses.len()), (1, 2));
+    assert!(retry.grpc.contains(14) && !retry.grpc.contains(13));
     let balancing = policy.balancing.unwrap();
     assert_eq!(balancing.balancer.strategy, Strategy::LeastRequest);
     assert_eq!(balancing.slow_start, Some(Duration::from_secs(90)));
@@ -354,6 +358,11 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
         (json!({ "limits": {} }), "spec.limits"),
         (json!({ "limits": { "requestsInFlight": 0 } }), "spec.limits.requestsInFlight"),
         (json!({ "retryBudget": { "percent": 101 } }), "spec.retryBudget.percent"),
+        (
+            json!({ "retry": { "attempts": 101, "codes": [200], "grpcCodes": [0], "backoff": "1" } }),
+            "spec.retry.attempts spec.retry.codes[0] spec.retry.grpcCodes[0] spec.retry.backoff",
+        ),
+        (json!({ "targetRef": { "kind": "HTTPRoute", "name": "r" }, "retry": {} }), "spec.retry"),
         (json!({ "zonePreference": "Near" }), "spec.zonePreference"),
         (
             json!({

@@ -41,11 +41,11 @@ use super::{Fault, PolicyStatus, TargetRef, is_false};
         .message("a BackendTrafficPolicy is about a Service, an HTTPRoute or a GRPCRoute"),
     validation = Rule::new(
         "self.targetRef.kind == 'Service' || !(has(self.loadBalancer) || has(self.circuitBreaker) || \
-         has(self.limits) || has(self.retryBudget) || has(self.zonePreference))"
+         has(self.limits) || has(self.retryBudget) || has(self.retry) || has(self.zonePreference))"
     ).message("about a route, a BackendTrafficPolicy has faults only; the rest is the Service's"),
     validation = Rule::new(
         "has(self.loadBalancer) || has(self.circuitBreaker) || has(self.limits) || \
-         has(self.retryBudget) || has(self.zonePreference) || has(self.faults)"
+         has(self.retryBudget) || has(self.retry) || has(self.zonePreference) || has(self.faults)"
     ).message("says nothing about its target")
 )]
 pub struct BackendTrafficPolicySpec {
@@ -59,6 +59,8 @@ pub struct BackendTrafficPolicySpec {
     pub limits: Option<Limits>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<Retry>,
     /// Which endpoints clients use: those of their own zone while one of them is ready (Prefer), only
     /// those (Require), or all (Ignore). Left out, as the hints say that come of the Service's
     /// trafficDistribution.
@@ -191,4 +193,27 @@ pub struct RetryBudget {
     #[schemars(schema_with = "schema::count_or_none")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_per_second: Option<u32>,
+}
+
+/// What is tried again of requests to the Service by rules that have no retry of their own. Only what may
+/// be processed twice is.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Tries after the first, 0 to 100. Left out, 1.
+    #[schemars(range(min = 0, max = 100))]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempts: Option<u32>,
+    /// HTTP statuses that call for another try. Broken connections and tries that take too long always do.
+    #[schemars(length(min = 1, max = 64), inner(range(min = 400, max = 599)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub codes: Vec<u16>,
+    /// gRPC codes that do, 1 to 16.
+    #[schemars(length(min = 1, max = 16), inner(range(min = 1, max = 16)))]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grpc_codes: Vec<u16>,
+    /// Before the second try; ten times as long at most before later ones. Left out, 25ms.
+    #[schemars(schema_with = "schema::duration")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backoff: Option<String>,
 }
