@@ -7,7 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use mesh_tls::{Id, Root, WorkloadId};
-use rcgen::{CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair, PKCS_ECDSA_P256_SHA256};
+use rcgen::{
+    Certificate, CertificateParams, ExtendedKeyUsagePurpose, Issuer, KeyPair,
+    PKCS_ECDSA_P256_SHA256,
+};
 
 use super::mesh::NAMESPACE;
 
@@ -48,20 +51,29 @@ impl Certificates {
         self.folder.join("roots.pem")
     }
 
+    /// The certificate under the root's, which signs those of proxies.
+    pub(super) fn issuer(&self) -> &str {
+        &self.root.issuer
+    }
+
     /// A key made and certified for this service account, the files in `dir`.
     pub(super) fn certify(&self, account: &str, dir: &Path) -> anyhow::Result<Certified> {
         let id = id(account)?;
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let leaf = self.sign(&id, &key)?;
+        let (chain_file, key_file) = (dir.join("chain.pem"), dir.join("key.pem"));
+        fs::write(&chain_file, leaf.pem() + &self.root.issuer)?;
+        fs::write(&key_file, key.serialize_pem())?;
+        Ok(Certified { id, chain: chain_file, key: key_file, roots: self.roots() })
+    }
+
+    pub(super) fn sign(&self, id: &Id, key: &KeyPair) -> anyhow::Result<Certificate> {
         let mut params = CertificateParams::new([id.to_string()])?;
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let issuer_key = KeyPair::from_pem(&self.root.issuer_key)?;
         let issuer = Issuer::from_ca_cert_pem(&self.root.issuer, issuer_key)?;
-        let leaf = params.signed_by(&key, &issuer)?;
-        let (chain_file, key_file) = (dir.join("chain.pem"), dir.join("key.pem"));
-        fs::write(&chain_file, leaf.pem() + &self.root.issuer)?;
-        fs::write(&key_file, key.serialize_pem())?;
-        Ok(Certified { id, chain: chain_file, key: key_file, roots: self.roots() })
+        Ok(params.signed_by(key, &issuer)?)
     }
 }
 

@@ -1,18 +1,23 @@
 //! linkerd2-proxy, named by `L5D_PROXY_BIN`, asking the same control plane as ours.
 //!
 //! It learns where a connection was going from the kernel alone, so the whole bench moves to a network namespace whose
-//! packet filter redirects the services' addresses to it. It serves once it is certified, so a certificate is made for
-//! it and handed out by a service that knows one answer.
+//! packet filter redirects the services' addresses to it. It serves once it is certified. The control plane of a pair
+//! does that; a proxy alone, whose backend has no identity, gets its certificate from a service that knows one answer.
+//!
+//! Of a pair, the one beside the client connects to the other's own port and names the backend's in a header, which is
+//! linkerd's default. The other connects to the backend's port at the address it was reached at. So no connection to
+//! the backend is redirected, as which of the two opened it could not be told in the namespace they share.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use bytes::{BufMut, Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -20,25 +25,31 @@ use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper::{Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use mesh_tls::Id;
 use prost::Message;
+use rcgen::{CertificateParams, KeyPair, PKCS_ECDSA_P256_SHA256};
 use tokio::net::TcpListener;
 
-use super::Skipped;
-use super::mesh::{NAMESPACE, SERVICES};
+use super::certificates::{self, Certificates};
+use super::mesh::{self, CLIENT, INBOUND_PORT, Mesh, NAMESPACE, SERVICES};
+use super::{Skipped, free_addr};
 
 const BINARY: &str = "L5D_PROXY_BIN";
 /// Set inside the namespace.
 const INSIDE: &str = "MESH_BENCH_NAMESPACE";
 /// In the namespace; the proxy connects to no loopback address.
 const BACKEND: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 1);
-const NAME: &str = "client.bench.serviceaccount.identity.linkerd.cluster.local";
+/// Where the packet filter redirects to.
+const OUTBOUND: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 4140);
+const ANY_PORT: &str = "127.0.0.1:0";
 
 /// Starts this program again in a namespace of its own, if there is a linkerd2-proxy to measure.
 pub(crate) fn move_to_namespace() -> anyhow::Result<()> {
     if std::env::var_os(BINARY).is_none() || std::env::var_os(INSIDE).is_some() {
         return Ok(());
     }
-    // Connection tracking costs time, and only redirected connections need it.
+    // Connection tracking costs time, and only connections whose destination a proxy asks the kernel for need it.
+    let port = OUTBOUND.port();
     let script = format!(
         "set -e
 ip link set lo up
@@ -46,8 +57,15 @@ ip route add local {SERVICES} dev lo
 ip route add local {BACKEND} dev lo
 nft -f - <<'END'
 table ip bench {{
-  chain plain {{ type filter hook output priority raw; ip saddr != {SERVICES} ip daddr != {SERVICES} notrack; }}
-  chain redirected {{ type nat hook output priority -100; ip daddr {SERVICES} tcp dport 80 redirect to :4140; }}
+  chain plain {{
+    type filter hook output priority raw;
+    ip daddr {SERVICES} accept
+    ip saddr {SERVICES} accept
+    ip daddr {BACKEND} tcp dport {INBOUND_PORT} accept
+    ip saddr {BACKEND} tcp sport {INBOUND_PORT} accept
+    notrack
+  }}
+  chain redirected {{ type nat hook output priority -100; ip daddr {SERVICES} tcp dport 80 redirect to :{port}; }}
 }}
 END
 exec \"$0\" \"$@\""
@@ -71,11 +89,67 @@ pub(super) fn program() -> Result<PathBuf, Skipped> {
         .ok_or(Skipped::NotInstalled("not named (L5D_PROXY_BIN is the path of a linkerd2-proxy)"))
 }
 
-/// Ports are the proxy's own defaults: nothing else is in this namespace.
-pub(super) fn command(program: &Path, control: SocketAddr, dir: &Path) -> anyhow::Result<Command> {
-    let leaf = make_identity(dir)?;
-    let identity = serve_identity(leaf)?;
-    let workload = format!(r#"{{"ns":"{NAMESPACE}","pod":"linkerd"}}"#);
+/// A proxy alone.
+pub(super) fn unsecured(
+    program: &Path,
+    control: SocketAddr,
+    certificates: &Certificates,
+    dir: &Path,
+) -> anyhow::Result<Command> {
+    let id = certificates::id(CLIENT)?;
+    let leaf = certificates.sign(&id, &make_key(&id, dir)?)?;
+    let identity = serve_identity(leaf.der().to_vec())?;
+    let token = dir.join("token");
+    fs::write(&token, "bench")?;
+    let mut command = command(program, CLIENT, control, identity, dir)?;
+    set(&mut command, "IDENTITY_TOKEN_FILE", token.display());
+    set(&mut command, "IDENTITY_TRUST_ANCHORS", certificates.issuer());
+    Ok(command)
+}
+
+/// The proxy beside the client, and where it tells of itself.
+pub(super) fn client(
+    program: &Path,
+    mesh: &Mesh,
+    dir: &Path,
+) -> anyhow::Result<(Command, SocketAddr)> {
+    let mut command = secured(program, CLIENT, mesh, dir)?;
+    let admin = free_addr()?;
+    set(&mut command, "ADMIN_LISTEN_ADDR", admin);
+    Ok((command, admin))
+}
+
+/// The proxy beside the backend, and where it listens.
+pub(super) fn server(
+    program: &Path,
+    mesh: &Mesh,
+    dir: &Path,
+) -> anyhow::Result<(Command, SocketAddr)> {
+    let mut command = secured(program, mesh::BACKEND, mesh, dir)?;
+    let inbound = SocketAddr::from((BACKEND, INBOUND_PORT));
+    set(&mut command, "INBOUND_LISTEN_ADDR", inbound);
+    // What is redirected is for the one beside the client.
+    set(&mut command, "OUTBOUND_LISTEN_ADDR", ANY_PORT);
+    Ok((command, inbound))
+}
+
+/// Certified by the control plane.
+fn secured(program: &Path, pod: &str, mesh: &Mesh, dir: &Path) -> anyhow::Result<Command> {
+    make_key(&certificates::id(pod)?, dir)?;
+    let mut command = command(program, pod, mesh.control, mesh.control, dir)?;
+    set(&mut command, "IDENTITY_TOKEN_FILE", mesh.token(pod)?.display());
+    set(&mut command, "IDENTITY_TRUST_ANCHORS", fs::read_to_string(mesh.roots()?)?);
+    Ok(command)
+}
+
+fn command(
+    program: &Path,
+    pod: &str,
+    control: SocketAddr,
+    identity: SocketAddr,
+    dir: &Path,
+) -> anyhow::Result<Command> {
+    let workload = format!(r#"{{"ns":"{NAMESPACE}","pod":"{pod}"}}"#);
     let mut command = Command::new(program);
     for (name, value) in [
         ("DESTINATION_SVC_ADDR", control.to_string()),
@@ -85,44 +159,31 @@ pub(super) fn command(program: &Path, control: SocketAddr, dir: &Path) -> anyhow
         ("DESTINATION_CONTEXT", workload),
         ("DESTINATION_PROFILE_NETWORKS", SERVICES.to_owned()),
         ("IDENTITY_DIR", dir.display().to_string()),
-        ("IDENTITY_TOKEN_FILE", dir.join("token").display().to_string()),
-        ("IDENTITY_LOCAL_NAME", NAME.to_owned()),
-        ("IDENTITY_TRUST_ANCHORS", fs::read_to_string(dir.join("anchors.pem"))?),
+        ("IDENTITY_LOCAL_NAME", certificates::id(pod)?.to_string()),
         ("INBOUND_DEFAULT_POLICY", "all-unauthenticated".to_owned()),
+        ("OUTBOUND_LISTEN_ADDR", OUTBOUND.to_string()),
+        ("INBOUND_LISTEN_ADDR", ANY_PORT.to_owned()),
+        ("CONTROL_LISTEN_ADDR", ANY_PORT.to_owned()),
+        ("ADMIN_LISTEN_ADDR", ANY_PORT.to_owned()),
         ("CORES", "1".to_owned()),
         ("LOG", "warn".to_owned()),
     ] {
-        command.env(format!("LINKERD2_PROXY_{name}"), value);
+        set(&mut command, name, value);
     }
     Ok(command)
 }
 
-/// Writes what the proxy reads of its identity; the certificate that is missing in it.
-fn make_identity(dir: &Path) -> anyhow::Result<Vec<u8>> {
-    fs::write(dir.join("token"), "bench")?;
-    let name = format!("subjectAltName=DNS:{NAME}");
-    let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
-    for (line, last) in [
-        (format!("req -x509 {key} -keyout ca.pem -out anchors.pem -days 2 -subj /CN=bench"), None),
-        (
-            format!("req -new {key} -keyout key.pem -outform DER -out csr.der -subj / -addext"),
-            Some(name),
-        ),
-        ("pkcs8 -topk8 -nocrypt -in key.pem -outform DER -out key.p8".to_owned(), None),
-        (
-            "x509 -req -inform DER -in csr.der -CA anchors.pem -CAkey ca.pem -days 1 \
-             -copy_extensions copy -outform DER -out leaf.der"
-                .to_owned(),
-            None,
-        ),
-    ] {
-        let mut command = Command::new("openssl");
-        command.current_dir(dir).args(line.split_whitespace()).args(last);
-        let output = command.output().context("openssl is needed to certify linkerd2-proxy")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "openssl {line}: {said}");
-    }
-    Ok(fs::read(dir.join("leaf.der"))?)
+fn set(command: &mut Command, name: &str, value: impl Display) {
+    command.env(format!("LINKERD2_PROXY_{name}"), value.to_string());
+}
+
+/// Writes what the proxy reads of its identity: a key, and the request to certify it.
+fn make_key(id: &Id, dir: &Path) -> anyhow::Result<KeyPair> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let request = CertificateParams::new([id.to_string()])?.serialize_request(&key)?;
+    fs::write(dir.join("key.p8"), key.serialize_der())?;
+    fs::write(dir.join("csr.der"), request.der())?;
+    Ok(key)
 }
 
 /// The answer of `io.linkerd.proxy.identity.Identity/Certify`.

@@ -22,10 +22,11 @@ pub(super) const NAMESPACE: &str = "bench";
 /// Where the services have their addresses.
 pub(super) const SERVICES: &str = "198.18.0.0/24";
 const PORT: u16 = 80;
-const BACKEND: &str = "backend";
+pub(super) const CLIENT: &str = "client";
+pub(super) const BACKEND: &str = "backend";
 
 /// Where a proxy takes bytes whose protocol it is told.
-const INBOUND_PORT: u16 = 4143;
+pub(super) const INBOUND_PORT: u16 = 4143;
 
 /// A control plane, and what its proxies are started with.
 pub(super) struct Mesh {
@@ -38,38 +39,48 @@ pub(super) struct Mesh {
 }
 
 /// What a mesh with identities has besides.
-struct Secured {
+pub(super) struct Secured {
+    folder: PathBuf,
     roots: PathBuf,
-    /// Addresses for the backend's pod, whose ports are the backend's while its address is not.
-    network: Network,
+    /// The address of the backend's pod, whose ports are the backend's.
+    pod: IpAddr,
+    /// Held where the address is of it.
+    _network: Option<Network>,
 }
 
 impl Secured {
-    fn pod(&self) -> IpAddr {
-        self.network.address(2).into()
+    /// The pod's address is not the backend's: its proxy takes what is sent to the pod's ports.
+    pub(super) fn apart(certificates: &Certificates) -> Self {
+        let network = Network::claim();
+        let pod = network.address(2).into();
+        Self { _network: Some(network), ..Self::beside(certificates, pod) }
+    }
+
+    /// The pod's address is the backend's: its proxy takes what is sent to a port of the proxy's own.
+    pub(super) fn beside(certificates: &Certificates, pod: IpAddr) -> Self {
+        let (folder, roots) = (certificates.folder().to_owned(), certificates.roots());
+        Self { folder, roots, pod, _network: None }
     }
 }
 
 impl Mesh {
-    /// With certificates, proxies have identities, and the backend is behind one.
+    /// In a secured one proxies have identities, and the backend is behind one.
     pub(super) fn start(
         cores: Cores,
         backend: BackendAddrs,
         dir: &Path,
-        certificates: Option<&Certificates>,
+        secured: Option<Secured>,
     ) -> anyhow::Result<Self> {
         let proxy = built("mesh-proxy", "MESH_BENCH_PROXY")?;
         let program = built("mesh-control", "MESH_BENCH_CONTROL")?;
-        let secured = certificates
-            .map(|certificates| Secured { roots: certificates.roots(), network: Network::claim() });
-        declare(backend, dir, secured.as_ref().map(Secured::pod))?;
+        declare(backend, dir, secured.as_ref().map(|secured| secured.pod))?;
         let (control, admin) = (free_addr()?, free_addr()?);
         let mut command = Command::new(program);
         command.args(["--source", "local", "--log", "warn", "--state-dir"]).arg(dir);
         command.args(["--listen", &control.to_string(), "--admin", &admin.to_string()]);
-        if let Some(certificates) = certificates {
+        if let Some(secured) = &secured {
             fs::create_dir(dir.join("tokens"))?;
-            command.arg("--identity-dir").arg(certificates.folder());
+            command.arg("--identity-dir").arg(&secured.folder);
         }
         let process = Process::start(command, dir, cores.load, cores.load)?;
         process.wait_until(|| Ok(TcpStream::connect(control).map(drop)?))?;
@@ -82,7 +93,7 @@ impl Mesh {
         traffic: Traffic,
         listen: SocketAddr,
     ) -> anyhow::Result<(Command, SocketAddr)> {
-        let mut command = self.command("client", free_addr()?)?;
+        let mut command = self.command(CLIENT, free_addr()?)?;
         let admin = free_addr()?;
         command.env("MESH_PROXY_ADMIN_ADDR", admin.to_string());
         let upstreams = format!("{listen}={}", authority(traffic));
@@ -92,7 +103,7 @@ impl Mesh {
 
     /// The proxy beside the backend, and where it listens for this traffic.
     pub(super) fn server(&self, traffic: Traffic) -> anyhow::Result<(Command, SocketAddr)> {
-        let ip = self.secured.as_ref().context("a mesh without identities")?.pod();
+        let ip = self.secured()?.pod;
         let mut command = self.command(BACKEND, (ip, INBOUND_PORT).into())?;
         let ports = [self.backend.http1, self.backend.http2]
             .map(|backend| format!("{}={backend}", SocketAddr::new(ip, backend.port())));
@@ -116,17 +127,32 @@ impl Mesh {
             command.env(format!("MESH_PROXY_{name}"), value);
         }
         if let Some(secured) = &self.secured {
-            let token = token(&self.dir, pod)?;
             command.env("MESH_PROXY_IDENTITY_NAME", certificates::id(pod)?.as_str());
-            command.env("MESH_PROXY_IDENTITY_TOKEN_FILE", token);
+            command.env("MESH_PROXY_IDENTITY_TOKEN_FILE", self.token(pod)?);
             command.env("MESH_PROXY_IDENTITY_TRUST_BUNDLE_FILE", &secured.roots);
         }
         Ok(command)
     }
+
+    /// Gives a pod its token; the file, which the control plane compares with what a proxy sends of it.
+    pub(super) fn token(&self, pod: &str) -> anyhow::Result<PathBuf> {
+        let file = self.dir.join("tokens").join(format!("{NAMESPACE}.{pod}"));
+        // A bench needs no secret.
+        fs::write(&file, format!("{NAMESPACE}/{pod}:{}", "5e".repeat(32)))?;
+        Ok(file)
+    }
+
+    pub(super) fn roots(&self) -> anyhow::Result<&Path> {
+        Ok(&self.secured()?.roots)
+    }
+
+    fn secured(&self) -> anyhow::Result<&Secured> {
+        self.secured.as_ref().context("a mesh without identities")
+    }
 }
 
-/// Fails when the proxy of [`Mesh::client`] opened none of its connections to the backend with mTLS: a proxy that does
-/// not know whom to expect there sends in the clear, which is another row.
+/// Fails unless the proxy beside the client, ours or linkerd's, opened its connections to the backend with mTLS: one
+/// that does not know whom to expect there sends in the clear, which is another row.
 pub(super) fn ensure_secured(admin: SocketAddr) -> anyhow::Result<()> {
     let mut socket = TcpStream::connect(admin)?;
     socket.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -141,14 +167,6 @@ pub(super) fn ensure_secured(admin: SocketAddr) -> anyhow::Result<()> {
     let secured = opened.clone().count() > 0 && opened.all(|line| line.contains("tls=\"true\""));
     ensure!(secured, "the proxies speak to each other in the clear");
     Ok(())
-}
-
-/// Gives a pod its token; the file, which the control plane compares with what a proxy sends of it.
-fn token(dir: &Path, pod: &str) -> anyhow::Result<PathBuf> {
-    let file = dir.join("tokens").join(format!("{NAMESPACE}.{pod}"));
-    // A bench needs no secret.
-    fs::write(&file, format!("{NAMESPACE}/{pod}:{}", "5e".repeat(32)))?;
-    Ok(file)
 }
 
 /// The address of the service that stands for this kind of traffic, which a packet filter may redirect.
@@ -248,7 +266,7 @@ fn declare(backend: BackendAddrs, dir: &Path, meshed: Option<IpAddr>) -> anyhow:
     let mut running = vec![pod(BACKEND, ip, json!(ports), meshed.is_some())];
     if meshed.is_some() {
         // Whoever asks for a certificate is known by its pod.
-        running.push(pod("client", [127, 0, 0, 1].into(), json!([]), true));
+        running.push(pod(CLIENT, [127, 0, 0, 1].into(), json!([]), true));
     }
     for (number, pod) in running.iter().enumerate() {
         fs::write(pods.join(format!("{NAMESPACE}.{number}.json")), pod.to_string())?;

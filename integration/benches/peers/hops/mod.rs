@@ -109,6 +109,8 @@ pub(crate) struct Site {
     mesh: Option<mesh::Mesh>,
     /// Of proxies that have identities.
     secured_mesh: Option<mesh::Mesh>,
+    /// Of linkerd's, for whom the backend's pod is at another address.
+    linkerd_mesh: Option<mesh::Mesh>,
     certificates: Option<Certificates>,
     started: u32,
 }
@@ -121,6 +123,7 @@ impl Site {
             dir: tempfile::Builder::new().prefix("mesh-peers-").tempdir()?,
             mesh: None,
             secured_mesh: None,
+            linkerd_mesh: None,
             certificates: None,
             started: 0,
         })
@@ -142,10 +145,7 @@ impl Site {
             // The package index installs a launcher, which is what callgrind would watch.
             return Ok(None);
         }
-        let listen = match hop {
-            Hop::Linkerd => mesh::service_addr(traffic),
-            _ => free_addr()?,
-        };
+        let listen = address_of(hop, traffic)?;
         let dir = self.next_dir(hop)?;
         let mut authority = "backend.bench".to_owned();
         let command = match hop {
@@ -165,7 +165,8 @@ impl Site {
             Hop::Linkerd => {
                 let program = linkerd::program()?;
                 authority = mesh::authority(traffic);
-                Some(linkerd::command(&program, self.mesh()?.control, &dir)?)
+                let control = self.mesh()?.control;
+                Some(linkerd::unsecured(&program, control, self.certificates()?, &dir)?)
             }
             Hop::Mesh => {
                 authority = mesh::authority(traffic);
@@ -185,10 +186,14 @@ impl Site {
     /// The control plane outlives the proxies of a row.
     fn mesh(&mut self) -> Result<&mesh::Mesh, Skipped> {
         if self.mesh.is_none() {
-            let dir = self.next_dir(Hop::Mesh)?;
-            self.mesh = Some(mesh::Mesh::start(self.cores, self.backend, &dir, None)?);
+            self.mesh = Some(self.start_mesh(None)?);
         }
         self.mesh.as_ref().ok_or_else(|| anyhow!("there is no control plane").into())
+    }
+
+    fn start_mesh(&mut self, secured: Option<mesh::Secured>) -> anyhow::Result<mesh::Mesh> {
+        let dir = self.next_dir(Hop::Mesh)?;
+        mesh::Mesh::start(self.cores, self.backend, &dir, secured)
     }
 
     fn next_dir(&mut self, hop: Hop) -> std::io::Result<PathBuf> {
@@ -227,6 +232,11 @@ impl fmt::Display for Hop {
 
 /// Where callgrind writes, in the hop's directory.
 const COUNTS: &str = "callgrind.out";
+
+/// Where a hop takes requests: anywhere, unless it asks the kernel where they were going.
+fn address_of(hop: Hop, traffic: Traffic) -> std::io::Result<SocketAddr> {
+    if hop == Hop::Linkerd { Ok(mesh::service_addr(traffic)) } else { free_addr() }
+}
 
 /// A loopback address nobody listens on at the moment.
 fn free_addr() -> std::io::Result<SocketAddr> {

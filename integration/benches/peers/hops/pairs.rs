@@ -8,8 +8,11 @@ use anyhow::{Context, anyhow};
 
 use super::certificates::Certificates;
 use super::envoy::{self, Envoy};
+use super::mesh::Secured;
 use super::process::Process;
-use super::{Hop, Proxy, Site, Skipped, Traffic, Watched, free_addr, linkerd, mesh, peers};
+use super::{
+    Hop, Proxy, Site, Skipped, Traffic, Watched, address_of, free_addr, linkerd, mesh, peers,
+};
 
 struct Pair {
     client: Command,
@@ -17,7 +20,7 @@ struct Pair {
     /// Where the one beside the backend takes connections.
     between: SocketAddr,
     authority: String,
-    /// Where ours says whether it is secured; the others serve nothing if they are not.
+    /// Where the client says whether it is secured; proxies without it serve nothing if they are not.
     admin: Option<SocketAddr>,
 }
 
@@ -28,7 +31,7 @@ impl Site {
         hop: Hop,
         traffic: Traffic,
     ) -> Result<Option<Proxy>, Skipped> {
-        let listen = free_addr()?;
+        let listen = address_of(hop, traffic)?;
         let pair = match (hop, traffic) {
             (Hop::Direct, _) => return self.start(hop, traffic, Watched::No),
             (Hop::Splice | Hop::Nginx | Hop::Haproxy, _) => return Ok(None),
@@ -40,12 +43,7 @@ impl Site {
             (Hop::FloorTcp, _) => self.floor_pair(Traffic::Tcp, traffic, listen)?,
             (Hop::Envoy, _) => self.envoy_pair(traffic, traffic, listen)?,
             (Hop::EnvoyH2, _) => self.envoy_pair(traffic, Traffic::Http2, listen)?,
-            (Hop::Linkerd, _) => {
-                linkerd::program()?;
-                return Err(Skipped::NotInstalled(
-                    "one hop only: two with mTLS need a network namespace for each proxy",
-                ));
-            }
+            (Hop::Linkerd, _) => self.linkerd_pair(traffic)?,
             (Hop::Mesh, _) => self.mesh_pair(traffic, listen)?,
         };
         let server_dir = self.next_dir(hop)?;
@@ -103,11 +101,8 @@ impl Site {
 
     fn mesh_pair(&mut self, traffic: Traffic, listen: SocketAddr) -> Result<Pair, Skipped> {
         if self.secured_mesh.is_none() {
-            let (cores, backend) = (self.cores, self.backend);
-            let dir = self.next_dir(Hop::Mesh)?;
-            let certificates = self.certificates()?;
-            let mesh = mesh::Mesh::start(cores, backend, &dir, Some(certificates))?;
-            self.secured_mesh = Some(mesh);
+            let secured = Secured::apart(self.certificates()?);
+            self.secured_mesh = Some(self.start_mesh(Some(secured))?);
         }
         let mesh = self.secured_mesh.as_ref().context("there is no control plane")?;
         let (server, between) = mesh.server(traffic)?;
@@ -116,7 +111,22 @@ impl Site {
         Ok(Pair { client, server, between, authority, admin: Some(admin) })
     }
 
-    fn certificates(&mut self) -> anyhow::Result<&Certificates> {
+    fn linkerd_pair(&mut self, traffic: Traffic) -> Result<Pair, Skipped> {
+        let program = linkerd::program()?;
+        let (client_dir, server_dir) = (self.next_dir(Hop::Linkerd)?, self.next_dir(Hop::Linkerd)?);
+        if self.linkerd_mesh.is_none() {
+            let pod = self.backend.http1.ip();
+            let secured = Secured::beside(self.certificates()?, pod);
+            self.linkerd_mesh = Some(self.start_mesh(Some(secured))?);
+        }
+        let mesh = self.linkerd_mesh.as_ref().context("there is no control plane")?;
+        let (server, between) = linkerd::server(&program, mesh, &server_dir)?;
+        let (client, admin) = linkerd::client(&program, mesh, &client_dir)?;
+        let authority = mesh::authority(traffic);
+        Ok(Pair { client, server, between, authority, admin: Some(admin) })
+    }
+
+    pub(super) fn certificates(&mut self) -> anyhow::Result<&Certificates> {
         if self.certificates.is_none() {
             let dir = self.dir.path().join("certificates");
             std::fs::create_dir(&dir)?;
