@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use mesh_integration::client::http::{Client, Way};
 use mesh_integration::local_mesh::{LocalMesh, objects};
+use mesh_integration::wait;
 use serde_json::{Value, json};
 
 use super::get;
@@ -46,11 +47,13 @@ async fn apply(mesh: &LocalMesh, name: &str, object: Value) {
 
 /// What each client was told, and the pod that told it. They are not all the same.
 async fn sessions(way: Way, told: &str) -> Vec<(String, String)> {
+    let ask = async || get(&mut Client::open(way, "web:8080").await, "/", &[]).await;
+    // The proxy hears of a route a moment after the control plane.
+    wait::until(told, async || (!ask().await.header(told).is_empty()).then_some(())).await;
     let mut sessions = Vec::new();
     for _ in 0..CLIENTS {
-        let seen = get(&mut Client::open(way, "web:8080").await, "/", &[]).await;
+        let seen = ask().await;
         let token = seen.header(told).split(';').next().unwrap().to_owned();
-        assert!(!token.is_empty(), "{told}");
         sessions.push((token, seen.header("x-pod").to_owned()));
     }
     let pods: HashSet<_> = sessions.iter().map(|(_, pod)| pod).collect();
