@@ -38,7 +38,7 @@ pub(crate) struct Verdict {
 
 const MESHES: &[Hop] = &[Hop::Envoy, Hop::Linkerd];
 /// Over two hops. That the better of them counts is in how a target is judged.
-const PAIRS: &[Hop] = &[Hop::Envoy, Hop::EnvoyH2];
+const PAIRS: &[Hop] = &[Hop::Envoy, Hop::EnvoyH2, Hop::Linkerd];
 
 const fn target(row: Row, figure: Figure, against: Against, limit: Limit) -> Target {
     Target { row, figure, against, limit }
