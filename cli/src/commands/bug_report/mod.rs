@@ -94,7 +94,8 @@ pub(super) async fn run(args: BugReportArgs, cx: &mut Context) -> Result<ExitCod
     }
     for ProxyRow { namespace, pod, .. } in proxies.iter().take(MAX_CONFIGS) {
         let _progress = cx.ui.progress(&format!("the configuration of {pod}"));
-        let words = ["proxy", "config", pod, "-n", namespace, "-o", "json"];
+        let namespaced = format!("--namespace={namespace}");
+        let words = ["proxy", "config", &namespaced, "-o", "json", "--", pod];
         let file = format!("proxy-config/{namespace}.{pod}.json");
         answer(cx, &mut archive, &file, &words).await?;
     }
@@ -114,8 +115,8 @@ pub(super) async fn run(args: BugReportArgs, cx: &mut Context) -> Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-/// Adds what a command says, as a user would see it. Names that others tell are words of their own, so that none
-/// becomes two.
+/// Adds what a command says, as a user would see it. Names that others tell are words of their own, or parts of one,
+/// so that none becomes two, or a flag.
 async fn answer(
     cx: &Context,
     archive: &mut Archive,

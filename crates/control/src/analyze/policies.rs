@@ -1,12 +1,16 @@
 //! Policies: what they are about is there, they agree, and somebody gets in.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use mesh_model::authz::{Action, ClientMatch, DefaultAccess, IdentityPattern};
 use mesh_model::egress::{EgressAction, EgressRule};
 
 use super::{Code, Found, Level, Scene, object_of};
-use crate::index::object::{AuthorizationPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget};
+use crate::index::Objects;
+use crate::index::object::{
+    AuthorizationPolicy, EgressPolicy, Kind, Labels, Name, ObjectKey, Pod, PolicyTarget,
+};
 
 pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
     let identities = identities(scene);
@@ -31,16 +35,24 @@ pub(super) fn look(scene: &Scene<'_>, found: &mut Found) {
 /// What may leave, and is denied all the same.
 fn egress(scene: &Scene<'_>, found: &mut Found) {
     let objects = scene.objects;
-    for policy in objects.egress_policies() {
+    // They come by namespace, and a namespace may have many.
+    let policies: Vec<_> = objects.egress_policies().collect();
+    for of_namespace in policies.chunk_by(|a, b| a.name.namespace == b.name.namespace) {
+        egress_of(objects, of_namespace, found);
+    }
+}
+
+fn egress_of(objects: &Objects, policies: &[&Arc<EgressPolicy>], found: &mut Found) {
+    let Some(namespace) = policies.first().map(|policy| &policy.name.namespace) else { return };
+    let (size, all) = (objects.egress_size(namespace), objects.egress_rules(namespace));
+    for policy in policies {
         let key = ObjectKey { kind: Kind::EgressPolicy, name: policy.name.clone() };
-        let size = objects.egress_size(&policy.name.namespace);
         if size.is_too_much() {
             let about = "with those of the same namespace and of the mesh there are";
             let message = format!("nothing may leave the namespace: {about} {size}");
             found.add(Code::TooMany, &key, "spec", message);
             continue;
         }
-        let all = objects.egress_rules(&policy.name.namespace);
         let of = |action| policy.rules.iter().filter(move |rule| rule.action == action);
         for (index, allowed) in of(EgressAction::Allow).enumerate() {
             let denies =

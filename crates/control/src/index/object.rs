@@ -6,7 +6,7 @@
 mod gateway;
 mod policy;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
@@ -449,6 +449,12 @@ pub struct Retries {
 impl Retries {
     /// The most that anybody may ask for.
     pub const MAX: u32 = 100;
+
+    /// Each once, however often a list has it.
+    pub fn statuses(codes: impl IntoIterator<Item = u16>) -> Vec<RangeInclusive<u16>> {
+        let codes: BTreeSet<u16> = codes.into_iter().collect();
+        codes.into_iter().map(|code| code..=code).collect()
+    }
 }
 
 /// A filter of a rule or a backend.

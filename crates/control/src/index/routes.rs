@@ -203,9 +203,9 @@ impl Objects {
         rule: &RouteRule<M>,
         besides: &Besides<'_>,
     ) -> Option<Retry> {
-        let of_backend = |backend: &BackendRef| match &backend.target {
-            BackendTarget::Service { service, port } => self.retries(service, *port),
-            BackendTarget::Unusable(_) => None,
+        let of_backend = |backend: &BackendRef| {
+            let (service, port) = self.usable(from, &backend.target).ok()?;
+            self.retries(service, port)
         };
         let of_service = || match from.edge {
             true => rule.backends.iter().find_map(of_backend),

@@ -324,10 +324,10 @@ fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> Limits {
             let message = format!("{attempts} is not from 0 to {}", Retries::MAX);
             findings.push(Finding::error(format!("{at}.retry.attempts"), message));
         }
-        let mut statuses = Vec::new();
+        let mut codes = Vec::new();
         for (index, code) in retry.codes.iter().enumerate() {
             match u16::try_from(*code).ok().filter(|code| (400..=599).contains(code)) {
-                Some(code) => statuses.push(code..=code),
+                Some(code) => codes.push(code),
                 None => findings.push(Finding::error(
                     format!("{at}.retry.codes[{index}]"),
                     format!("{code} is not a status from 400 to 599"),
@@ -335,6 +335,7 @@ fn limits(rule: &Rule, at: &str, findings: &mut Vec<Finding>) -> Limits {
             }
         }
         let grpc = GrpcCodes::default();
+        let statuses = Retries::statuses(codes);
         Retries { attempts: fits.unwrap_or_default(), statuses, grpc, backoff }
     });
     let timeouts = Timeouts { request, response: None, idle: None };

@@ -198,7 +198,7 @@ pub(super) fn hit(fault: &Fault, request: &Request, draw: impl Fn() -> u32) -> D
         // None is held up for longer than there is a fault.
         FaultKind::Delay(delay) => {
             let left = fault.until.map(|until| until.duration_since(now).unwrap_or_default());
-            Done::Delay(left.map_or(delay, |left| delay.min(left)).min(Fault::MAX_DELAY))
+            Done::Delay(left.map_or(delay, |left| delay.min(left)))
         }
         FaultKind::Abort(failure) => {
             let message = format!("a fault injected by {}", fault.meta);

@@ -101,8 +101,9 @@ impl Egress {
         let exit = Arc::new(self.decide(rules, name.as_ref(), before.map(|exit| &**exit)));
         if exits.len() >= MAX_EXITS && before.is_none() {
             let oldest = exits.iter().min_by_key(|(_, exit)| exit.decided);
-            let oldest = oldest.map(|(name, _)| name.clone());
-            oldest.map(|name| exits.remove(&name));
+            if let Some(oldest) = oldest.map(|(name, _)| name.clone()) {
+                exits.remove(&oldest);
+            }
         }
         exits.insert(name, Arc::clone(&exit));
         exit

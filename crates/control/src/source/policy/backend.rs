@@ -202,7 +202,7 @@ impl Reader<'_> {
         let mut grpc = GrpcCodes::default();
         for (index, code) in of.grpc_codes.iter().enumerate() {
             match code {
-                1..=16 => grpc.0 |= 1 << code,
+                1..=16 => grpc = grpc.with(*code),
                 _ => {
                     let message = format!("{code} is not a code from 1 to 16");
                     self.error(format!("{AT}.grpcCodes[{index}]"), message);
@@ -211,7 +211,7 @@ impl Reader<'_> {
         }
         Retries {
             attempts,
-            statuses: of.codes.iter().map(|code| *code..=*code).collect(),
+            statuses: Retries::statuses(of.codes.iter().copied()),
             grpc,
             backoff: self.time(&of.backoff, &format!("{AT}.backoff")),
         }

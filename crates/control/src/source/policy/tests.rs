@@ -290,6 +290,8 @@ fn a_backend_traffic_policy_is_read_whole_or_refused() {
     let retry = policy.retry.unwrap();
     assert_eq!((retry.attempts, retry.statuses.len()), (1, 2));
     assert!(retry.grpc.contains(14) && !retry.grpc.contains(13));
+    let many = read(json!({ "retry": { "codes": vec![503; 5000] } })).0.retry.unwrap();
+    assert_eq!(many.statuses, [503..=503]);
     let balancing = policy.balancing.unwrap();
     assert_eq!(balancing.balancer.strategy, Strategy::LeastRequest);
     assert_eq!(balancing.slow_start, Some(Duration::from_secs(90)));
